@@ -1,0 +1,1 @@
+"""Images in, shards out. Knows nothing of models or schedulers."""

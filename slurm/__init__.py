@@ -1,0 +1,1 @@
+"""Where jobs run: cluster profiles, requests, tasks, submission and state."""

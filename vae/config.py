@@ -1,0 +1,193 @@
+"""What to train: every setting of a run, once, with its unit and the reason for its default.
+
+Imports no torch, so `--help` and `--dry-run` stay quick on a login node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from data_prep.errors import SettingsError
+from data_prep.files import write_text
+
+VARIANTS = ("linear", "direct", "spatial")
+Variant = Literal["linear", "direct", "spatial"]
+
+# What `--variant` accepts: the report's two, or ours beside them.
+VARIANT_GROUPS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in VARIANTS},
+    "both": ("linear", "direct"),
+    "all": VARIANTS,
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. The defaults are the report's."""
+
+    variant: Variant = "linear"
+    """linear: VAE with a flat latent; direct: autoencoder without one; spatial: VAE with latent maps."""
+
+    seed: int = 0
+    """Seeds weights, sample order and noise."""
+
+    data: str = ""
+    """Folder of packed shards (the one with manifest.json)."""
+
+    image_size_px: int = 256
+    """Side of the square images; must be the shards' and divisible by 2 per layer."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Channels of the encoder's stride-2 convolutions; the decoder mirrors them."""
+
+    latent_dim: int = 256
+    """Number of latents of the `linear` variant."""
+
+    latent_channels: int = 16
+    """Latent channels of the `spatial` variant: 16x16x16 = 4,096 latents at 256 px, 1/16 of the pixels."""
+
+    beta: float = 1e-4
+    """Weight of the KL divergence (the report's KL-divergence weight)."""
+
+    epochs: int = 15
+    """Passes over the training split."""
+
+    max_steps: int = 0
+    """Stop after this many optimiser steps; 0 = all epochs. For debugging and tests."""
+
+    batch_size: int = 32
+    """Images per optimiser step over all GPUs together, so results do not depend on their number."""
+
+    accumulate: int = 1
+    """Passes each rank splits its share of a batch into: saves memory, changes no result."""
+
+    lr: float = 1e-3
+    """Adam's learning rate."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over time; cosine falls to 0 at the last step."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of the loss per image; 0 = no clipping."""
+
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
+    """auto: bf16 where the GPU has it, else fp32. fp64 is for proofs of equality."""
+
+    compile: bool = False
+    """Run the model through torch.compile."""
+
+    loader: Literal["auto", "device", "host"] = "auto"
+    """device: all images in GPU memory; host: memory map and a prefetch thread; auto: by size."""
+
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """accelerate trackers (tensorboard, wandb, ...); metrics.jsonl is always written."""
+
+    log_every_steps: int = 10
+    """Steps between log lines; only these wait for the GPU."""
+
+    val_every_epochs: int = 1
+    """Epochs between validation passes."""
+
+    checkpoint_every_min: float = 10.0
+    """Minutes of training an unannounced kill may cost; every epoch is saved as well."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; two, so that a damaged one has one before it."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            SettingsError: names the setting, its value and what is allowed.
+        """
+        at_least_one = ("image_size_px", "latent_dim", "latent_channels", "epochs", "batch_size")
+        at_least_one += ("accumulate", "log_every_steps", "val_every_epochs", "keep_checkpoints")
+        for name in at_least_one:
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("seed", "max_steps", "warmup_steps", "beta", "clip_norm"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("lr", "checkpoint_every_min"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("widths", len(self.widths) >= 1 and min(self.widths) >= 1, "positive counts")
+        shrink = 2 ** len(self.widths)
+        self._require(
+            "image_size_px", self.image_size_px % shrink == 0, f"a multiple of {shrink} (one halving per layer)"
+        )
+
+    def _require(self, name: str, is_allowed: bool, allowed: str) -> None:
+        if not is_allowed:
+            raise SettingsError(f"{name} = {getattr(self, name)!r}; allowed: {allowed}")
+
+
+# May change between launches of one run: they steer how it runs, not what comes out.
+OPERATIONAL = frozenset(
+    {"accumulate", "compile", "loader", "trackers", "log_every_steps", "checkpoint_every_min", "keep_checkpoints"}
+)
+
+Settings = TypeVar("Settings")
+
+
+def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
+    """Build a settings dataclass from plain values; unknown keys and wrong types are refused.
+
+    Raises:
+        SettingsError: says what is wrong and in which `source`.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "settings")
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object({"settings": values}))
+    except Exception as error:  # jsonargparse raises several kinds; all mean: bad settings
+        if isinstance(error, SettingsError):
+            raise SettingsError(f"{source}: {error}", error.hint) from error
+        reason = " ".join(str(error).split()).replace("settings.", "")
+        raise SettingsError(f"{source}: {reason}") from error
+    return parsed.settings
+
+
+def read_settings(kind: type[Settings], path: Path) -> Settings:
+    """Read a YAML file into a settings dataclass.
+
+    Raises:
+        SettingsError: the file is missing, not YAML, or has unknown keys or wrong types.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"no settings file {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} is not a settings file: it must hold `name: value` lines")
+    return from_dict(kind, values, str(path))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values that YAML and JSON can hold (tuples become lists)."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(settings).items()
+    }
+
+
+def write_settings(settings: Any, path: Path) -> None:
+    """Write a settings dataclass as YAML, atomically; `read_settings` gives an equal one back."""
+    write_text(path, yaml.safe_dump(to_dict(settings), sort_keys=False))
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Lines `name: old -> new` for every setting that decides the result and is not the same."""
+    return [
+        f"{field.name}: {getattr(old, field.name)!r} -> {getattr(new, field.name)!r}"
+        for field in dataclasses.fields(RunConfig)
+        if field.name not in OPERATIONAL and getattr(old, field.name) != getattr(new, field.name)
+    ]

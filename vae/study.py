@@ -1,0 +1,152 @@
+"""A study: a folder of runs that are compared with each other, and what is already there.
+
+runs/<study>/study.yaml            this file's Study
+runs/<study>/<variant>-s<seed>/    one run: run.yaml, checkpoints/, done.json, scores.json, ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import RunError, SettingsError
+from vae.config import RunConfig, differences, read_settings, write_settings
+
+STUDY_FILE = "study.yaml"
+RUN_FILE = "run.yaml"
+DONE_FILE = "done.json"
+SCORES_FILE = "scores.json"
+METRICS_FILE = "metrics.jsonl"
+PROVENANCE_FILE = "provenance.json"
+
+# Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which runs belong together, and how they are scored."""
+
+    name: str
+    """Folder name under the runs folder; letters, digits, dot, dash and underscore."""
+
+    runs: tuple[str, ...] = ()
+    """Run folder names, in the order of the report."""
+
+    extractor: str = "inception"
+    """inception: torchvision Inception v3, the report's; smoke: tiny seeded network, not comparable."""
+
+    inception_weights: str = ""
+    """File with Inception v3 weights; empty = torch's hub cache."""
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can name a study.
+
+    Raises:
+        SettingsError: it holds anything but letters, digits, `.`, `_`, `-`, or starts with a sign.
+    """
+    if not NAME.fullmatch(name):
+        raise SettingsError(
+            f"study name {name!r} is not allowed",
+            "use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit",
+        )
+    return name
+
+
+def run_name(variant: str, seed: int) -> str:
+    """Folder name of a run: named by what it is, never by the clock, so a requeued job finds it."""
+    return f"{variant}-s{seed}"
+
+
+def read_study(study_dir: Path) -> Study:
+    """Read study.yaml.
+
+    Raises:
+        SettingsError: there is none, or it is not a study.
+    """
+    path = study_dir / STUDY_FILE
+    if not path.exists():
+        raise SettingsError(f"no study at {study_dir}", "a study is a folder that `jobs/launch.py` made")
+    return read_settings(Study, path)
+
+
+def read_run(run_dir: Path) -> RunConfig:
+    """Read a run's run.yaml.
+
+    Raises:
+        SettingsError: there is none, or it is not a run's settings.
+    """
+    path = run_dir / RUN_FILE
+    if not path.exists():
+        raise SettingsError(f"no run at {run_dir}", "a run is a folder with a run.yaml, made by `jobs/launch.py`")
+    return read_settings(RunConfig, path)
+
+
+def prepare_run(run_dir: Path, config: RunConfig) -> None:
+    """Write run.yaml, or accept the one that is there if it means the same result.
+
+    Raises:
+        RunError: the folder holds a run with other settings; the message shows the difference.
+    """
+    check_run(run_dir, config)
+    write_settings(config, run_dir / RUN_FILE)
+
+
+def check_run(run_dir: Path, config: RunConfig) -> None:
+    """Raise RunError if `run_dir` already holds a run whose result-deciding settings differ."""
+    if not (run_dir / RUN_FILE).exists():
+        return
+    changed = differences(read_run(run_dir), config)
+    if changed:
+        raise RunError(
+            f"{run_dir} holds a run with other settings: " + "; ".join(changed),
+            "use another --study name, or the settings above on the left",
+        )
+
+
+def prepare_study(study_dir: Path, study: Study) -> Study:
+    """Write study.yaml; runs that are already in the study stay in it. Returns what was written."""
+    if (study_dir / STUDY_FILE).exists():
+        known = read_study(study_dir).runs
+        study = dataclasses.replace(study, runs=known + tuple(r for r in study.runs if r not in known))
+    write_settings(study, study_dir / STUDY_FILE)
+    return study
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is absent or not whole (it is then as good as absent)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether the run is complete: done.json is its last, atomic act."""
+    return read_json(run_dir / DONE_FILE) is not None
+
+
+def is_scored(run_dir: Path, study: Study) -> bool:
+    """Whether scores.json belongs to the finished weights and the study's extractor."""
+    done, scores = read_json(run_dir / DONE_FILE), read_json(run_dir / SCORES_FILE)
+    if done is None or scores is None:
+        return False
+    return (
+        scores.get("checkpoint_sha256") == done["weights_sha256"]
+        and scores.get("extractor") == study.extractor
+    )
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl, oldest first; a half-written last line is left out."""
+    try:
+        text = (run_dir / METRICS_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,428 @@
+"""The shard format: HDF5 files that are also plain arrays of pixels, and the manifest over them.
+
+A shard `train-00000-of-00008.h5` is an ordinary HDF5 file. For its n images it holds
+    images                             uint8 [n, H, W], contiguous, unfiltered, on a page border:
+                                       a memory map at `data_offset` reads it at memcpy speed
+    labels                             uint8 [n], index into the class names
+    crc32                              uint32 [n], zlib.crc32 of each image's pixels
+    key                                UTF-8 [n], where the image came from (see sources.escape)
+    group                              UTF-8 [n], the patient; empty where nobody knows
+    source_sha256, source_mode         ASCII [n], of the file the image was made from
+    source_bytes, _width_px, _height_px     int64 [n]
+    quarantined                        JSON: the files that belonged here and could not be used
+and attributes that say which recipe and plan made it; `complete` = 1 is the last one written.
+
+`manifest.json` names the shards of a data set with their digests. It is written after
+everything else, so a folder with a manifest is whole. Readers open the manifest, never a glob.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.errors import DataError
+from data_prep.files import replacing, sha256_file, write_json
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+SPLITS = ("train", "val", "test")
+
+PAGE_BYTES = 4096
+COPY_BYTES = 1 << 20
+SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.h5")
+REPACK_HINT = "pack the images again: python jobs/pack.py SOURCE OUT"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One packed image: what it shows and the file it was made from."""
+
+    key: str
+    label: int
+    group: str
+    source_sha256: str
+    source_bytes: int
+    source_width_px: int
+    source_height_px: int
+    source_mode: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One file that could not be used, and why; `key` names it like a packed image."""
+
+    key: str
+    label: int
+    reason: str
+    source_sha256: str
+    """Empty if the file could not even be read."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says about one shard."""
+
+    name: str
+    split: str
+    num_images: int
+    num_bytes: int
+    data_offset: int
+    sha256: str
+    class_counts: tuple[int, ...]
+    image_size_px: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A packed data set: its shards in order, and the recipe that made them."""
+
+    fingerprint: str
+    """SHA-256 over recipe, class names and shard digests: equal means the same data."""
+
+    image_size_px: int
+    class_names: tuple[str, ...]
+    recipe: dict[str, Any]
+    splits: dict[str, tuple[ShardInfo, ...]]
+
+    def num_images(self, split: str) -> int:
+        """Number of images in a split; 0 if there is no such split."""
+        return sum(shard.num_images for shard in self.splits.get(split, ()))
+
+
+def write_shard(
+    path: Path,
+    size_px: int,
+    attributes: dict[str, Any],
+    items: Iterable[tuple[ImageRecord, bytes] | Reject],
+) -> None:
+    """Write one shard from images (record and size_px**2 bytes of pixels) and rejects, in order.
+
+    The file appears under its name only when it is whole and its pixels have been read back
+    and compared. Memory stays small: pixels go through an unnamed scratch file, because the
+    number of usable images is known only at the end.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+        DataError: what was read back is not what was written.
+    """
+    rows: list[ImageRecord] = []
+    crc32: list[int] = []
+    rejects: list[Reject] = []
+    with tempfile.TemporaryFile(dir=path.parent) as scratch, replacing(path) as part:
+        for item in items:
+            if isinstance(item, Reject):
+                rejects.append(item)
+                continue
+            record, pixels = item
+            rows.append(record)
+            crc32.append(zlib.crc32(pixels))
+            scratch.write(pixels)
+        offset = _write_hdf5(part, size_px, attributes, rows, crc32, rejects)
+        _copy_pixels(scratch, part, offset)
+        damaged = _damaged_images(part, offset, size_px, np.asarray(crc32, np.uint32))
+        if damaged:
+            raise DataError(
+                f"{path}: images {damaged[:5]} did not survive writing", "check the disk"
+            )
+
+
+def _write_hdf5(
+    path: Path,
+    size_px: int,
+    attributes: dict[str, Any],
+    rows: list[ImageRecord],
+    crc32: list[int],
+    rejects: list[Reject],
+) -> int:
+    """Write all of a shard but the pixels, for which space is left; return their offset."""
+    num_bytes = len(rows) * size_px**2
+    with h5py.File(
+        path,
+        "w",
+        libver=("earliest", "v110"),  # every HDF5 tool of the last ten years reads it
+        alignment_threshold=max(1, min(num_bytes, 1 << 16)),
+        alignment_interval=PAGE_BYTES,
+        locking=False,  # the temporary name is ours alone, and parallel file systems refuse locks
+    ) as file:
+        for name, column in _columns(rows, crc32, rejects).items():
+            file.create_dataset(name, data=column, track_times=False)
+        offset = _reserve_images(file, (len(rows), size_px, size_px))
+        file.attrs.update({"format": FORMAT, "num_images": len(rows), **attributes})
+        file.attrs["complete"] = 1
+    return offset
+
+
+def _columns(rows: list[ImageRecord], crc32: list[int], rejects: list[Reject]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"crc32": np.asarray(crc32, np.uint32)}
+    for field in dataclasses.fields(ImageRecord):
+        values = [getattr(row, field.name) for row in rows]
+        columns[field.name] = (
+            _texts(values) if field.type == "str" else np.asarray(values, np.int64)
+        )
+    columns["labels"] = columns.pop("label").astype(np.uint8)
+    columns["quarantined"] = json.dumps([dataclasses.asdict(reject) for reject in rejects])
+    return columns
+
+
+def _texts(values: list[str]) -> npt.NDArray[Any]:
+    encoded = [value.encode() for value in values]
+    width = max((len(text) for text in encoded), default=0) or 1
+    return np.asarray(encoded, h5py.string_dtype("utf-8", width))
+
+
+def _reserve_images(file: h5py.File, shape: tuple[int, int, int]) -> int:
+    """Create `images` without writing to it, and return where in the file its bytes belong."""
+    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    create.set_layout(h5py.h5d.CONTIGUOUS)
+    create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else there is no offset before a write
+    create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    create.set_obj_track_times(False)  # no clock in the file: same images, same bytes
+    space = h5py.h5s.create_simple(shape)
+    dataset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, dcpl=create)
+    return dataset.get_offset() or 0  # no images, no offset
+
+
+def _copy_pixels(scratch: IO[bytes], path: Path, offset: int) -> None:
+    """Fill the space left for `images`. Plain file calls, because HDF5 may abort on a full disk."""
+    scratch.seek(0)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        shutil.copyfileobj(scratch, file, COPY_BYTES)
+
+
+def _damaged_images(
+    path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]
+) -> list[int]:
+    """Indices of the images whose pixels do not match their CRC."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return [
+            i for i, expected in enumerate(crc32) if zlib.crc32(file.read(size_px**2)) != expected
+        ]
+
+
+def describe_shard(path: Path) -> ShardInfo:
+    """What the manifest should say about a shard file: read from it, not remembered.
+
+    Raises:
+        DataError: it is not a complete shard.
+    """
+    with _opened(path) as file:
+        attributes = file.attrs
+        num_classes = len(json.loads(attributes["class_names"]))
+        return ShardInfo(
+            name=path.name,
+            split=str(attributes["split"]),
+            num_images=len(file["images"]),
+            num_bytes=path.stat().st_size,
+            data_offset=file["images"].id.get_offset() or 0,
+            sha256=sha256_file(path),
+            class_counts=tuple(np.bincount(file["labels"][:], minlength=num_classes).tolist()),
+            image_size_px=file["images"].shape[1],
+        )
+
+
+def is_complete(path: Path, plan_sha256: str) -> bool:
+    """Whether `path` is a whole shard of the plan with this digest."""
+    try:
+        with _opened(path) as file:
+            return bool(file.attrs["plan_sha256"] == plan_sha256)
+    except DataError:
+        return False
+
+
+def write_manifest(
+    folder: Path, recipe: dict[str, Any], class_names: tuple[str, ...], names: list[str]
+) -> Manifest:
+    """Write manifest.json over the shards `names`, in this order, and return it."""
+    shards = [describe_shard(folder / name) for name in names]
+    splits = {split: tuple(shard for shard in shards if shard.split == split) for split in SPLITS}
+    splits = {split: found for split, found in splits.items() if found}
+    fingerprint = _fingerprint(recipe, class_names, splits)
+    manifest = Manifest(fingerprint, recipe["size_px"], class_names, recipe, splits)
+    write_json(folder / MANIFEST_FILE, {"format": FORMAT, **dataclasses.asdict(manifest)})
+    return manifest
+
+
+def _fingerprint(
+    recipe: dict[str, Any], class_names: tuple[str, ...], splits: dict[str, tuple[ShardInfo, ...]]
+) -> str:
+    digests = {split: [shard.sha256 for shard in shards] for split, shards in splits.items()}
+    text = json.dumps([FORMAT, recipe, class_names, digests], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a packed data set; every shard it names is there and has its full length.
+
+    Raises:
+        DataError: there is no manifest, it was damaged or edited, or a shard is missing or short.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"no packed images at {folder}: {MANIFEST_FILE} is missing", REPACK_HINT
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", REPACK_HINT) from error
+    manifest = _parse_manifest(path, values)
+    for shards in manifest.splits.values():
+        for shard in shards:
+            _check_length(folder, shard)
+    return manifest
+
+
+def _parse_manifest(path: Path, values: Any) -> Manifest:
+    try:
+        if values["format"] != FORMAT:
+            raise DataError(
+                f"{path} has format {values['format']}; this version reads {FORMAT}", REPACK_HINT
+            )
+        splits = {
+            split: tuple(
+                ShardInfo(**{**shard, "class_counts": tuple(shard["class_counts"])})
+                for shard in shards
+            )
+            for split, shards in values["splits"].items()
+        }
+        class_names = tuple(values["class_names"])
+        manifest = Manifest(
+            values["fingerprint"], values["image_size_px"], class_names, values["recipe"], splits
+        )
+        whole = manifest.fingerprint == _fingerprint(manifest.recipe, class_names, splits)
+        # names become paths: a manifest from elsewhere must not point outside its folder
+        whole &= all(
+            SHARD_NAME.fullmatch(shard.name) for shards in splits.values() for shard in shards
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a manifest of this toolkit", REPACK_HINT) from error
+    if not whole:
+        raise DataError(f"{path} was damaged or edited: its fingerprint does not fit", REPACK_HINT)
+    return manifest
+
+
+def _check_length(folder: Path, shard: ShardInfo) -> None:
+    path = folder / shard.name
+    num_bytes = path.stat().st_size if path.is_file() else 0
+    if num_bytes != shard.num_bytes:
+        raise DataError(
+            f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}", REPACK_HINT
+        )
+
+
+def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
+    """The shard's images as a read-only memory map, uint8 [n, H, W], 0 = black, 255 = white.
+
+    Raises:
+        DataError: the file is missing or short; mapped, it would end the process with SIGBUS.
+    """
+    shape = (shard.num_images, shard.image_size_px, shard.image_size_px)
+    _check_length(folder, shard)
+    if math.prod(shape) == 0:
+        return np.zeros(shape, np.uint8)  # an empty map is not allowed
+    if shard.data_offset + math.prod(shape) > shard.num_bytes:
+        raise DataError(
+            f"{folder / MANIFEST_FILE}: {shard.name} cannot hold its images", REPACK_HINT
+        )
+    return np.memmap(folder / shard.name, np.uint8, "r", shard.data_offset, shape)
+
+
+def read_labels(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
+    """Index into the class names for each image, uint8 [n]."""
+    return _column(folder / shard.name, "labels")
+
+
+def read_crc32(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint32]:
+    """zlib.crc32 of each image's pixels, uint32 [n]."""
+    return _column(folder / shard.name, "crc32")
+
+
+def read_keys(folder: Path, shard: ShardInfo) -> list[str]:
+    """Where each image came from: its path in the source, printable (see sources.escape)."""
+    return [text.decode() for text in _column(folder / shard.name, "key")]
+
+
+def read_groups(folder: Path, shard: ShardInfo) -> list[str]:
+    """The patient of each image; empty where unknown."""
+    return [text.decode() for text in _column(folder / shard.name, "group")]
+
+
+def read_records(path: Path) -> list[ImageRecord]:
+    """Everything a shard file knows about its images but the pixels."""
+    columns = []
+    for field in dataclasses.fields(ImageRecord):
+        values = _column(path, "labels" if field.name == "label" else field.name).tolist()
+        columns.append([value.decode() for value in values] if field.type == "str" else values)
+    return [ImageRecord(*row) for row in zip(*columns, strict=True)]
+
+
+def read_rejects(path: Path) -> list[Reject]:
+    """The files that belonged in this shard and could not be used."""
+    with _opened(path) as file:
+        return [Reject(**values) for values in json.loads(file["quarantined"].asstr()[()])]
+
+
+def _column(path: Path, name: str) -> npt.NDArray[Any]:
+    with _opened(path) as file:
+        return file[name][:]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A complete shard opened for reading; anything wrong with the file is a DataError."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("complete") != 1 or file.attrs.get("format") != FORMAT:
+                raise DataError(f"{path} is not a complete shard of format {FORMAT}", REPACK_HINT)
+            yield file
+    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what HDF5 says of broken files
+        raise DataError(f"{path} is not a readable shard: {error}", REPACK_HINT) from error
+
+
+def verify(folder: Path) -> int:
+    """Read every byte of a packed data set and compare it with its digests; return the images checked.
+
+    Raises:
+        DataError: names the damaged shards, and in each the images whose pixels have changed.
+    """
+    manifest = read_manifest(folder)
+    shards = [shard for found in manifest.splits.values() for shard in found]
+    problems = [problem for shard in shards for problem in _problems(folder, shard)]
+    if problems:
+        raise DataError(f"{folder} is damaged: " + "; ".join(problems), REPACK_HINT)
+    return sum(shard.num_images for shard in shards)
+
+
+def _problems(folder: Path, shard: ShardInfo) -> Iterator[str]:
+    path = folder / shard.name
+    if sha256_file(path) == shard.sha256:
+        return
+    try:
+        crc32 = read_crc32(folder, shard)
+        images = _damaged_images(path, shard.data_offset, shard.image_size_px, crc32)
+    except (DataError, KeyError, OSError):
+        yield f"{shard.name} cannot be read"
+    else:
+        yield (
+            f"{shard.name} in {len(images)} images {images[:5]}"
+            if images
+            else f"{shard.name} beside its images"
+        )

@@ -1,22 +1,44 @@
-"""What every front door shares: the import path, logging, and one clear line for a user's mistake."""
+"""What every front door shares: import path, parser, logging, one clear line for a user's mistake."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from argparse import RawTextHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 # `python jobs/launch.py` puts jobs/ on the path, not the repository; with this the
 # commands work before `pip install -e .` and run the code they stand beside.
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+import jsonargparse
+
 from data_prep.errors import ToolkitError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that keeps the layout of its texts, takes no abbreviations and answers in one line."""
+
+    def __init__(self, description: str | None, examples: str) -> None:
+        super().__init__(
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=RawTextHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong without the usage block, which hides it, and exit with code 2."""
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"hint: {self.prog} --help", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def run(main: Callable[[], int | None]) -> None:

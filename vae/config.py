@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from data_prep.errors import SettingsError
 from data_prep.files import write_text
+
+# `--help` shows the line under each setting
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 VARIANTS = ("linear", "direct", "spatial")
 Variant = Literal["linear", "direct", "spatial"]
@@ -120,7 +123,9 @@ class RunConfig:
         self._require("widths", len(self.widths) >= 1 and min(self.widths) >= 1, "positive counts")
         shrink = 2 ** len(self.widths)
         self._require(
-            "image_size_px", self.image_size_px % shrink == 0, f"a multiple of {shrink} (one halving per layer)"
+            "image_size_px",
+            self.image_size_px % shrink == 0,
+            f"a multiple of {shrink} (one halving per layer)",
         )
 
     def _require(self, name: str, is_allowed: bool, allowed: str) -> None:
@@ -130,7 +135,15 @@ class RunConfig:
 
 # May change between launches of one run: they steer how it runs, not what comes out.
 OPERATIONAL = frozenset(
-    {"accumulate", "compile", "loader", "trackers", "log_every_steps", "checkpoint_every_min", "keep_checkpoints"}
+    {
+        "accumulate",
+        "compile",
+        "loader",
+        "trackers",
+        "log_every_steps",
+        "checkpoint_every_min",
+        "keep_checkpoints",
+    }
 )
 
 Settings = TypeVar("Settings")

@@ -83,7 +83,9 @@ def read_run(run_dir: Path) -> RunConfig:
     """
     path = run_dir / RUN_FILE
     if not path.exists():
-        raise SettingsError(f"no run at {run_dir}", "a run is a folder with a run.yaml, made by `jobs/launch.py`")
+        raise SettingsError(
+            f"no run at {run_dir}", "a run is a folder with a run.yaml, made by `jobs/launch.py`"
+        )
     return read_settings(RunConfig, path)
 
 

@@ -1,0 +1,89 @@
+"""Train one run here: begin it, or go on with it.
+
+With one process this uses one GPU (or the CPU). Started by torchrun or `accelerate launch` it uses
+one GPU per process. Ctrl-C, TERM and USR2 save at the next step; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+import _front
+
+from vae.config import RunConfig, read_settings, to_dict
+from vae.study import RUN_FILE, prepare_run
+
+EXAMPLES = """\
+  python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2
+  python jobs/train.py runs/try/linear-s0              # go on after an interruption
+  python jobs/train.py runs/again/linear-s0 --config runs/try/linear-s0/run.yaml
+  torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
+"""
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> _front.Parser:
+    """The command line: a run folder, a run.yaml to replay, and every setting as `--run.NAME`."""
+    parser = ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", type=Path, help="folder of the run; made if need be")
+    parser.add_argument("--config", type=Path, help="begin with the settings of this run.yaml")
+    parser.add_class_arguments(RunConfig, "run")
+    return parser
+
+
+def read_command() -> tuple[Path, RunConfig]:
+    """The run folder and its settings: defaults, then a run.yaml (given, or the folder's own), then flags."""
+    parser = build_parser()
+    known = parser.parse_args()
+    source = known.config or (known.run_dir / RUN_FILE if (known.run_dir / RUN_FILE).exists() else None)
+    if source:
+        parser.set_defaults(
+            {f"run.{name}": value for name, value in to_dict(read_settings(RunConfig, source)).items()}
+        )
+        known = parser.parse_args()
+    return known.run_dir, parser.instantiate_classes(known).run
+
+
+class StopRequest:
+    """Remembers that a signal asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step to end
+        self.signal = number
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+def main() -> int:
+    """Train until the run is complete or a signal stops it."""
+    run_dir, config = read_command()
+    should_stop = StopRequest()
+    prepare_run(run_dir, config)
+    from vae.trainer import (
+        train,
+    )  # imports torch: seconds that --help and a typing error need not wait for
+
+    if train(run_dir, should_stop):
+        print(run_dir)
+        return 0
+    log.info("to go on: python jobs/train.py %s", run_dir)
+    return 128 + (should_stop.signal or signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _front.run(main)

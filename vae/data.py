@@ -1,0 +1,250 @@
+"""Packed images to training batches: two tiers of storage, one order that depends on nothing but the seed.
+
+The order of samples is a pure function of (seed, epoch, position). A global batch is a slice of it and each
+rank takes its part of the slice, so the number of GPUs and interruptions change nothing, and a resume costs
+one permutation.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.errors import DataError
+from data_prep.shards import map_images, read_crc32, read_keys, read_labels, read_manifest
+
+# Buffers of the host tier: one being filled, two waiting, one being copied or used.
+RING_BUFFERS = 4
+# The device tier takes at most this share of the free GPU memory; the rest is for the model.
+DEVICE_MEMORY_SHARE = 0.25
+# Separate random streams of one seed, so that order and noise never share numbers.
+ORDER_STREAM, NOISE_STREAM = 0, 1
+
+
+class ImageSplit:
+    """All images of one split, memory-mapped over its shards and checked against their CRC when read.
+
+    Attributes:
+        images: one uint8 [n, H, W] memory map per shard, in order.
+        labels: uint8 [num_images] class indices.
+        keys: names of the source images, in order.
+    """
+
+    def __init__(self, data: Path, split: str) -> None:
+        manifest = read_manifest(data)
+        shards = manifest.splits.get(split, ())
+        if not shards:
+            known = ", ".join(manifest.splits)
+            raise DataError(
+                f"{data} has no {split!r} split; it has: {known}", "pack it again with that split"
+            )
+        self.fingerprint = manifest.fingerprint
+        self.image_size_px = manifest.image_size_px
+        self.keys = [key for shard in shards for key in read_keys(data, shard)]
+        self.labels = np.concatenate([read_labels(data, shard) for shard in shards])
+        # plain arrays over the maps: indexing np.memmap itself costs more than copying an image
+        self.images = [np.asarray(map_images(data, shard)) for shard in shards]
+        self._crc32 = np.concatenate([read_crc32(data, shard) for shard in shards])
+        self._first = np.cumsum([0, *(shard.num_images for shard in shards)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all images together."""
+        return len(self) * self.image_size_px**2
+
+    def read_into(self, buffer: np.ndarray, indices: np.ndarray) -> None:
+        """Copy the images at `indices` into `buffer`, uint8 [len(indices), H, W].
+
+        Raises:
+            DataError: an image does not have the checksum it was packed with.
+        """
+        shard_of = np.searchsorted(self._first, indices, side="right") - 1
+        for row, (index, shard) in enumerate(zip(indices, shard_of, strict=True)):
+            buffer[row] = self.images[shard][index - self._first[shard]]
+            if zlib.crc32(buffer[row]) != self._crc32[index]:
+                raise DataError(
+                    f"image {self.keys[index]!r} is damaged: its checksum is not the one it was packed with",
+                    "find the damaged shard with `python jobs/pack.py --verify`, delete it and pack again",
+                )
+
+    def take(self, indices: np.ndarray | Tensor) -> Tensor:
+        """The images at `indices` as a fresh uint8 tensor [len(indices), 1, H, W]."""
+        indices = np.asarray(indices)
+        buffer = np.empty((len(indices), self.image_size_px, self.image_size_px), np.uint8)
+        self.read_into(buffer, indices)
+        return torch.from_numpy(buffer).unsqueeze(1)
+
+
+def load_split(data: Path, split: str) -> ImageSplit:
+    """Open one split (`train`, `val` or `test`) of a packed data folder.
+
+    Raises:
+        DataError: the folder is not a packed data set or has no such split.
+    """
+    return ImageSplit(Path(data), split)
+
+
+def to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Grey values uint8 0..255 as floats in [0, 1], same shape, in the layout convolutions like best."""
+    return images.to(dtype, memory_format=torch.channels_last).div_(255)
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+    """The permutation of `num_images` images in one epoch, int64 [num_images]."""
+    generator = torch.Generator().manual_seed(mix(seed, ORDER_STREAM, epoch))
+    return torch.randperm(num_images, generator=generator)
+
+
+def mix(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several small numbers (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def step_noise(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal noise for one global batch, fp32 `shape`: the same on every rank that asks.
+
+    Each rank draws the noise of all images and uses its slice, which costs little (a batch of latents) and
+    makes the noise belong to the image and not to the rank.
+    """
+    generator = torch.Generator(device).manual_seed(mix(seed, NOISE_STREAM, step))
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that belongs to `rank`; parts differ by at most one image."""
+    return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which images make up which step, for one rank."""
+
+    num_images: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in one epoch; the ragged rest of the permutation is left out."""
+        return self.num_images // self.batch_size
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one global batch that belong to this rank."""
+        part = rank_slice(self.batch_size, self.rank, self.world_size)
+        return part.stop - part.start
+
+    def indices(self, first_step: int, last_step: int) -> Iterator[Tensor]:
+        """This rank's image indices for each step in [first_step, last_step)."""
+        part = rank_slice(self.batch_size, self.rank, self.world_size)
+        epoch, order = -1, torch.empty(0)
+        for step in range(first_step, last_step):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = epoch_order(self.seed, epoch, self.num_images)
+            start = step % self.steps_per_epoch * self.batch_size
+            yield order[start + part.start : start + part.stop]
+
+
+def choose_loader(loader: str, num_bytes: int, device: torch.device) -> str:
+    """`device` where the images fit beside the model on a GPU, else `host`, unless `loader` says so."""
+    if loader != "auto":
+        return loader
+    if device.type != "cuda":
+        return "host"
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return "device" if num_bytes <= DEVICE_MEMORY_SHARE * free_bytes else "host"
+
+
+def batches(
+    split: ImageSplit,
+    plan: BatchPlan,
+    first_step: int,
+    last_step: int,
+    device: torch.device,
+    loader: str = "auto",
+) -> Iterator[Tensor]:
+    """This rank's batches, uint8 [b, 1, H, W] on `device`; each is valid until the next is asked for."""
+    if choose_loader(loader, split.num_bytes, device) == "device":
+        return _device_batches(split, plan.indices(first_step, last_step), device)
+    return _host_batches(split, plan.indices(first_step, last_step), plan.images_per_step, device)
+
+
+def _device_batches(split: ImageSplit, steps: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Tier 1: everything is on the device once; a batch is one gather there."""
+    images = split.take(np.arange(len(split))).to(device)
+    for indices in steps:
+        yield images.index_select(0, indices.to(device, non_blocking=True))
+
+
+class _Slot:
+    """One reusable host buffer, and the event after which the GPU has read it."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.device = device
+        self.tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.array = self.tensor.numpy()
+        self.copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def fill(self, split: ImageSplit, indices: Tensor) -> None:
+        if self.copied is not None:
+            self.copied.synchronize()  # in the helper thread: the training never waits here
+        split.read_into(self.array, indices.numpy())
+
+    def to_device(self) -> Tensor:
+        batch = self.tensor.unsqueeze(1)
+        if self.copied is not None:
+            batch = batch.to(self.device, non_blocking=True)
+            self.copied.record()
+        return batch
+
+
+def _host_batches(
+    split: ImageSplit, steps: Iterator[Tensor], images_per_step: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Tier 2: a thread gathers from the memory map into a ring of pinned buffers, ahead of the training.
+
+    A thread, not worker processes: handing a batch to another process costs more than gathering it.
+    """
+    shape = (images_per_step, split.image_size_px, split.image_size_px)
+    free: queue.Queue[_Slot | None] = queue.Queue()
+    filled: queue.Queue[_Slot | Exception | None] = queue.Queue()
+    for _ in range(RING_BUFFERS):
+        free.put(_Slot(shape, device))
+
+    def read_ahead() -> None:
+        try:
+            for indices in steps:
+                slot = free.get()
+                if slot is None:
+                    return
+                slot.fill(split, indices)
+                filled.put(slot)
+            filled.put(None)
+        except Exception as error:  # raised again in the training thread
+            filled.put(error)
+
+    reader = threading.Thread(target=read_ahead, name="read-ahead", daemon=True)
+    reader.start()
+    try:
+        while (slot := filled.get()) is not None:
+            if isinstance(slot, Exception):
+                raise slot
+            yield slot.to_device()
+            free.put(slot)
+    finally:
+        free.put(None)
+        reader.join()

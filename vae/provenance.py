@@ -1,0 +1,89 @@
+"""Where a result comes from: code, versions, data, and every attempt it took."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_json
+from vae.study import PROVENANCE_FILE, read_json
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "submitit",
+    "pytorch-ignite",
+    "h5py",
+    "numpy",
+    "pillow",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def code() -> dict[str, str]:
+    """The commit this code is at, and the changes on top of it as a diff with its SHA-256."""
+    commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+    if commit is None:
+        return {"commit": "unknown: not a git checkout"}
+    if not diff:
+        return {"commit": commit.strip()}
+    return {
+        "commit": commit.strip(),
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest(),
+        "diff": diff,
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def record_attempt(run_dir: Path, data_fingerprint: str, attempt: dict[str, Any]) -> int:
+    """Add this attempt to provenance.json; returns how many came before it (the restarts)."""
+    known = read_json(run_dir / PROVENANCE_FILE) or {}
+    earlier = known.get("attempts", [])
+    started = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        **attempt,
+    }
+    record = {
+        **code(),
+        "versions": versions(),
+        "data_fingerprint": data_fingerprint,
+        "command": sys.argv,
+        "attempts": [*earlier, started],
+    }
+    write_json(run_dir / PROVENANCE_FILE, record)
+    return len(earlier)

@@ -1,0 +1,126 @@
+"""One process per GPU, told apart by the environment: start accelerate, agree, and add up."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradScalerKwargs,
+    InitProcessGroupKwargs,
+    LoggerType,
+)
+from torch import Tensor
+
+from data_prep.errors import RunError, SettingsError
+from vae.config import RunConfig
+
+# Ranks that wait longer than this for each other are not coming: say so instead of burning the allocation.
+MEETING_TIME_LIMIT = datetime.timedelta(minutes=10)
+
+
+def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
+    """An Accelerator with the run's precision and trackers, on the ranks that the environment names.
+
+    Raises:
+        SettingsError: the precision or a tracker is not available here.
+        RunError: fewer ranks came together than WORLD_SIZE says.
+    """
+    on_gpu = torch.cuda.is_available()
+    mixed_precision = choose_precision(config.precision, on_gpu)
+    _check_trackers(config.trackers)
+    # One process may train several runs one after another, each with its own precision.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        cpu=not on_gpu,
+        log_with=list(config.trackers),
+        project_dir=str(run_dir),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=MEETING_TIME_LIMIT),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            GradScalerKwargs(init_scale=first_loss_scale(config)),
+        ],
+    )
+    check_world_size(accelerator)
+    return accelerator
+
+
+def choose_precision(precision: str, on_gpu: bool) -> str:
+    """accelerate's name for a precision setting; `auto` is bf16 where the GPU has it, else none.
+
+    Raises:
+        SettingsError: half precision was asked for where no GPU can do it.
+    """
+    if precision == "auto":
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if precision == "fp16" and not on_gpu:
+        raise SettingsError("precision fp16 needs a GPU, and none is visible here", "use auto, bf16 or fp32")
+    return {"fp32": "no", "fp64": "no"}.get(precision, precision)
+
+
+def first_loss_scale(config: RunConfig) -> float:
+    """fp16 gradient scale to start from: torch's 65,536 for a mean loss, brought to our summed one.
+
+    The loss is a sum over batch and pixels, so its weight gradients are that many times larger; from 65,536
+    the scaler would skip the first twenty steps or so before it found this number itself.
+    """
+    return 65536.0 / (config.batch_size * config.image_size_px**2)
+
+
+def check_world_size(accelerator: Accelerator) -> None:
+    """Raise RunError unless as many ranks came together as were asked for.
+
+    Without this, accelerate may train WORLD_SIZE separate models into one folder without a word.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise RunError(
+            f"{accelerator.num_processes} of {asked} ranks came together on {accelerator.device}",
+            "check MASTER_ADDR, MASTER_PORT and the visible GPUs of the job",
+        )
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    known = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
+    for name in trackers:
+        if name not in known:
+            raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(known)}")
+
+
+def reduce_sum(values: Tensor) -> Tensor:
+    """`values` added up over all ranks, on the CPU in fp64. Waits for the device."""
+    total = values.double()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total.cpu()
+
+
+class Agreement:
+    """Lets ranks act together on what only some of them know, without touching the GPU."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        # gloo: host memory only, so asking at every step never waits for the device
+        self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+
+    def any(self, *answers: bool) -> list[bool]:
+        """For each question, whether any rank says yes. Every rank must ask at the same moment."""
+        if self._group is None:
+            return list(answers)
+        votes = torch.tensor(answers, dtype=torch.uint8)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
+        return [bool(vote) for vote in votes]
+
+    def from_main(self, value: str | None) -> str | None:
+        """Rank 0's `value`, on every rank."""
+        if self._group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]

@@ -37,7 +37,7 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        print(f"hint: {self.prog} --help", file=sys.stderr)
+        print(f"hint: python jobs/{self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

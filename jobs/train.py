@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import _front
 
+from data_prep.errors import SettingsError
+from data_prep.shards import read_manifest
 from vae.config import RunConfig, read_settings, to_dict
 from vae.study import RUN_FILE, prepare_run
 
@@ -27,12 +30,7 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> _front.Parser:
     """The command line: a run folder, a run.yaml to replay, and every setting as `--run.NAME`."""
-    parser = ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_argument("run_dir", type=Path, help="folder of the run; made if need be")
     parser.add_argument("--config", type=Path, help="begin with the settings of this run.yaml")
     parser.add_class_arguments(RunConfig, "run")
@@ -49,7 +47,7 @@ def read_command() -> tuple[Path, RunConfig]:
             {f"run.{name}": value for name, value in to_dict(read_settings(RunConfig, source)).items()}
         )
         known = parser.parse_args()
-    return known.run_dir, parser.instantiate_classes(known).run
+    return known.run_dir, parser.instantiate(known).run
 
 
 class StopRequest:
@@ -72,6 +70,10 @@ class StopRequest:
 def main() -> int:
     """Train until the run is complete or a signal stops it."""
     run_dir, config = read_command()
+    if not config.data:
+        raise SettingsError("no data to train on", "set --run.data to a folder that jobs/pack.py made")
+    config = replace(config, data=str(Path(config.data).resolve()))
+    read_manifest(Path(config.data))  # before anything is written
     should_stop = StopRequest()
     prepare_run(run_dir, config)
     from vae.trainer import (

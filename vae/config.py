@@ -112,7 +112,13 @@ class RunConfig:
         Raises:
             SettingsError: names the setting, its value and what is allowed.
         """
-        at_least_one = ("image_size_px", "latent_dim", "latent_channels", "epochs", "batch_size")
+        at_least_one: tuple[str, ...] = (
+            "image_size_px",
+            "latent_dim",
+            "latent_channels",
+            "epochs",
+            "batch_size",
+        )
         at_least_one += ("accumulate", "log_every_steps", "val_every_epochs", "keep_checkpoints")
         for name in at_least_one:
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -158,7 +164,7 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "settings")
     try:
-        parsed = parser.instantiate_classes(parser.parse_object({"settings": values}))
+        parsed = parser.instantiate(parser.parse_object({"settings": values}))
     except Exception as error:  # jsonargparse raises several kinds; all mean: bad settings
         if isinstance(error, SettingsError):
             raise SettingsError(f"{source}: {error}", error.hint) from error

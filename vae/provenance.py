@@ -72,13 +72,13 @@ def _git(*words: str) -> str | None:
 def record_attempt(run_dir: Path, data_fingerprint: str, attempt: dict[str, Any]) -> int:
     """Add this attempt to provenance.json; returns how many came before it (the restarts)."""
     known = read_json(run_dir / PROVENANCE_FILE) or {}
-    earlier = known.get("attempts", [])
-    started = {
+    earlier: list[dict[str, Any]] = known.get("attempts", [])
+    started: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         **attempt,
     }
-    record = {
+    record: dict[str, Any] = {
         **code(),
         "versions": versions(),
         "data_fingerprint": data_fingerprint,

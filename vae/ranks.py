@@ -107,7 +107,9 @@ class Agreement:
 
     def __init__(self, accelerator: Accelerator) -> None:
         # gloo: host memory only, so asking at every step never waits for the device
-        self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if accelerator.num_processes > 1:
+            self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # torch types it loosely
 
     def any(self, *answers: bool) -> list[bool]:
         """For each question, whether any rank says yes. Every rank must ask at the same moment."""

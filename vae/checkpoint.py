@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,10 +57,10 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, 
             shutil.rmtree(final)
         part.rename(final)
         fsync_path(final.parent)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in three writers' words
         shutil.rmtree(part, ignore_errors=True)
         raise RunError(
-            f"cannot save checkpoint {final}: {error.strerror or error}",
+            f"cannot save checkpoint {final}: {error}",
             "make room there and run the same command again; it goes on from the last whole checkpoint",
         ) from error
     _prune(run_dir, keep)

@@ -89,8 +89,8 @@ class Journal:
     ) -> None:
         if self._progress:
             self._progress.stop()
-        if kind is None:  # a failing rank must not wait for the others in here
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def add(self, losses: Tensor) -> None:
         """Note one step's (bce, kl) sums over this rank's images, [2], without waiting for the device."""

@@ -15,6 +15,7 @@ from accelerate.utils import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
     LoggerType,
+    ProjectConfiguration,
 )
 from torch import Tensor
 
@@ -40,11 +41,11 @@ def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         cpu=not on_gpu,
-        log_with=list(config.trackers),
-        project_dir=str(run_dir),
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=MEETING_TIME_LIMIT),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             GradScalerKwargs(init_scale=first_loss_scale(config)),
         ],
     )
@@ -100,6 +101,12 @@ def reduce_sum(values: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total.cpu()
+
+
+def leave() -> None:
+    """Part from the other ranks: the last act of a process that trained or scored on several."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Agreement:

@@ -1,0 +1,101 @@
+"""The number of ranks changes nothing but the time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny import make_run, train_on_ranks
+
+from data_prep.errors import RunError, SettingsError
+from vae.config import RunConfig
+from vae.ranks import Agreement, check_world_size, choose_precision, first_loss_scale, start_accelerator
+from vae.study import is_trained, read_metrics
+
+VARIANTS = ("linear", "direct")
+# Relative difference of the losses: fp64 leaves only the order of sums; fp32 grows it over 50 Adam steps.
+TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
+STEPS = 50
+STOPPED_AT = 20
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run_dir) if line["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """Both variants, both precisions, 50 steps, on 1, 2 and 4 gloo ranks."""
+    root = tmp_path_factory.mktemp("ranks")
+    for world_size in (1, 2, 4):
+        folders = [
+            make_run(
+                root / f"{variant}-{precision}-x{world_size}",
+                shards,
+                variant=variant,
+                precision=precision,
+                max_steps=STEPS,
+                epochs=STEPS,
+            )
+            for variant in VARIANTS
+            for precision in TOLERANCE
+        ]
+        # starting processes costs far more than these trainings, so the stopped run joins them
+        moved = make_run(root / "moved", shards, precision="fp64", max_steps=STEPS, epochs=STEPS)
+        also = {1: [], 2: [f"{moved}@{STOPPED_AT}"], 4: [str(moved)]}[world_size]
+        train_on_ranks(world_size, *map(str, folders), *also)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ranks_follow_the_same_trajectory(runs: Path, variant: str, precision: str, world_size: int) -> None:
+    alone = losses(runs / f"{variant}-{precision}-x1")
+    together = losses(runs / f"{variant}-{precision}-x{world_size}")
+    assert len(alone) == STEPS
+    assert together == pytest.approx(alone, rel=TOLERANCE[precision], abs=0)
+    assert alone[-1] < 0.9 * alone[0]  # it is a training, not a constant
+
+
+@pytest.mark.slow
+def test_run_stopped_on_two_ranks_goes_on_with_four(runs: Path) -> None:
+    """Its second rank was asked to stop; four ranks went on from there to the same end."""
+    attempts = [line for line in read_metrics(runs / "moved") if line["kind"] == "start"]
+    assert [attempt["step"] for attempt in attempts] == [0, STOPPED_AT]
+    assert is_trained(runs / "moved")
+    assert losses(runs / "moved") == pytest.approx(losses(runs / "linear-fp64-x1"), rel=1e-9, abs=0)
+
+
+def test_fewer_ranks_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate can come up alone where two ranks were asked for; training then would be twice the same."""
+    accelerator = start_accelerator(RunConfig(trackers=()), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="1 of 2 ranks"):
+        check_world_size(accelerator)
+
+
+def test_precisions_are_chosen_or_refused() -> None:
+    assert choose_precision("auto", on_gpu=False) == "no"
+    assert choose_precision("bf16", on_gpu=False) == "bf16"
+    assert choose_precision("fp64", on_gpu=True) == "no"
+    with pytest.raises(SettingsError, match="fp16 needs a GPU"):
+        choose_precision("fp16", on_gpu=False)
+
+
+def test_unknown_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown tracker 'tensorbord'; known: "):
+        start_accelerator(RunConfig(trackers=("tensorbord",)), tmp_path)
+
+
+def test_first_loss_scale_is_that_of_a_mean_loss() -> None:
+    assert first_loss_scale(RunConfig()) * 32 * 256 * 256 == 65536
+
+
+def test_one_rank_agrees_with_itself(tmp_path: Path) -> None:
+    assert "WORLD_SIZE" not in os.environ
+    agreement = Agreement(start_accelerator(RunConfig(trackers=()), tmp_path))
+    assert agreement.any(True, False) == [True, False]
+    assert agreement.from_main("step_00000001") == "step_00000001"

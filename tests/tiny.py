@@ -1,0 +1,90 @@
+"""Tiny data and runs, made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.shards import ImageRecord, write_manifest, write_shard
+from vae.config import RunConfig
+from vae.study import prepare_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SIZE_PX = 32
+COUNTS = {"train": 70, "val": 10, "test": 13}
+SHARD_IMAGES = 40
+CLASS_NAMES = ("NORMAL", "PNEUMONIA")
+
+# Small enough for hundreds of steps a second on one core.
+TINY = {
+    "image_size_px": SIZE_PX,
+    "widths": (4, 8, 8, 16),
+    "latent_dim": 8,
+    "latent_channels": 4,
+    "batch_size": 8,
+    "epochs": 3,
+    "log_every_steps": 1,
+    "trackers": (),
+}
+
+
+def blob(index: int) -> np.ndarray:
+    """A bright smooth spot whose place and size depend on `index`, uint8 [SIZE_PX, SIZE_PX]."""
+    x0, y0, width = np.random.default_rng(index).uniform(0.2, 0.8, 3)
+    y, x = np.mgrid[:SIZE_PX, :SIZE_PX] / SIZE_PX
+    return (255 * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (0.1 * width))).astype(np.uint8)
+
+
+def make_shards(folder: Path, counts: dict[str, int] = COUNTS) -> Path:
+    """Pack blobs into shards with a manifest; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, first = [], 0
+    for split, count in counts.items():
+        for start in range(0, count, SHARD_IMAGES):
+            numbers = range(start, min(start + SHARD_IMAGES, count))
+            names.append(f"{split}-{start:05d}.h5")
+            attributes = {"class_names": json.dumps(CLASS_NAMES), "split": split, "plan_sha256": "tiny"}
+            items = [(record(split, n), blob(first + n).tobytes()) for n in numbers]
+            write_shard(folder / names[-1], SIZE_PX, attributes, items)
+        first += count
+    write_manifest(folder, {"size_px": SIZE_PX}, CLASS_NAMES, names)
+    return folder
+
+
+def record(split: str, number: int) -> ImageRecord:
+    """What a shard says about one blob."""
+    return ImageRecord(f"{split}/{number}", number % 2, "", "0" * 64, 1, SIZE_PX, SIZE_PX, "L")
+
+
+def make_run(run_dir: Path, shards: Path, **settings: Any) -> Path:
+    """A run folder with a tiny model; returns it."""
+    prepare_run(run_dir, RunConfig(**{**TINY, "data": str(shards), **settings}))
+    return run_dir
+
+
+def child_environment() -> dict[str, str]:
+    """Environment for a child process that imports this repository and uses one thread."""
+    return {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
+
+
+def train_on_ranks(world_size: int, *runs: str) -> None:
+    """Train runs (RUN_DIR or RUN_DIR@STOP_AT_STEP) one after another on gloo processes; see train_rank.py."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
+    command = [sys.executable, str(REPOSITORY / "tests" / "train_rank.py"), *runs]
+    children = []
+    for rank in range(world_size):
+        own = {**ranks, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
+        own_environment = {**child_environment(), **{name: str(value) for name, value in own.items()}}
+        children.append(subprocess.Popen(command, env=own_environment, stderr=subprocess.PIPE, text=True))
+    texts = [child.communicate(timeout=300)[1] for child in children]
+    assert all(child.returncode == 0 for child in children), "\n".join(texts)

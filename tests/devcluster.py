@@ -12,6 +12,7 @@ Needs root and the packages slurm-wlm, slurmdbd, munge and mariadb-server; their
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -304,10 +305,8 @@ def wait_for(is_true: Callable[[], bool], seconds: float, complaint: Callable[[]
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs; our own dead children are reaped on the way."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:

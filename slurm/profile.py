@@ -1,0 +1,166 @@
+"""What a cluster needs to be told: one small YAML file per site, checked before it reaches SLURM."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.errors import SettingsError
+from vae.config import read_settings
+
+PROFILES_DIR = Path(__file__).parent / "profiles"
+
+# One word SLURM cannot read as two, or as an option: partitions, accounts, constraints (a100&nvlink), ...
+WORD = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:;=@+/&|*()\[\]-]*")
+FLAG_NAME = re.compile(r"[a-z][a-z-]*")
+
+# A job is asked to save this long before its time limit; a limit that leaves less than three times as much
+# for work would only restart the job over and over.
+LEAST_LIMIT_PER_WARNING = 4
+
+
+@dataclass(frozen=True)
+class ClusterProfile:
+    """How jobs are asked for at one site. Empty text and 0 mean: leave it to the site's defaults."""
+
+    partition: str = ""
+    """Partition for jobs that use GPUs."""
+
+    cpu_partition: str = ""
+    """Partition for packing and the report; empty = as `partition`."""
+
+    account: str = ""
+    """Account the time is charged to."""
+
+    qos: str = ""
+    """Quality of service."""
+
+    constraint: str = ""
+    """Node features, as in `a100&nvlink`."""
+
+    gpu_type: str = ""
+    """GPU type, as in `a100`."""
+
+    gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """How the site wants GPUs asked for: `--gpus-per-node=4` or `--gres=gpu:4`."""
+
+    cpus_per_gpu: int = 4
+    """CPU cores for each training or evaluation process (one process per GPU)."""
+
+    mem_per_gpu_gb: int = 0
+    """Memory for each training or evaluation process, in GB."""
+
+    pack_cpus: int = 8
+    """CPU cores of each packing job."""
+
+    pack_jobs: int = 4
+    """Largest number of packing jobs; each packs every n-th shard."""
+
+    pack_mem_gb: int = 0
+    """Memory of each packing job, in GB."""
+
+    train_limit_min: int = 1440
+    """Time limit of one stretch of training; a longer run goes on by itself in the next stretch."""
+
+    evaluate_limit_min: int = 120
+    """Time limit of scoring one run."""
+
+    pack_limit_min: int = 240
+    """Time limit of one packing job."""
+
+    report_limit_min: int = 30
+    """Time limit of joining the shards, and of writing the report."""
+
+    warning_s: int = 180
+    """Seconds before a time limit at which a job is asked to save; SLURM may be a minute off."""
+
+    setup: tuple[str, ...] = ()
+    """Shell lines before the job's command (`module load cuda`); the job stops if one fails."""
+
+    container: str = ""
+    """Command that runs another inside a container (`apptainer exec --nv image.sif`)."""
+
+    python: str = ""
+    """Python of the jobs; empty = the one that launches."""
+
+    drop: tuple[str, ...] = ()
+    """Flags of sbatch that the site refuses, as in [kill-on-invalid-dep, mem]."""
+
+    extra: dict[str, str] | None = None
+    """Further flags of sbatch, as in {reservation: course}; an empty value gives a bare flag."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that sbatch, or the shell, could read as something else.
+
+        Raises:
+            SettingsError: names the setting, its value and what is allowed.
+        """
+        for name in ("partition", "cpu_partition", "account", "qos", "constraint", "gpu_type"):
+            check_word(name, getattr(self, name))
+        for flag, value in (self.extra or {}).items():
+            check_word(f"extra.{flag}", value)
+        for flag in (*self.drop, *(self.extra or {})):
+            if not FLAG_NAME.fullmatch(flag):
+                raise SettingsError(f"{flag!r} is not the name of an sbatch flag", "write it without dashes")
+        for name in ("container", "python"):
+            check_one_line(name, getattr(self, name))
+        for line in self.setup:
+            check_one_line("setup", line)
+        self._check_amounts()
+
+    def _check_amounts(self) -> None:
+        for name in ("cpus_per_gpu", "pack_cpus", "pack_jobs"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} = {getattr(self, name)}; allowed: at least 1")
+        for name in ("mem_per_gpu_gb", "pack_mem_gb"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} = {getattr(self, name)}; allowed: 0 or more")
+        for name in ("train_limit_min", "evaluate_limit_min", "pack_limit_min", "report_limit_min"):
+            limit_s = 60 * getattr(self, name)
+            if limit_s < LEAST_LIMIT_PER_WARNING * self.warning_s or limit_s == 0:
+                raise SettingsError(
+                    f"{name} = {limit_s // 60} min leaves too little beside a warning of {self.warning_s} s",
+                    f"allow at least {LEAST_LIMIT_PER_WARNING} times the warning, or lower warning_s",
+                )
+        if self.warning_s < 1:
+            raise SettingsError(f"warning_s = {self.warning_s}; allowed: at least 1")
+
+
+def check_word(name: str, value: str) -> None:
+    """Raise SettingsError unless `value` is empty or one word that an #SBATCH line can hold."""
+    if value and not WORD.fullmatch(value):
+        raise SettingsError(
+            f"{name} = {value!r} is not allowed",
+            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign",
+        )
+
+
+def check_one_line(name: str, value: str) -> None:
+    """Raise SettingsError if `value` holds a control character: a line break would start another command."""
+    if not value.isprintable():
+        raise SettingsError(f"{name} = {value!r} is not allowed", "use one line of plain text")
+
+
+def known_profiles() -> list[str]:
+    """Names of the profiles that come with the toolkit or were put beside them."""
+    return sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
+
+
+def read_profile(name: str) -> ClusterProfile:
+    """The profile of that name, the one in a YAML file of that path, or the defaults for an empty name.
+
+    Raises:
+        SettingsError: there is no such profile, or it holds something that is not allowed.
+    """
+    if not name:
+        return ClusterProfile()
+    if name.endswith((".yaml", ".yml")):
+        return read_settings(ClusterProfile, Path(name))
+    if name not in known_profiles():
+        raise SettingsError(
+            f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
+            f"copy slurm/profiles/example.yaml to slurm/profiles/{name}.yaml",
+        )
+    return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

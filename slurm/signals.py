@@ -1,0 +1,84 @@
+"""The warning before the end of a job (USR2): noted, acted on at a safe moment, never twice.
+
+A job's command starts with USR2 ignored (see `LAUNCHER` in request.py), so a warning that comes before Python
+is ready kills nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from data_prep.errors import ClusterError
+from slurm.place import Place
+
+WARNING = signal.SIGUSR2
+
+
+class StopFlag:
+    """Call it to learn whether a warning has come; the handler only sets a flag.
+
+    Helper processes that this one forks ignore the warning and can be terminated: where SLURM signals every
+    process of a job, they would otherwise run this handler, or submitit's, too.
+    """
+
+    def __init__(self, at_once: Callable[[], object] | None = None) -> None:
+        """`at_once` is called by the handler itself, for work that has no safe moment to wait for."""
+        self._is_set = False
+        self._at_once = at_once
+        self._pid = os.getpid()
+        self.before = signal.signal(WARNING, self._note)
+        os.register_at_fork(after_in_child=forget_signals)
+
+    def __call__(self) -> bool:
+        return self._is_set
+
+    def _note(self, number: int, frame: object) -> None:
+        if os.getpid() != self._pid:
+            return
+        self._is_set = True
+        if self._at_once is not None:
+            self._at_once()
+
+
+def forget_signals() -> None:
+    """For helper processes: ignore the warning, die when terminated."""
+    signal.signal(WARNING, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def ignore_warnings() -> None:
+    """The last act of a job: a warning while Python shuts down would turn success into failure."""
+    signal.signal(WARNING, signal.SIG_IGN)
+
+
+def hand_over(place: Place, before: object) -> NoReturn:
+    """End this process; rank 0 has the scheduler run the job again. Everything must be saved by now.
+
+    `before` is the handler found at the start: submitit's if submitit runs the job, and it knows how to
+    requeue; else the job was submitted by hand and is requeued here.
+    """
+    ignore_warnings()
+    if place.cluster == "debug":
+        raise KeyboardInterrupt
+    if place.rank > 0:
+        sys.exit(0)
+    if callable(before):
+        before(WARNING, None)  # checkpoint(), requeue, exit
+    else:
+        requeue(place.job)
+    sys.exit(1)  # the step must end now, whatever became of the request
+
+
+def requeue(job: str) -> None:
+    """Put this job, or this one element of an array, back into the queue."""
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ClusterError(
+            f"job {job} could not be requeued: {error}", "submit it again; it goes on"
+        ) from error

@@ -1,0 +1,346 @@
+"""What is going on: our own files, squeue and sacct, merged. Any of the two may be missing, late or wrong.
+
+Our files say what is finished; squeue says what is queued or running; sacct says how the rest ended.
+No answer is "unknown", never "failed".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import ClusterError, SettingsError
+from data_prep.files import write_json
+from vae.study import (
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    SCORES_FILE,
+    STUDY_FILE,
+    Study,
+    is_scored,
+    is_trained,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from slurm.request import JobRequest
+
+log = logging.getLogger(__name__)
+
+JOBS_FILE = "jobs.json"
+LOCK_FILE = ".launch.lock"
+ANSWER_LIMIT_S = 30
+# metrics.jsonl of a long run is read from its end: this much holds the newest lines.
+TAIL_BYTES = 32 * 1024
+
+
+# --- which jobs were submitted ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One submitted job or array, as jobs.json keeps it."""
+
+    id: str
+    kind: str
+    cluster: str
+    """slurm or local."""
+    is_array: bool
+    indices: tuple[int, ...]
+    """Array indices, which are positions in study.yaml."""
+    host: str
+    """Machine it was submitted from."""
+
+    @classmethod
+    def of(cls, request: JobRequest, job: str, cluster: str) -> JobRecord:
+        """The record of a request that has just become job `job`."""
+        is_array = request.is_array and cluster == "slurm"
+        return cls(job, request.kind, cluster, is_array, tuple(request.tasks), socket.gethostname())
+
+    def element(self, index: int) -> str:
+        """Id of one element, as squeue and sacct write it."""
+        return f"{self.id}_{index}" if self.is_array else self.id
+
+
+def read_records(folder: Path) -> list[JobRecord]:
+    """The jobs submitted for a study or data folder, oldest first."""
+    known = (read_json(folder / JOBS_FILE) or {}).get("jobs", [])
+    return [JobRecord(**{**job, "indices": tuple(job["indices"])}) for job in known]
+
+
+def add_record(folder: Path, record: JobRecord) -> None:
+    """Remember a submitted job."""
+    jobs = [asdict(known) for known in [*read_records(folder), record]]
+    write_json(folder / JOBS_FILE, {"jobs": jobs})
+
+
+@contextmanager
+def only_launcher(study_dir: Path) -> Iterator[None]:
+    """Hold the study's lock, which the system itself drops when this process ends, however it ends.
+
+    Raises:
+        ClusterError: another launcher holds it.
+    """
+    study_dir.mkdir(parents=True, exist_ok=True)
+    with (study_dir / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ClusterError(
+                f"another launch of {study_dir} is at work", "wait for it, or end it, then launch again"
+            ) from error
+        yield
+
+
+# --- what the scheduler says -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """One look at the queue and the accounts."""
+
+    queue: dict[str, tuple[str, str]] | None
+    """State and reason of each queued or running job of ours by id; None if squeue did not answer."""
+    ended: dict[str, str] | None
+    """State of each job that sacct knows; None if sacct did not answer."""
+
+    def state(self, record: JobRecord, index: int) -> tuple[str, str]:
+        """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN."""
+        if record.cluster == "local":
+            return ("RUNNING" if is_running_here(record) else "GONE"), ""
+        element = record.element(index)
+        if self.queue is None:
+            return "UNKNOWN", "squeue does not answer"
+        if element in self.queue:
+            return self.queue[element]
+        if self.ended is None:
+            return "GONE", "sacct does not answer"
+        if element in self.ended:
+            return self.ended[element], ""
+        # an element cancelled while it was pending leaves no trace of its own, only of its array
+        has_parent = any(job.split("_")[0] == record.id for job in self.ended)
+        return ("CANCELLED", "before it started") if has_parent else ("GONE", "not in the accounts")
+
+
+def ask_scheduler(records: list[JobRecord]) -> Scheduler:
+    """Ask squeue and sacct about the SLURM jobs among `records`, once each."""
+    ids = sorted({record.id for record in records if record.cluster == "slurm"})
+    if not ids:
+        return Scheduler({}, {})
+    # all jobs of this user: asking for an id that SLURM has forgotten is an error
+    queue = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r")
+    ended = _ask(
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State",
+        f"--jobs={','.join(ids)}",
+    )
+    return Scheduler(
+        None if queue is None else {job: (state, reason) for job, state, reason in _rows(queue, 3)},
+        None if ended is None else {job: state.split()[0] for job, state in _rows(ended, 2)},
+    )
+
+
+def _ask(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _rows(text: str, columns: int) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        row = line.strip().split("|")
+        if len(row) == columns and all(row[:2]):
+            yield row
+
+
+def is_running_here(record: JobRecord) -> bool:
+    """Whether a local job's controlling process is alive on this machine."""
+    if record.host != socket.gethostname():
+        return False
+    try:
+        return b"submitit" in Path(f"/proc/{record.id}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+# --- what that means for a study --------------------------------------------------------------
+
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything one row of `status` tells."""
+
+    name: str
+    state: str
+    """done, scoring, trained, training, queued, failed, cancelled, stopped, missing or unknown."""
+    detail: str
+    """Why, in SLURM's words, where that helps."""
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float | None
+    images_per_s: float | None
+    eta_s: float | None
+    restarts: int
+    scores: dict[str, float]
+    label: str
+    """What the scores must carry with them, as in `smoke, not comparable`."""
+
+
+def study_states(study_dir: Path, study: Study) -> list[RunState]:
+    """The state of every run, in the order of study.yaml."""
+    records = read_records(study_dir)
+    scheduler = ask_scheduler(records)
+    return [
+        run_state(study_dir / name, study, index, records, scheduler) for index, name in enumerate(study.runs)
+    ]
+
+
+def run_state(
+    run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
+) -> RunState:
+    """The state of one run."""
+    state, detail = _merge(run_dir, study, index, records, scheduler)
+    scores = read_json(run_dir / SCORES_FILE) or {}
+    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
+    values = {name: score.get("value") for name, score in scores.get("scores", {}).items()}
+    return RunState(
+        name=run_dir.name,
+        state=state,
+        detail=detail,
+        restarts=max(0, len(attempts) - 1),
+        scores={name: value for name, value in values.items() if isinstance(value, (int, float))},
+        label=scores.get("label", ""),
+        **progress(run_dir),
+    )
+
+
+def _merge(
+    run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
+) -> tuple[str, str]:
+    """(state, detail): what is finished by our files, what goes on by the scheduler."""
+    kind = "evaluate" if is_trained(run_dir) else "train"
+    if is_scored(run_dir, study):
+        return "done", ""
+    state, reason = _newest(kind, index, records, scheduler)
+    if state in ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT"):
+        return ("scoring" if kind == "evaluate" else "training"), reason if reason != "None" else ""
+    if state in QUEUED:
+        return ("trained" if kind == "evaluate" else "queued"), reason
+    if kind == "evaluate" and state in ("", "GONE"):
+        return "trained", ""
+    words = {
+        "": "missing",
+        "GONE": "stopped",
+        "UNKNOWN": "unknown",
+        "CANCELLED": "cancelled",
+        "COMPLETED": "stopped",
+    }
+    if not state and (run_dir / METRICS_FILE).exists():
+        return "stopped", ""
+    detail = reason if state in words else f"{kind} {state}"
+    return words.get(state, "failed"), detail
+
+
+def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> tuple[str, str]:
+    """(state, reason) of the newest job of that kind for one run; two empty texts if there was none."""
+    for record in reversed(records):
+        if record.kind == kind and index in record.indices:
+            return scheduler.state(record, index)
+    return "", ""
+
+
+def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
+    """Id of the queued or running job of that kind for one run; empty if there is none.
+
+    Raises:
+        ClusterError: SLURM does not answer, so nobody knows.
+    """
+    for record in reversed(records):
+        if record.kind != kind or index not in record.indices:
+            continue
+        if record.cluster == "local":
+            if is_running_here(record):
+                raise ClusterError(
+                    f"process {record.id} is at work on this study",
+                    "wait for it, or end it, then launch again",
+                )
+            continue
+        if scheduler.queue is None:
+            raise ClusterError(
+                f"squeue does not answer, so job {record.id} may still be running",
+                f"try again later; if that SLURM is gone for good, remove the study's {JOBS_FILE}",
+            )
+        if record.element(index) in scheduler.queue:
+            return record.element(index)
+    return ""
+
+
+def progress(run_dir: Path) -> dict[str, Any]:
+    """Where the training is, from metrics.jsonl: step, total_steps, epoch, loss, images_per_s, eta_s."""
+    start, tail = _ends(run_dir / METRICS_FILE)
+    steps = [line for line in tail if line.get("kind") == "step"]
+    last: dict[str, Any] = next((line for line in reversed(tail) if "step" in line), {})
+    total = int(start.get("total_steps", 0))
+    step = int(last.get("step", 0))
+    eta_s = None
+    if len(steps) >= 2 and steps[-1]["step"] > steps[-2]["step"]:
+        pace = (steps[-1]["time"] - steps[-2]["time"]) / (steps[-1]["step"] - steps[-2]["step"])
+        eta_s = max(0.0, (total - step) * pace)
+    newest = steps[-1] if steps else {}
+    return {
+        "step": step,
+        "total_steps": total,
+        "epoch": step / start["steps_per_epoch"] if start.get("steps_per_epoch") else 0.0,
+        "loss": newest.get("loss"),
+        "images_per_s": newest.get("images_per_s"),
+        "eta_s": eta_s,
+    }
+
+
+def _ends(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The first line of a JSON-lines file and the whole lines of its tail; a half-written one is left out."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            tail = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}, []
+    if size > TAIL_BYTES:
+        tail = tail[1:]  # begins somewhere inside a line
+    lines = [json.loads(line) for line in [first, *tail] if line.endswith(b"\n")]
+    return (lines[0], lines[1:]) if lines else ({}, [])
+
+
+def find_study(asked: str, runs_dir: Path) -> Path:
+    """Folder of the study that a user named: a path, or a name under the runs folder.
+
+    Raises:
+        SettingsError: neither is a study.
+    """
+    for folder in (Path(asked), runs_dir / asked):
+        if (folder / STUDY_FILE).exists():
+            return folder.resolve()
+    known = sorted(path.parent.name for path in runs_dir.glob(f"*/{STUDY_FILE}"))
+    raise SettingsError(
+        f"no study {asked!r}. Known in {runs_dir}: {', '.join(known) or 'none'}.",
+        "give a study's name, or its folder",
+    )

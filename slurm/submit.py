@@ -1,0 +1,310 @@
+"""Acts on job requests: hands them to SLURM, to processes on this machine, or to this process.
+
+submitit gives the pickle on disk, the process that runs it on the node, and the requeue; the script for
+sbatch is ours (`request.sbatch_text`), so a dry run shows exactly what would be submitted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.errors import ClusterError
+from data_prep.files import write_text
+from slurm.place import alone
+from slurm.profile import ClusterProfile
+from slurm.request import JOBS_DIR, JobRequest, limit_min, sbatch_text
+from slurm.state import JobRecord, add_record
+from slurm.task import Task
+
+log = logging.getLogger(__name__)
+
+CODE_DIR = Path(__file__).resolve().parent.parent
+
+# Set by a scheduler or launcher around us; a job that inherits them would believe them.
+LEAKED = re.compile(
+    r"(SLURM|SBATCH|SRUN|SALLOC|PMI|PMIX|OMPI|SUBMITIT|TORCHELASTIC|ACCELERATE)_.*"
+    r"|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_ADDR|MASTER_PORT|GROUP_RANK|ROLE_RANK"
+)
+KEPT = ("SLURM_CONF",)  # without it, sbatch does not find a cluster whose file lies elsewhere
+
+# submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
+UNLIMITED_RESTARTS = 1_000_000
+
+LOCAL_LIMIT_MIN = 365 * 24 * 60
+LOCAL_POLL_S = 0.3
+LOCAL_END_S = 10.0
+SBATCH_LIMIT_S = 120
+
+
+# --- SLURM -----------------------------------------------------------------------------------
+
+
+def slurm_answers() -> bool:
+    """Whether this machine can submit to a SLURM whose controller is up."""
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return ping.returncode == 0 and " UP" in ping.stdout
+
+
+def script(request: JobRequest, profile: ClusterProfile) -> str:
+    """The exact text that `submit` gives to sbatch."""
+    return sbatch_text(request, profile, CODE_DIR, profile.python or sys.executable)
+
+
+def sbatch_command(request: JobRequest, ids: dict[str, str]) -> list[str]:
+    """The sbatch call; `ids` gives the job id of each key of the plan that is already submitted."""
+    waits = []
+    for after in request.after:
+        condition, target = after.split(":", 1)
+        waits.append(f"{condition}:{ids.get(target, target)}")
+    return ["sbatch", "--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
+
+
+def test_only(request: JobRequest, profile: ClusterProfile) -> None:
+    """Have SLURM check the script without submitting it.
+
+    Raises:
+        ClusterError: SLURM's own words on what it does not accept.
+    """
+    _sbatch(["sbatch", "--test-only"], script(request, profile), request)
+
+
+def submit(requests: Sequence[JobRequest], profile: ClusterProfile) -> dict[str, str]:
+    """Submit the requests in order; returns the job id of each key. Each is recorded as soon as it is queued.
+
+    Raises:
+        ClusterError: sbatch refused one; those before it stay queued, and launching again adds the rest.
+    """
+    ids: dict[str, str] = {}
+    for request in requests:
+        ids[request.key] = submit_one(request, profile, ids)
+        log.info("submitted %s: job %s", request.name, ids[request.key])
+    return ids
+
+
+def submit_one(request: JobRequest, profile: ClusterProfile, ids: dict[str, str]) -> str:
+    """Queue one job or array, record it, and put the pickles where its elements look for them."""
+    jobs_dir = request.folder / JOBS_DIR
+    jobs_dir.mkdir(parents=True, exist_ok=True)
+    limit = limit_min(request.kind, profile)
+    pickles = {index: write_pickle(jobs_dir, task, limit) for index, task in request.tasks.items()}
+    text = script(request, profile)
+    try:
+        answer = _sbatch(sbatch_command(request, ids), text, request)
+    except ClusterError:
+        for path in pickles.values():
+            path.unlink()
+        raise
+    job = answer.strip().split(";")[0]  # `--parsable` may add the cluster's name
+    add_record(request.folder, JobRecord.of(request, job, "slurm"))
+    for index, path in pickles.items():
+        element = f"{job}_{index}" if request.is_array else job
+        path.rename(jobs_dir / f"{element}_submitted.pkl")
+    write_text(jobs_dir / f"{job}.sbatch", text)
+    return job
+
+
+def write_pickle(jobs_dir: Path, task: Task, limit: int) -> Path:
+    """Write what submitit's process on the node will load, under a name of its own."""
+    from submitit.core.utils import DelayedSubmission
+
+    delayed = DelayedSubmission(task)
+    delayed.set_timeout(limit, UNLIMITED_RESTARTS)
+    path = jobs_dir / f"{uuid.uuid4().hex}.pkl"
+    delayed.dump(path)
+    return path
+
+
+def _sbatch(command: list[str], text: str, request: JobRequest) -> str:
+    try:
+        asked = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+            timeout=SBATCH_LIMIT_S,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ClusterError(f"sbatch could not be asked for {request.name}: {error}") from error
+    if asked.returncode != 0:
+        reason = " ".join(asked.stderr.replace("sbatch: ", "").replace("error: ", "").split())
+        raise ClusterError(
+            f"SLURM does not accept the job {request.name}: {reason}",
+            "change the cluster profile (--profile), --gpus or --nodes; see slurm/profiles/example.yaml",
+        )
+    return asked.stdout
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without what an outer job, a launcher or a shell start-up file left in it."""
+    leaked = {name for name in os.environ if LEAKED.fullmatch(name) and name not in KEPT}
+    if wanted := sorted(name for name in leaked if name.startswith("SBATCH_")):
+        log.info("not passed on to sbatch: %s; put such settings in a cluster profile", ", ".join(wanted))
+    return {name: value for name, value in os.environ.items() if name not in leaked}
+
+
+def as_shell(request: JobRequest, keys: Sequence[str]) -> str:
+    """The sbatch call as one would type it, with shell variables for ids that are not known yet."""
+    command = sbatch_command(request, {key: f"${shell_name(key)}" for key in keys})
+    return f"{shell_name(request.key)}=$({' '.join(command)} <<'EOF'"
+
+
+def shell_name(key: str) -> str:
+    """A key of the plan as the name of a shell variable."""
+    return key.replace("-", "_")
+
+
+# --- this machine ----------------------------------------------------------------------------
+
+
+def run_local(requests: Sequence[JobRequest], watch: Callable[[JobRequest, int], None]) -> list[str]:
+    """Run the requests here, one element after another, one process per GPU; returns what failed.
+
+    An element is skipped if the one it waits for failed; the report always comes. `watch` is called now and
+    then with what is running. Ctrl-C ends the processes.
+    """
+    return _run_in_order(requests, lambda request, index: run_element(request, index, watch))
+
+
+def run_debug(requests: Sequence[JobRequest]) -> list[str]:
+    """Run the requests in this very process, one after another; an error is raised where it happens."""
+
+    def act(request: JobRequest, index: int) -> str:
+        request.tasks[index](alone())
+        return ""
+
+    return _run_in_order(requests, act)
+
+
+def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str]) -> list[str]:
+    failed: set[tuple[str, int]] = set()
+    reasons: list[str] = []
+    for request in requests:
+        for index in request.tasks:
+            if _is_blocked(request, index, failed):
+                failed.add((request.key, index))
+                continue
+            if reason := act(request, index):
+                failed.add((request.key, index))
+                reasons.append(reason)
+    return reasons
+
+
+def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -> bool:
+    """What SLURM's dependencies say, for jobs that run one after another."""
+    for after in request.after:
+        condition, key = after.split(":", 1)
+        if condition == "afterok" and any(key == failed_key for failed_key, _ in failed):
+            return True
+        if condition == "aftercorr" and (key, index) in failed:
+            return True
+    return False
+
+
+def run_element(request: JobRequest, index: int, watch: Callable[[JobRequest, int], None]) -> str:
+    """Run one element in processes of its own; returns why it failed, or nothing."""
+    from submitit import LocalExecutor
+
+    jobs_dir = request.folder / JOBS_DIR
+    processes = request.gang.gpus_per_node if request.gang else 1
+    with _environment(clean_environment() | {"PYTHONPATH": str(CODE_DIR)}):
+        executor = LocalExecutor(jobs_dir, max_num_timeout=UNLIMITED_RESTARTS)
+        executor.update_parameters(
+            timeout_min=LOCAL_LIMIT_MIN,
+            tasks_per_node=processes,
+            stderr_to_stdout=True,
+            **visible_gpus(request),
+        )
+        job = executor.submit(request.tasks[index])
+    record = JobRecord.of(request, job.job_id, "local")
+    add_record(request.folder, record)
+    process = job._process  # type: ignore[attr-defined]  # submitit gives no other way to wait for the end of Ctrl-C
+    try:
+        while not job.done():
+            watch(request, index)
+            time.sleep(LOCAL_POLL_S)
+    except BaseException:
+        job.cancel()
+        try:
+            process.wait(LOCAL_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    return (
+        ""
+        if has_succeeded(jobs_dir, job.job_id, processes)
+        else failure(request, index, jobs_dir, job.job_id)
+    )
+
+
+def has_succeeded(jobs_dir: Path, job: str, processes: int) -> bool:
+    """Whether every process of a local job ended well."""
+    from submitit.core.utils import pickle_load
+
+    results = [jobs_dir / f"{job}_{rank}_result.pkl" for rank in range(processes)]
+    return all(path.exists() and pickle_load(path)[0] == "success" for path in results)
+
+
+def failure(request: JobRequest, index: int, jobs_dir: Path, job: str) -> str:
+    """One line on why a local job failed: the last line of its error, and where to read on."""
+    from submitit.core.utils import pickle_load
+
+    name = f"{request.kind} {element_folder(request, index).name}"
+    for path in sorted(jobs_dir.glob(f"{job}_*_result.pkl")):
+        outcome, value = pickle_load(path)
+        if outcome == "error":
+            return f"{name}: {str(value).strip().splitlines()[-1]}"
+    return f"{name} was killed; see {jobs_dir}/{job}_0_log.out"
+
+
+def element_folder(request: JobRequest, index: int) -> Path:
+    """The folder one element works on."""
+    return Path(request.tasks[index].path)
+
+
+def visible_gpus(request: JobRequest) -> dict[str, object]:
+    """submitit's parameters that leave CUDA_VISIBLE_DEVICES as the user set it; it would number from 0.
+
+    Raises:
+        ClusterError: the variable names GPUs in a way that cannot be passed on.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = request.gang.gpus_per_node if request.gang else 0
+    if given is None or wanted == 0:
+        return {"gpus_per_node": wanted}
+    if not re.fullmatch(r"(\d+(,\d+)*)?", given):
+        raise ClusterError(f"CUDA_VISIBLE_DEVICES={given} cannot be passed on", "name the GPUs by number")
+    numbers = [int(number) for number in given.split(",") if number]
+    if not numbers:  # the user wants the CPU
+        return {"gpus_per_node": 0}
+    if len(numbers) < wanted:
+        raise ClusterError(f"--gpus {wanted}, but CUDA_VISIBLE_DEVICES={given}", "make more GPUs visible")
+    return {"gpus_per_node": wanted, "visible_gpus": numbers}
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Replace this process's environment for a while: submitit's children inherit it."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,219 @@
+"""What runs inside a job: tiny picklable callables that hold a path, and nothing else.
+
+State lives on disk, so running a task again goes on where the last attempt stopped; that is all that
+`checkpoint()` (which submitit calls before it requeues a job) has to arrange.
+
+    python -m slurm.task train STUDY --index 0      the same, for sbatch scripts written by hand
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.errors import RunError, SettingsError, ToolkitError
+from slurm.place import Place, find_place, joined
+from slurm.signals import StopFlag, hand_over, ignore_warnings
+from vae.study import PROVENANCE_FILE, read_json, read_study
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+log = logging.getLogger(__name__)
+
+# A job that was started again this often without one more saved step will not get any further.
+MAX_IDLE_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job's work on the folder at `path`."""
+
+    path: str
+
+    def __call__(self, place: Place | None = None) -> None:
+        """Do the work, as the rank that the scheduler gave this process (or as `place`)."""
+        place = place or find_place()
+        start_talking(place)
+        remove_unfinished_pickles(place)
+        self.work(place)
+        ignore_warnings()
+
+    def work(self, place: Place) -> None:
+        """What this kind of task does."""
+        raise NotImplementedError
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit should run after a requeue: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class TrainTask(Task):
+    """Trains the run in the folder `path`."""
+
+    def work(self, place: Place) -> None:
+        run_dir = Path(self.path)
+        stop = StopFlag()
+        write_logs_to(run_dir / "logs", "train", place)
+        refuse_idle_restarts(run_dir, place)
+        with joined(place, run_dir):
+            from vae.trainer import train  # imports torch, which reads the variables set above
+
+            is_complete = train(run_dir, should_stop=stop, attempt=place.as_attempt())
+        if not is_complete:
+            hand_over(place, stop.before)
+
+
+@dataclass(frozen=True)
+class EvaluateTask(Task):
+    """Scores the run in the folder `path`."""
+
+    def work(self, place: Place) -> None:
+        run_dir = Path(self.path)
+        restart_when_warned(place)
+        write_logs_to(run_dir / "logs", "evaluate", place)
+        with joined(place, run_dir):
+            from vae.scores import evaluate
+
+            evaluate(run_dir, read_study(run_dir.parent))
+
+
+@dataclass(frozen=True)
+class PackTask(Task):
+    """Packs shards number `task`, `task + tasks`, ... of the plan in the folder `path`."""
+
+    task: int
+    tasks: int
+
+    def work(self, place: Place) -> None:
+        restart_when_warned(place)
+        from data_prep.packer import pack_part
+
+        pack_part(Path(self.path), self.task, self.tasks, place.cpus)
+
+
+@dataclass(frozen=True)
+class FinalizeTask(Task):
+    """Joins the packed shards in the folder `path` under one manifest."""
+
+    def work(self, place: Place) -> None:
+        restart_when_warned(place)
+        from data_prep.packer import finalize
+
+        finalize(Path(self.path))
+
+
+@dataclass(frozen=True)
+class ReportTask(Task):
+    """Writes the report of the study in the folder `path`."""
+
+    def work(self, place: Place) -> None:
+        restart_when_warned(place)
+        from vae.report import write_report
+
+        log.info("report: %s", write_report(Path(self.path)))
+
+
+def restart_when_warned(place: Place) -> None:
+    """For work that starts again from what is on disk: hand over as soon as a warning comes.
+
+    Ranks above 0 wait to be ended with the job; if they went first, rank 0 might fail before it has requeued.
+    """
+    flag: StopFlag
+
+    def act() -> None:
+        if place.rank == 0:
+            hand_over(place, flag.before)
+
+    flag = StopFlag(at_once=act)
+
+
+def refuse_idle_restarts(run_dir: Path, place: Place) -> None:
+    """Stop a job that its scheduler restarts over and over without one more saved step.
+
+    Raises:
+        RunError: says how often it was tried.
+    """
+    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
+    steps = [attempt.get("from_step") for attempt in attempts if attempt.get("job") == place.job]
+    tried = steps[-MAX_IDLE_RESTARTS - 1 :]
+    if len(tried) > MAX_IDLE_RESTARTS and len(set(tried)) == 1:
+        raise RunError(
+            f"{run_dir.name}: started {len(tried)} times at step {tried[0]} without getting further",
+            "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
+            "(--run.checkpoint_every_min), then launch again",
+        )
+
+
+def start_talking(place: Place) -> None:
+    """Send log lines of rank 0, and warnings of all, to standard error."""
+    level = logging.INFO if place.rank == 0 else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
+
+
+def write_logs_to(folder: Path, kind: str, place: Place) -> None:
+    """Let everything this process prints go to a file of its own: one per attempt and rank."""
+    if place.cluster == "debug":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}-{place.tag}-rank{place.rank}.log"
+    print(f"the log of rank {place.rank} goes on in {path}", flush=True)
+    with path.open("ab") as file:  # the descriptors themselves, so that C libraries write there too
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+def remove_unfinished_pickles(place: Place) -> None:
+    """Remove what submitit left half-written when it was killed; it would refuse to write over it."""
+    if place.cluster == "slurm" and place.rank == 0 and (folder := os.environ.get("SUBMITIT_FOLDER")):
+        for path in Path(folder).glob(f"{place.job}_*.save_tmp"):
+            path.unlink(missing_ok=True)
+
+
+def run_of(study_dir: Path, index: int) -> Path:
+    """Folder of the `index`-th run of a study, counted from 0 in the order of study.yaml.
+
+    Raises:
+        SettingsError: the study has no run of that number.
+    """
+    runs = read_study(study_dir).runs
+    if not 0 <= index < len(runs):
+        raise SettingsError(
+            f"{study_dir} has no run {index}; it has {len(runs)}: {', '.join(runs)}",
+            f"submit with --array=0-{len(runs) - 1}",
+        )
+    return study_dir / runs[index]
+
+
+def main() -> int:
+    """One element of an array that was submitted by hand."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.task", allow_abbrev=False)
+    parser.add_argument("kind", choices=("pack", "train", "evaluate"))
+    parser.add_argument("folder", type=Path, help="of the study, or of the shards to pack")
+    parser.add_argument("--index", type=int, required=True, help="the element's index in its array")
+    parser.add_argument("--count", type=int, default=1, help="number of elements (for pack)")
+    asked = parser.parse_args()
+    folder = asked.folder.resolve()
+    task: Task
+    if asked.kind == "pack":
+        task = PackTask(str(folder), asked.index, asked.count)
+    else:
+        make = TrainTask if asked.kind == "train" else EvaluateTask
+        task = make(str(run_of(folder, asked.index)))
+    task()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ToolkitError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}" if error.hint else f"error: {error}")

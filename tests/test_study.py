@@ -1,0 +1,81 @@
+"""A study is the state on disk: what is there stays, what contradicts it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import RunError, SettingsError
+from vae.config import RunConfig
+from vae.study import (
+    Study,
+    check_name,
+    is_scored,
+    is_trained,
+    prepare_run,
+    prepare_study,
+    read_metrics,
+    read_run,
+    read_study,
+    run_name,
+)
+
+
+@pytest.mark.parametrize("name", ["a", "2024-06.run_1", "x" * 64])
+def test_plain_names_are_allowed(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-rf", "a b", "a/b", "..", "a\n#SBATCH", "a;b", "$(x)", "x" * 65, "é"])
+def test_names_that_a_shell_or_slurm_could_misread_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="study name"):
+        check_name(name)
+
+
+def test_same_run_is_accepted_and_another_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run_dir = tmp_path / run_name("linear", 3)
+    prepare_run(run_dir, RunConfig(seed=3))
+    prepare_run(run_dir, RunConfig(seed=3, log_every_steps=50))
+    assert read_run(run_dir).log_every_steps == 50
+    with pytest.raises(RunError, match=r"lr: 0\.001 -> 0\.01"):
+        prepare_run(run_dir, RunConfig(seed=3, lr=1e-2))
+    assert read_run(run_dir).lr == 1e-3
+
+
+def test_runs_of_an_earlier_launch_stay_in_the_study(tmp_path: Path) -> None:
+    prepare_study(tmp_path, Study("s", runs=("linear-s0", "direct-s0")))
+    prepare_study(tmp_path, Study("s", runs=("spatial-s0", "linear-s0")))
+    assert read_study(tmp_path).runs == ("linear-s0", "direct-s0", "spatial-s0")
+
+
+def test_folders_that_are_no_study_or_run_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no study at"):
+        read_study(tmp_path)
+    with pytest.raises(SettingsError, match="no run at"):
+        read_run(tmp_path)
+
+
+def test_scores_count_only_for_these_weights_and_this_extractor(tmp_path: Path) -> None:
+    study = Study("s", extractor="smoke")
+    (tmp_path / "scores.json").write_text(json.dumps({"checkpoint_sha256": "a", "extractor": "smoke"}))
+    assert not is_scored(tmp_path, study)
+    (tmp_path / "done.json").write_text(json.dumps({"weights_sha256": "a"}))
+    assert is_trained(tmp_path)
+    assert is_scored(tmp_path, study)
+    assert not is_scored(tmp_path, Study("s", extractor="inception"))
+    (tmp_path / "done.json").write_text(json.dumps({"weights_sha256": "b"}))
+    assert not is_scored(tmp_path, study)
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 1', "[1]", "\udc80"])
+def test_half_written_markers_do_not_count(tmp_path: Path, content: str) -> None:
+    (tmp_path / "done.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert not is_trained(tmp_path)
+
+
+def test_half_written_metrics_line_is_left_out(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]

@@ -1,0 +1,41 @@
+"""Fetch or check the Inception v3 weights that FID and IS are computed with.
+
+fetch  download torchvision's Inception_V3_Weights.DEFAULT (104 MB) into torch's hub cache
+check  say whether the weights are there and are the published ones
+"""
+
+from __future__ import annotations
+
+import _front
+
+from vae.weights import fetch, identify, locate
+
+EXAMPLES = """\
+  python jobs/weights.py fetch                              # on a machine with internet
+  python jobs/weights.py check
+  python jobs/weights.py fetch --inception-weights weights/inception.pth
+"""
+
+
+def main() -> int:
+    """Do what the command line says; prints the file and its SHA-256."""
+    parser = _front.Parser(__doc__, EXAMPLES)
+    parser.add_argument("action", choices=("fetch", "check"))
+    parser.add_argument(
+        "--inception-weights",
+        default="",
+        metavar="PATH",
+        help="the file to fetch to, or to check; else torch's hub cache (TORCH_HOME)",
+    )
+    args = parser.parse_args()
+    path = locate(args.inception_weights)
+    if args.action == "fetch":
+        print(f"{path}  SHA-256 {fetch(path)}")
+        return 0
+    digest, label = identify(path)
+    print(f"{path}  SHA-256 {digest}  {label or 'the published weights'}")
+    return 0
+
+
+if __name__ == "__main__":
+    _front.run(main)

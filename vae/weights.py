@@ -1,0 +1,153 @@
+"""The Inception v3 weights file: where it is looked for, how it is checked, how it is fetched.
+
+Imports no torch: the launcher checks the weights before anything is queued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_prep.errors import SettingsError, WeightsError
+from data_prep.files import BLOCK_BYTES, replacing, sha256_file
+from vae.study import Study
+
+log = logging.getLogger(__name__)
+
+EXTRACTORS = ("inception", "smoke")
+
+# torchvision's Inception_V3_Weights.DEFAULT. The name carries the first 8 hex digits of the SHA-256,
+# which is all that was published and all that torch.hub checks.
+FILE_NAME = "inception_v3_google-0cc3c7bd.pth"
+SHA256_PREFIX = "0cc3c7bd"
+URL = f"https://download.pytorch.org/models/{FILE_NAME}"
+
+FETCH_HINT = "fetch them where there is internet: python jobs/weights.py fetch"
+TIMEOUT_S = 30
+
+SMOKE_LABEL = "smoke, not comparable"
+UNKNOWN_LABEL = "unknown weights, not comparable"
+
+
+def hub_path() -> Path:
+    """Where torch.hub keeps the file: TORCH_HOME, else XDG_CACHE_HOME/torch, else ~/.cache/torch."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
+    return Path(home).expanduser() / "hub" / "checkpoints" / FILE_NAME
+
+
+def locate(inception_weights: str = "") -> Path:
+    """The file to use: the one given, else the one in torch's hub cache. It need not exist."""
+    return Path(inception_weights).expanduser() if inception_weights else hub_path()
+
+
+def check(study: Study) -> None:
+    """Raise unless the study's extractor can be used: its weights are there and are the right ones.
+
+    Raises:
+        SettingsError: there is no such extractor.
+        WeightsError: the weights are missing, truncated or not the known ones.
+    """
+    if study.extractor not in EXTRACTORS:
+        known = ", ".join(EXTRACTORS)
+        raise SettingsError(f"unknown extractor {study.extractor!r}; known: {known}")
+    if study.extractor == "inception":
+        identify(locate(study.inception_weights))
+
+
+def identify(path: Path) -> tuple[str, str]:
+    """SHA-256 of a weights file, and its label: empty for the published weights.
+
+    Other weights are taken only when the file PATH.sha256 beside them (as `sha256sum PATH` writes it) vouches
+    for every byte; their scores carry a label. So a truncated file never passes.
+
+    Raises:
+        WeightsError: the file is missing, truncated or unknown.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no Inception v3 weights at {path}", FETCH_HINT)
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    vouched = _vouched_sha256(path)
+    if digest.startswith(SHA256_PREFIX):
+        return digest, ""
+    if digest == vouched:
+        return digest, UNKNOWN_LABEL
+    expected = vouched or f"{SHA256_PREFIX}..."
+    raise WeightsError(
+        f"{path} is truncated or holds other weights: its SHA-256 is {digest}, not {expected}",
+        f"{FETCH_HINT}; to use weights of your own: sha256sum {path.name} > {path.name}.sha256 beside them",
+    )
+
+
+def _vouched_sha256(path: Path) -> str | None:
+    """The first word of PATH.sha256, or None if there is no such file."""
+    try:
+        words = path.with_name(f"{path.name}.sha256").read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return words[0].lower() if words else None
+
+
+def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str:
+    """Download the weights to `path` unless they are there; return their SHA-256.
+
+    The file appears under its name only when it is whole and its SHA-256 begins with `sha256_prefix`.
+
+    Raises:
+        WeightsError: no connection, no room, or what came is not the published file.
+    """
+    if path.is_file() and (known := sha256_file(path)).startswith(sha256_prefix):
+        log.info("%s is there already", path)
+        return known
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            digest = _download(url, part)
+            if not digest.startswith(sha256_prefix):
+                raise WeightsError(
+                    f"{url} gave a file with SHA-256 {digest}, not {sha256_prefix}...; it was not kept",
+                    "try again; if it stays so, a proxy answers in place of the server",
+                )
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise WeightsError(
+            f"cannot fetch {url} to {path}: {reason}",
+            f"fetch it on a machine with internet, copy it to {path}, or name it with --inception-weights",
+        ) from error
+    return digest
+
+
+def _download(url: str, target: Path) -> str:
+    """Copy `url` to `target`; returns the SHA-256 of what came."""
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
+        num_bytes = int(answer.headers.get("Content-Length") or 0)
+        log.info("fetching %s (%.0f MB)", url, num_bytes / 1e6)
+        with _advancing(num_bytes) as advance:
+            while block := answer.read(BLOCK_BYTES):
+                digest.update(block)
+                file.write(block)
+                advance(len(block))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _advancing(num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A function that moves a progress bar on by so many bytes; no bar where stderr is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("weights", total=num_bytes or None)
+        yield lambda count: progress.advance(task, count)

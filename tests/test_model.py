@@ -48,7 +48,7 @@ def test_variants_compute_what_the_report_computes(variant: str) -> None:
     model = with_weights_of(report, build_model(config).double())
     images, noise = torch.rand(2, 1, 256, 256).double(), torch.randn(2, 256).double()
     torch.testing.assert_close(torch.sigmoid(model(images, noise).logits), report(images, noise)[0])
-    optimizers = [torch.optim.Adam(m.parameters(), lr=config.lr) for m in (report, model)]
+    optimizers = [torch.optim.Adam(m.parameters(), lr=config.lr, fused=True) for m in (report, model)]
     theirs, ours = [], []
     for _ in range(2):
         theirs.append(report_step(report, optimizers[0], images, noise).item())

@@ -1,0 +1,38 @@
+# Each target works on a fresh machine by itself: it makes .venv first if need be.
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+DEMO   := --data phantom:192 --study demo --cluster debug --extractor smoke --run.epochs 2
+
+.PHONY: help install demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## make .venv with everything the toolkit and its tests need
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(READY)  ## make phantom X-rays, train both variants, score them, write a report
+	$(RUN) jobs/launch.py --variant both $(DEMO)
+
+test: $(READY)  ## run every test that can run here (SLURM's too where its programs are installed)
+	$(RUN) -m pytest
+
+check: $(READY)  ## lint, format and type checks
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)  ## measure packing, training and launching side by side (see benchmarks/README.md)
+	$(RUN) benchmarks/launch.py
+	$(RUN) benchmarks/pack.py
+	$(RUN) benchmarks/train.py
+
+clean:  ## remove .venv and caches; runs and shards stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

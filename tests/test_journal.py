@@ -1,0 +1,108 @@
+"""What a run tells: lines a person can follow, and files that read like an unbroken run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import REPOSITORY, child_environment, make_run
+
+from data_prep.errors import RunError
+from vae.config import RunConfig
+from vae.journal import Journal
+from vae.ranks import start_accelerator
+from vae.study import read_metrics
+from vae.trainer import train
+
+
+def make_journal(run_dir: Path, **settings: object) -> Journal:
+    config = RunConfig(batch_size=4, trackers=(), **settings)  # type: ignore[arg-type]
+    run_dir.mkdir(exist_ok=True)
+    return Journal(run_dir, config, start_accelerator(config, run_dir), steps_per_epoch=2, total_steps=6)
+
+
+def test_losses_are_per_image_and_add_up_with_beta(tmp_path: Path) -> None:
+    journal = make_journal(tmp_path, beta=0.5)
+    journal.start(0, [0.0, 0.0], restarts=0)
+    with journal:
+        journal.add(torch.tensor([40.0, 8.0], dtype=torch.float64))
+        journal.log_step(1, lr=0.1, grad_norm=torch.tensor(12.0))
+        journal.add(torch.tensor([20.0, 4.0], dtype=torch.float64))
+        journal.log_epoch(2, {"val_loss": 3.0})
+    step, epoch = [line for line in read_metrics(tmp_path) if line["kind"] != "start"]
+    assert (step["bce"], step["kl"], step["loss"], step["grad_norm"]) == (10, 2, 11, 3)
+    assert (epoch["train_bce"], epoch["train_kl"], epoch["train_loss"], epoch["val_loss"]) == (
+        7.5,
+        1.5,
+        8.25,
+        3,
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_first_of_several_bad_losses_is_named(tmp_path: Path, bad: float) -> None:
+    journal = make_journal(tmp_path)
+    for value in (1.0, bad, bad):
+        journal.add(torch.tensor([value, 0.0], dtype=torch.float64))
+    with pytest.raises(RunError, match="not finite at step 8; there is no checkpoint before it"):
+        journal.settle(9)
+
+
+def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    lines = [{"kind": "step", "step": step} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kin')
+    make_journal(tmp_path).start(2, [0.0, 0.0], restarts=1)
+    left = [(line["kind"], line["step"]) for line in read_metrics(tmp_path)]
+    assert left == [("step", 1), ("step", 2), ("start", 2)]
+
+
+def test_infinite_gradient_norm_of_a_skipped_fp16_step_is_left_out(tmp_path: Path) -> None:
+    journal = make_journal(tmp_path)
+    journal.start(0, [0.0, 0.0], restarts=0)
+    journal.add(torch.ones(2, dtype=torch.float64))
+    journal.log_step(1, lr=0.1, grad_norm=torch.tensor(float("inf")))
+    assert "grad_norm" not in read_metrics(tmp_path)[-1]  # JSON knows no infinity
+
+
+def test_tensorboard_gets_every_logged_value(tmp_path: Path, shards: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_dir = make_run(tmp_path / "linear-s0", shards, trackers=("tensorboard",), max_steps=3)
+    train(run_dir)
+    events = EventAccumulator(str(run_dir / "tensorboard" / "linear-s0"))
+    events.Reload()
+    written = [event.value for event in events.Scalars("loss")]
+    told = [line["loss"] for line in read_metrics(run_dir) if line["kind"] == "step"]
+    assert written == pytest.approx(told)
+
+
+def test_terminal_gets_a_bar_and_a_log_file_gets_plain_lines(tmp_path: Path, shards: Path) -> None:
+    plain = run_command(make_run(tmp_path / "plain", shards, max_steps=4))
+    assert "plain: step 4 of 4: loss " in plain
+    assert "nats/image" in plain
+    assert "\x1b" not in plain
+    main, side = pty.openpty()
+    run_command(make_run(tmp_path / "bar", shards, max_steps=4), stderr=side)
+    os.close(side)
+    shown = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert "4/4" in shown
+    assert "\x1b" in shown
+
+
+def run_command(run_dir: Path, stderr: int = subprocess.PIPE) -> str:
+    done = subprocess.run(
+        [sys.executable, "jobs/train.py", str(run_dir)],
+        cwd=REPOSITORY,
+        env={**child_environment(), "TERM": "xterm", "COLUMNS": "100"},
+        stderr=stderr,
+        check=True,
+        text=True,
+    )
+    return done.stderr or ""

@@ -1,0 +1,54 @@
+"""Where a result comes from can be read from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vae import provenance
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with one committed file, taken for the toolkit's own."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "a.py").write_text("x = 1\n")
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    monkeypatch.setattr(provenance, "REPOSITORY", folder)
+    return folder
+
+
+def test_clean_checkout_is_its_commit(checkout: Path) -> None:
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    assert provenance.code() == {"commit": head.stdout.strip()}
+
+
+def test_changes_on_top_are_kept_as_a_diff(checkout: Path) -> None:
+    (checkout / "a.py").write_text("x = 2\n")
+    code = provenance.code()
+    assert "+x = 2" in code["diff"]
+    assert code["diff_sha256"] == hashlib.sha256(code["diff"].encode()).hexdigest()
+
+
+def test_code_outside_git_says_so(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    assert provenance.code() == {"commit": "unknown: not a git checkout"}
+
+
+def test_attempts_add_up_and_count_the_restarts(tmp_path: Path) -> None:
+    assert provenance.record_attempt(tmp_path, "f" * 64, {"job": "7"}) == 0
+    assert provenance.record_attempt(tmp_path, "f" * 64, {"job": "8"}) == 1
+    written = json.loads((tmp_path / "provenance.json").read_text())
+    assert [attempt["job"] for attempt in written["attempts"]] == ["7", "8"]
+    assert written["data_fingerprint"] == "f" * 64
+    assert written["versions"]["python"].startswith("3.")

@@ -1,0 +1,94 @@
+"""Figures as PNG: grids of images, and loss curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data_prep.files import replacing
+
+GRID_COLUMNS = 8
+GAP_PX = 2
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart; line styles repeat the difference.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
+    """Write images [n, H, W] as one PNG, pixel for pixel, row by row, 8 to a row."""
+    count, height, width = images.shape
+    columns = min(GRID_COLUMNS, count)
+    rows = -(-count // columns)
+    size = (rows * (height + GAP_PX) - GAP_PX, columns * (width + GAP_PX) - GAP_PX)
+    canvas = np.full(size, 255, np.uint8)
+    for number, image in enumerate(images):
+        top = number // columns * (height + GAP_PX)
+        left = number % columns * (width + GAP_PX)
+        canvas[top : top + height, left : left + width] = image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        Image.fromarray(canvas).save(part, format="PNG", optimize=True)
+
+
+def write_loss_curves(path: Path, metrics: dict[str, list[dict[str, Any]]]) -> bool:
+    """Plot the losses of several runs over epochs; False, and no file, where nothing was logged yet.
+
+    Args:
+        metrics: the lines of each run's metrics.jsonl, by run name.
+    """
+    curves = {name: _curves(lines) for name, lines in metrics.items()}
+    if not any(train for train, _ in curves.values()):
+        return False
+    # a figure of its own, not pyplot's: no global state, no display
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, (train, validation)) in enumerate(curves.items()):
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+        axes.plot(*_xy(train), color=colour, alpha=0.35, linewidth=1)
+        (line,) = axes.plot(*_xy(validation), color=colour, label=f"{name}, validation")
+        line.set(linestyle=style, marker="o", markersize=4)
+        if not validation:
+            axes.plot([], [], color=colour, alpha=0.35, label=f"{name}, training")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss (nats/image)")
+    axes.set_title("Loss per image: faint lines training batches, marked lines validation", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    low, high = _range([value for curve in curves.values() for part in curve for _, value in part])
+    axes.set_ylim(low, high)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
+    return True
+
+
+Points = list[tuple[float, float]]
+
+
+def _curves(lines: list[dict[str, Any]]) -> tuple[Points, Points]:
+    """(epoch, loss) of the logged training steps, and of the validation passes."""
+    train = [(line["epoch"], line["loss"]) for line in lines if line["kind"] == "step"]
+    seen = [line for line in lines if line["kind"] == "epoch"]
+    train = train or [(line["epoch"], line["train_loss"]) for line in seen]
+    return train, [(line["epoch"], line["val_loss"]) for line in seen if "val_loss" in line]
+
+
+def _xy(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """Limits that show the curves and not the first steps, which lie far above them."""
+    low, high = min(values), float(np.percentile(values, 98))
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import write_json
+from slurm.request import JobRequest, RunFacts, StudyFacts
 from vae.study import (
+    DONE_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
     SCORES_FILE,
@@ -31,13 +33,11 @@ from vae.study import (
     read_json,
 )
 
-if TYPE_CHECKING:
-    from slurm.request import JobRequest
-
 log = logging.getLogger(__name__)
 
 JOBS_FILE = "jobs.json"
 LOCK_FILE = ".launch.lock"
+REPORT_FILE = "report.html"
 ANSWER_LIMIT_S = 30
 # metrics.jsonl of a long run is read from its end: this much holds the newest lines.
 TAIL_BYTES = 32 * 1024
@@ -75,6 +75,19 @@ def read_records(folder: Path) -> list[JobRecord]:
     """The jobs submitted for a study or data folder, oldest first."""
     known = (read_json(folder / JOBS_FILE) or {}).get("jobs", [])
     return [JobRecord(**{**job, "indices": tuple(job["indices"])}) for job in known]
+
+
+def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
+    """The jobs submitted for a study, those submitted by hand included, oldest first."""
+    known = read_records(study_dir)
+    ids = {record.id for record in known}
+    by_hand = []
+    for index, name in enumerate(study.runs):
+        attempts = (read_json(study_dir / name / PROVENANCE_FILE) or {}).get("attempts", [])
+        last = attempts[-1] if attempts else {}
+        if last.get("cluster") == "slurm" and last["job"].split("_")[0] not in ids:
+            by_hand.append(JobRecord(last["job"], "train", "slurm", False, (index,), last.get("host", "")))
+    return [*by_hand, *known]
 
 
 def add_record(folder: Path, record: JobRecord) -> None:
@@ -121,7 +134,8 @@ class Scheduler:
         if self.queue is None:
             return "UNKNOWN", "squeue does not answer"
         if element in self.queue:
-            return self.queue[element]
+            state, reason = self.queue[element]
+            return state, "" if reason == "None" else reason
         if self.ended is None:
             return "GONE", "sacct does not answer"
         if element in self.ended:
@@ -205,7 +219,7 @@ class RunState:
 
 def study_states(study_dir: Path, study: Study) -> list[RunState]:
     """The state of every run, in the order of study.yaml."""
-    records = read_records(study_dir)
+    records = read_jobs(study_dir, study)
     scheduler = ask_scheduler(records)
     return [
         run_state(study_dir / name, study, index, records, scheduler) for index, name in enumerate(study.runs)
@@ -240,7 +254,7 @@ def _merge(
         return "done", ""
     state, reason = _newest(kind, index, records, scheduler)
     if state in ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT"):
-        return ("scoring" if kind == "evaluate" else "training"), reason if reason != "None" else ""
+        return ("scoring" if kind == "evaluate" else "training"), reason
     if state in QUEUED:
         return ("trained" if kind == "evaluate" else "queued"), reason
     if kind == "evaluate" and state in ("", "GONE"):
@@ -264,6 +278,51 @@ def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Schedule
         if record.kind == kind and index in record.indices:
             return scheduler.state(record, index)
     return "", ""
+
+
+def study_facts(
+    study_dir: Path, study: Study, asked: tuple[str, ...], data_dir: Path, num_shards: int | None
+) -> StudyFacts:
+    """What `request.decide` needs to know of the runs `asked` for; `num_shards` is None for packed data.
+
+    Raises:
+        ClusterError: SLURM does not answer, so nobody knows what is already running.
+    """
+    records, data_records = read_jobs(study_dir, study), read_records(data_dir)
+    scheduler = ask_scheduler([*records, *data_records])
+    return StudyFacts(
+        study_dir,
+        runs=tuple(
+            RunFacts(
+                name=name,
+                index=index,
+                is_trained=is_trained(study_dir / name),
+                is_scored=is_scored(study_dir / name, study),
+                train_job=live_job("train", index, records, scheduler),
+                evaluate_job=live_job("evaluate", index, records, scheduler),
+            )
+            for index, name in enumerate(study.runs)
+            if name in asked
+        ),
+        data_dir=data_dir,
+        is_packed=num_shards is None,
+        num_shards=num_shards or 0,
+        pack_job=live_job("finalize", 0, data_records, scheduler),
+        has_report=has_report(study_dir, study),
+        report_job=live_job("report", 0, records, scheduler),
+    )
+
+
+def has_report(study_dir: Path, study: Study) -> bool:
+    """Whether the report is there and newer than everything it tells of."""
+    times = [
+        path.stat().st_mtime
+        for name in study.runs
+        for path in (study_dir / name / DONE_FILE, study_dir / name / SCORES_FILE)
+        if path.exists()
+    ]
+    report = study_dir / REPORT_FILE
+    return report.exists() and report.stat().st_mtime >= max(times, default=0.0)
 
 
 def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:

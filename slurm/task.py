@@ -157,6 +157,7 @@ def start_talking(place: Place) -> None:
     """Send log lines of rank 0, and warnings of all, to standard error."""
     level = logging.INFO if place.rank == 0 else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
+    logging.getLogger("submitit").propagate = False  # it has a handler of its own
 
 
 def write_logs_to(folder: Path, kind: str, place: Place) -> None:
@@ -196,19 +197,12 @@ def run_of(study_dir: Path, index: int) -> Path:
 def main() -> int:
     """One element of an array that was submitted by hand."""
     parser = argparse.ArgumentParser(prog="python -m slurm.task", allow_abbrev=False)
-    parser.add_argument("kind", choices=("pack", "train", "evaluate"))
-    parser.add_argument("folder", type=Path, help="of the study, or of the shards to pack")
+    parser.add_argument("kind", choices=("train", "evaluate"))
+    parser.add_argument("study", type=Path, help="folder of the study")
     parser.add_argument("--index", type=int, required=True, help="the element's index in its array")
-    parser.add_argument("--count", type=int, default=1, help="number of elements (for pack)")
     asked = parser.parse_args()
-    folder = asked.folder.resolve()
-    task: Task
-    if asked.kind == "pack":
-        task = PackTask(str(folder), asked.index, asked.count)
-    else:
-        make = TrainTask if asked.kind == "train" else EvaluateTask
-        task = make(str(run_of(folder, asked.index)))
-    task()
+    make = TrainTask if asked.kind == "train" else EvaluateTask
+    make(str(run_of(asked.study.resolve(), asked.index)))()
     return 0
 
 

@@ -113,11 +113,17 @@ def check_run(run_dir: Path, config: RunConfig) -> None:
 
 def prepare_study(study_dir: Path, study: Study) -> Study:
     """Write study.yaml; runs that are already in the study stay in it. Returns what was written."""
-    if (study_dir / STUDY_FILE).exists():
-        known = read_study(study_dir).runs
-        study = dataclasses.replace(study, runs=known + tuple(r for r in study.runs if r not in known))
+    study = with_known_runs(study_dir, study)
     write_settings(study, study_dir / STUDY_FILE)
     return study
+
+
+def with_known_runs(study_dir: Path, study: Study) -> Study:
+    """`study` with the runs that the folder already holds before its own: their numbers never change."""
+    if not (study_dir / STUDY_FILE).exists():
+        return study
+    known = read_study(study_dir).runs
+    return dataclasses.replace(study, runs=known + tuple(r for r in study.runs if r not in known))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

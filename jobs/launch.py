@@ -1,0 +1,422 @@
+"""Train, score and report a study, on a SLURM cluster or on this machine.
+
+A study is a folder of runs, one for each variant and seed. Launching it does what is missing: pack the
+images, train each run, score it, write the report. Run the same command again to go on after an
+interruption, to see how far it is, or to add variants and seeds; what is done or queued is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _front
+
+from data_prep.errors import ClusterError, SettingsError
+from data_prep.shards import MANIFEST_FILE, read_manifest
+from slurm.place import Cluster
+from slurm.profile import ClusterProfile, read_profile
+from slurm.request import Gang, JobRequest, check_path, decide
+from slurm.state import (
+    REPORT_FILE,
+    RunState,
+    ask_scheduler,
+    only_launcher,
+    progress,
+    read_records,
+    study_facts,
+    study_states,
+)
+from slurm.submit import (
+    as_shell,
+    element_folder,
+    run_debug,
+    run_local,
+    script,
+    slurm_answers,
+    submit,
+    test_only,
+)
+from slurm.tables import console, scores_table, states_table
+from vae import weights
+from vae.config import VARIANT_GROUPS, RunConfig
+from vae.study import Study, check_name, check_run, prepare_run, prepare_study, run_name, with_known_runs
+
+EXAMPLES = """\
+  python jobs/launch.py --variant both --gpus 4                      # the study of the report
+  python jobs/launch.py --variant both --gpus 4 --dry-run            # only show what would be submitted
+  python jobs/launch.py --variant all --gpus 8 --nodes 2 --seeds 0 1 2 --profile example
+  python jobs/launch.py --variant linear --gpus 1 --data phantom:200 --size 64 --extractor smoke
+  python jobs/launch.py --variant both --gpus 4 --study low-lr --run.lr 3e-4 --run.epochs 30
+"""
+
+SHARDS_DIR = Path("shards")
+POLL_S = 3.0
+# Folders that are usually a node's own; a job on another node would not find its run there.
+PRIVATE_DIRS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+
+log = logging.getLogger(__name__)
+
+
+# --- what is asked for -------------------------------------------------------------------------
+
+
+def build_parser() -> _front.Parser:
+    """About a dozen flags for this launch, and `--run.NAME` for every setting of a run."""
+    parser = _front.Parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--variant",
+        required=True,
+        choices=tuple(VARIANT_GROUPS),
+        help="linear, direct, spatial; both = linear and direct (the report's); all = all three",
+    )
+    add("--gpus", type=int, required=True, metavar="N", help="GPUs of each run, over all its nodes together")
+    add(
+        "--nodes", type=int, default=1, metavar="N", help="nodes of each run; --gpus must be a multiple of it"
+    )
+    add(
+        "--data",
+        metavar="SHARDS|SOURCE",
+        help="a folder that jobs/pack.py made; or what it packs (a folder of images, a CSV, phantom:N),\n"
+        f"then packed to {SHARDS_DIR}/NAME first. Without it: the only packed data under {SHARDS_DIR}/",
+    )
+    add("--size", type=int, default=256, metavar="PX", help="side of the images if a SOURCE is packed")
+    add("--study", metavar="NAME", help="folder under --runs-dir (default: named after the data)")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run of each variant per seed")
+    add(
+        "--cluster",
+        choices=("auto", "slurm", "local", "debug"),
+        default="auto",
+        help="slurm; local = processes on this machine; debug = this very process, --gpus 1;\n"
+        "auto = slurm where it answers, else local",
+    )
+    add(
+        "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
+    )
+    add("--dry-run", action="store_true", help="show the runs and the exact sbatch texts; change nothing")
+    add("--wait", action="store_true", help="on SLURM: stay until the report is there and print the scores")
+    add("--extractor", choices=weights.EXTRACTORS, default="inception", help="network behind FID and IS")
+    add("--inception-weights", default="", metavar="PATH", help="its weights (default: torch's hub cache)")
+    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept")
+    parser.add_class_arguments(RunConfig, "run", skip={"variant", "seed", "data", "image_size_px"})
+    return parser
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images to train on: packed, or about to be."""
+
+    folder: Path
+    image_size_px: int
+    num_train_images: int | None
+    """None as long as they are not packed."""
+    num_shards: int | None
+    """Shards to be packed; None when that is done."""
+    source: str = ""
+    """What they are packed from."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything the flags decide."""
+
+    study_dir: Path
+    study: Study
+    """All runs of the study, those of earlier launches first."""
+    configs: dict[str, RunConfig]
+    """The runs asked for, by name."""
+    data: Data
+    gang: Gang
+    cluster: Cluster
+    profile: ClusterProfile
+
+    def requests(self) -> tuple[JobRequest, ...]:
+        """The jobs that are missing now."""
+        facts = study_facts(
+            self.study_dir, self.study, tuple(self.configs), self.data.folder, self.data.num_shards
+        )
+        return decide(facts, self.gang, self.profile.pack_jobs if self.cluster == "slurm" else 1)
+
+    def states(self) -> list[RunState]:
+        """What the runs asked for are doing."""
+        return [state for state in study_states(self.study_dir, self.study) if state.name in self.configs]
+
+
+def read_launch(asked: Any) -> Launch:
+    """Turn flags into a launch; reads what is there, writes nothing."""
+    gang = Gang(asked.gpus, asked.nodes)
+    profile = read_profile(asked.profile)
+    cluster = choose_cluster(asked)
+    data = find_data(asked.data, asked.size)
+    name = check_name(asked.study or safe_name(data.folder.name))
+    study_dir = (asked.runs_dir / name).resolve()
+    configs = {
+        run_name(variant, seed): RunConfig(
+            **{
+                **asked.run.as_dict(),
+                "variant": variant,
+                "seed": seed,
+                "data": str(data.folder),
+                "image_size_px": data.image_size_px,
+            }
+        )
+        for variant in VARIANT_GROUPS[asked.variant]
+        for seed in asked.seeds
+    }
+    own_weights = str(Path(asked.inception_weights).resolve()) if asked.inception_weights else ""
+    study = with_known_runs(study_dir, Study(name, tuple(configs), asked.extractor, own_weights))
+    return Launch(study_dir, study, configs, data, gang, cluster, profile)
+
+
+def choose_cluster(asked: Any) -> Cluster:
+    """Where to run. `auto` takes SLURM where it answers; a dry run with a profile is about SLURM anyway."""
+    if asked.cluster != "auto":
+        return asked.cluster
+    return "slurm" if slurm_answers() or (asked.dry_run and asked.profile) else "local"
+
+
+def find_data(asked: str | None, size_px: int) -> Data:
+    """The data asked for, or the only packed ones.
+
+    Raises:
+        SettingsError, DataError: there are none, or they cannot be used.
+    """
+    if asked is None:
+        return packed_data(only_packed(SHARDS_DIR))
+    if (Path(asked) / MANIFEST_FILE).exists():
+        return packed_data(Path(asked))
+    from data_prep.packer import PackOptions, is_packed, plan
+
+    out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
+    planned = plan(asked, out, PackOptions(size_px=size_px), write=False)
+    return packed_data(out) if is_packed(out) else Data(out, size_px, None, len(planned.shards), asked)
+
+
+def only_packed(folder: Path) -> Path:
+    """The one packed data set below `folder`."""
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
+    if not found:
+        raise SettingsError(
+            f"no packed images under {folder}/",
+            "give --data a folder of images, a packed folder, or phantom:200 for made-up ones",
+        )
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise SettingsError(f"several packed data sets under {folder}/: {names}", "choose one with --data")
+    return found[0]
+
+
+def packed_data(folder: Path) -> Data:
+    """Packed shards, from their manifest."""
+    manifest = read_manifest(folder)
+    return Data(folder.resolve(), manifest.image_size_px, manifest.num_images("train"), None)
+
+
+def safe_name(text: str) -> str:
+    """`text` as a folder name that shells and SLURM take as it is: `phantom:48` becomes phantom-48."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "data"
+
+
+# --- checks that cost seconds here and hours in the queue ------------------------------------------
+
+
+def preflight(launch: Launch) -> None:
+    """Raise a ToolkitError for anything that would only fail on the cluster."""
+    check_path(launch.study_dir)
+    check_path(launch.data.folder)
+    for name, config in launch.configs.items():
+        check_run(launch.study_dir / name, config)
+        check_batch(config, launch)
+    weights.check(launch.study)
+    check_writable(launch.study_dir)
+    if launch.cluster == "debug" and launch.gang.gpus != 1:
+        raise SettingsError("--cluster debug is one process", "use --gpus 1, or --cluster local")
+    if launch.cluster == "local":
+        check_this_machine(launch.gang)
+    if launch.cluster == "slurm":
+        warn_of_private_folders(launch)
+
+
+def check_batch(config: RunConfig, launch: Launch) -> None:
+    """Raise SettingsError if a batch cannot be shared out among the GPUs, or is larger than the data."""
+    least = launch.gang.gpus * config.accumulate
+    if config.batch_size < least:
+        raise SettingsError(
+            f"batch_size {config.batch_size} cannot be shared by {least} (GPUs x accumulate)",
+            f"use fewer GPUs, or --run.batch_size {least} (which changes the result)",
+        )
+    images = launch.data.num_train_images
+    if images is not None and config.batch_size > images:
+        raise SettingsError(f"batch_size {config.batch_size} is more than the {images} training images")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise SettingsError unless files can be made in `folder`, which need not exist yet."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise SettingsError(f"{existing} is not a folder this user can write to", "choose another --runs-dir")
+
+
+def check_this_machine(gang: Gang) -> None:
+    """Raise ClusterError if a local run needs several nodes, or more GPUs than there are."""
+    if gang.nodes > 1:
+        raise ClusterError(f"--nodes {gang.nodes}, but this is one machine and no SLURM", "use --nodes 1")
+    if shutil.which("nvidia-smi") is None:
+        return
+    shown = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    gpus = sum(line.startswith("GPU ") for line in shown.stdout.splitlines())
+    if 0 < gpus < gang.gpus:
+        raise ClusterError(f"--gpus {gang.gpus}, but this machine has {gpus}", f"use --gpus {gpus}")
+
+
+def warn_of_private_folders(launch: Launch) -> None:
+    """Warn of folders that a node is unlikely to share with this machine."""
+    for folder in (launch.study_dir, launch.data.folder):
+        if str(folder).startswith(tuple(f"{private}/" for private in PRIVATE_DIRS)):
+            log.warning("warning: %s is probably not shared with the nodes; jobs would not find it", folder)
+
+
+# --- doing it --------------------------------------------------------------------------------------
+
+
+def prepare(launch: Launch) -> None:
+    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
+    if launch.data.source:
+        from data_prep.packer import PackOptions, plan
+
+        plan(launch.data.source, launch.data.folder, PackOptions(size_px=launch.data.image_size_px))
+    prepare_study(launch.study_dir, launch.study)
+    states = {state.name: state.state for state in launch.states()}
+    for name, config in launch.configs.items():
+        if states[name] not in ("done", "scoring", "trained"):
+            prepare_run(launch.study_dir / name, config)
+
+
+def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -> int:
+    """Run or submit the jobs; returns the exit code: 0 if all that could be done is done or queued."""
+    if launch.cluster == "slurm":
+        submit(requests, launch.profile)
+        if not must_wait:
+            show(launch)
+            print(f"\nto see how far it is: python jobs/status.py {shlex.quote(str(launch.study_dir))}")
+            return 0
+        wait_for_jobs(launch)
+    elif launch.cluster == "local":
+        for reason in run_local(requests, Watcher()):
+            log.error("failed: %s", reason)
+    else:
+        run_debug(requests)
+    states = show(launch)
+    return 0 if all(state.state == "done" for state in states) and report_of(launch).exists() else 1
+
+
+class Watcher:
+    """Tells of each new epoch of a local training run."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, int] = {}
+
+    def __call__(self, request: JobRequest, index: int) -> None:
+        folder = element_folder(request, index)
+        label = f"{request.kind} {folder.name}"
+        if label not in self.told:
+            log.info("%s begins", label)
+        if request.kind != "train":
+            self.told[label] = 0
+            return
+        now = progress(folder)
+        epoch = int(now["epoch"])
+        if epoch > self.told.setdefault(label, 0) and now["loss"] is not None:
+            log.info(
+                "%s: epoch %d, loss %.1f nats/image, %.0f images/s",
+                label,
+                epoch,
+                now["loss"],
+                now["images_per_s"],
+            )
+            self.told[label] = epoch
+
+
+def wait_for_jobs(launch: Launch) -> None:
+    """Return when no job of the study is queued or running any more; tells of every change."""
+    told: dict[str, str] = {}
+    while True:
+        for state in launch.states():
+            if told.get(state.name) != state.state:
+                log.info("%s: %s %s", state.name, state.state, state.detail)
+                told[state.name] = state.state
+        records = read_records(launch.study_dir)
+        queue = ask_scheduler(records).queue
+        ids = {record.id for record in records}
+        if queue is not None and not any(job.split("_")[0] in ids for job in queue):
+            return
+        time.sleep(POLL_S)
+
+
+def show(launch: Launch) -> list[RunState]:
+    """Print the runs, their scores if there are any, and where the report is; returns the runs' states."""
+    out, states = console(), launch.states()
+    out.print(states_table(states))
+    if any(state.scores for state in states):
+        out.print()
+        out.print(scores_table(states))
+    if report_of(launch).exists():
+        print(f"\nreport: {report_of(launch)}")
+    return states
+
+
+def report_of(launch: Launch) -> Path:
+    """Where the study's report is, or will be."""
+    return launch.study_dir / REPORT_FILE
+
+
+def show_plan(launch: Launch, requests: Sequence[JobRequest], words: Sequence[str]) -> None:
+    """Print what is there, what would be submitted to the letter, and the command that does it."""
+    out = console()
+    out.print(states_table(launch.states()))
+    print()
+    keys = [request.key for request in requests]
+    for request in requests:
+        if launch.cluster == "slurm":
+            print(f"{as_shell(request, keys)}\n{script(request, launch.profile)}EOF\n)\n")
+        else:
+            elements = ", ".join(element_folder(request, index).name for index in request.tasks)
+            print(f"{request.kind}: {elements}")
+    if not requests:
+        print("nothing is missing")
+    print("to do it: python jobs/launch.py " + shlex.join(word for word in words if word != "--dry-run"))
+
+
+def main() -> int:
+    """Decide, check, then show or do."""
+    words = sys.argv[1:]
+    asked = build_parser().parse_args(words)
+    launch = read_launch(asked)
+    preflight(launch)
+    if asked.dry_run:
+        show_plan(launch, launch.requests(), words)
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end local processes as Ctrl-C does
+    with only_launcher(launch.study_dir):
+        requests = launch.requests()
+        if launch.cluster == "slurm":
+            for request in requests:
+                test_only(request, launch.profile)
+        prepare(launch)
+        return carry_out(launch, requests, asked.wait)
+
+
+if __name__ == "__main__":
+    _front.run(main)

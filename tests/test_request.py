@@ -1,0 +1,168 @@
+"""slurm/request.py: what is submitted, decided from facts alone; scripts are compared whole with tests/golden."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import SettingsError
+from slurm.profile import ClusterProfile, read_profile
+from slurm.request import Gang, JobRequest, RunFacts, StudyFacts, decide, index_list, sbatch_flag, sbatch_text
+from slurm.task import EvaluateTask, PackTask, TrainTask
+
+GOLDEN = Path(__file__).parent / "golden"
+STUDY = Path("/shared/runs/chest")
+DATA = Path("/shared/shards/chest")
+CODE = Path("/shared/cxr-vae")
+LINEAR, DIRECT = RunFacts("linear-s0", 0), RunFacts("direct-s0", 1)
+NEW = StudyFacts(STUDY, (LINEAR, DIRECT), DATA, is_packed=False, num_shards=9)
+
+
+def keys(requests: tuple[JobRequest, ...]) -> dict[str, tuple[str, ...]]:
+    return {request.key: request.after for request in requests}
+
+
+def test_a_new_study_is_packed_trained_scored_and_reported_in_order() -> None:
+    requests = decide(NEW, Gang(4), pack_jobs=4)
+    assert keys(requests) == {
+        "pack": (),
+        "finalize": ("afterok:pack",),
+        "train": ("afterok:finalize",),
+        "evaluate": ("aftercorr:train",),
+        "report": ("afterany:evaluate",),
+    }
+    pack, _, train, evaluate, _ = requests
+    assert pack.tasks == {i: PackTask(str(DATA), i, 4) for i in range(4)}
+    assert train.tasks == {0: TrainTask(f"{STUDY}/linear-s0"), 1: TrainTask(f"{STUDY}/direct-s0")}
+    assert evaluate.tasks == {0: EvaluateTask(f"{STUDY}/linear-s0"), 1: EvaluateTask(f"{STUDY}/direct-s0")}
+
+
+def test_there_are_no_more_packing_jobs_than_shards() -> None:
+    assert len(decide(replace(NEW, num_shards=2), Gang(), pack_jobs=4)[0].tasks) == 2
+
+
+def test_packed_data_are_not_packed_again() -> None:
+    requests = decide(replace(NEW, is_packed=True), Gang(), pack_jobs=4)
+    assert keys(requests) == {
+        "train": (),
+        "evaluate": ("aftercorr:train",),
+        "report": ("afterany:evaluate",),
+    }
+
+
+def test_training_waits_for_packing_that_another_launch_has_queued() -> None:
+    requests = decide(replace(NEW, pack_job="70"), Gang(), pack_jobs=4)
+    assert keys(requests)["train"] == ("afterok:70",)
+    assert "pack" not in keys(requests)
+
+
+def test_nothing_is_asked_for_when_all_is_there() -> None:
+    done = tuple(replace(run, is_trained=True, is_scored=True) for run in (LINEAR, DIRECT))
+    assert decide(StudyFacts(STUDY, done, DATA, has_report=True), Gang(), 4) == ()
+
+
+def test_nothing_is_asked_for_twice_while_it_is_queued_or_running() -> None:
+    busy = tuple(replace(r, train_job=f"8_{r.index}", evaluate_job=f"9_{r.index}") for r in (LINEAR, DIRECT))
+    assert decide(StudyFacts(STUDY, busy, DATA, report_job="10"), Gang(), 4) == ()
+
+
+def test_deleted_scores_are_made_again_and_reported() -> None:
+    done = replace(LINEAR, is_trained=True, is_scored=True)
+    unscored = replace(DIRECT, is_trained=True)
+    requests = decide(StudyFacts(STUDY, (done, unscored), DATA, has_report=True), Gang(), 4)
+    assert keys(requests) == {"evaluate": (), "report": ("afterany:evaluate",)}
+    assert list(requests[0].tasks) == [1]
+
+
+def test_a_deleted_report_is_written_again() -> None:
+    done = replace(LINEAR, is_trained=True, is_scored=True)
+    assert keys(decide(StudyFacts(STUDY, (done,), DATA), Gang(), 4)) == {"report": ()}
+
+
+def test_each_evaluation_waits_for_the_same_index_of_its_own_training_array() -> None:
+    runs = (
+        replace(LINEAR, is_trained=True),
+        replace(DIRECT, train_job="8_1"),
+        RunFacts("spatial-s0", 2),
+        RunFacts("linear-s1", 3, is_trained=True, evaluate_job="9_3"),
+    )
+    requests = decide(StudyFacts(STUDY, runs, DATA, has_report=True), Gang(), 4)
+    waits = {request.after: list(request.tasks) for request in requests if request.kind == "evaluate"}
+    assert waits == {(): [0], ("aftercorr:8",): [1], ("aftercorr:train",): [2]}
+    (train,) = [request for request in requests if request.kind == "train"]
+    assert list(train.tasks) == [2]
+    assert requests[-1].after == (
+        "afterany:evaluate",
+        "afterany:evaluate-1",
+        "afterany:evaluate-2",
+        "afterany:9_3",
+    )
+
+
+def test_a_single_run_is_still_an_array() -> None:
+    train = decide(replace(NEW, runs=(DIRECT,), is_packed=True), Gang(), 4)[0]
+    assert "#SBATCH --array=1\n" in sbatch_text(train, ClusterProfile(), CODE, "python")
+
+
+def test_gpus_must_spread_evenly_over_nodes() -> None:
+    assert Gang(8, 2).gpus_per_node == 4
+    with pytest.raises(SettingsError, match="--gpus 3 cannot be spread evenly over --nodes 2"):
+        Gang(3, 2)
+    with pytest.raises(SettingsError):
+        Gang(0)
+
+
+@pytest.mark.parametrize("key", ["pack", "finalize", "train", "evaluate", "report"])
+def test_script_is_the_golden_one(key: str) -> None:
+    (request,) = [r for r in decide(NEW, Gang(8, 2), pack_jobs=4) if r.key == key]
+    text = sbatch_text(request, read_profile("example"), CODE, "/shared/venv/bin/python")
+    path = GOLDEN / f"{key}.sbatch"
+    if os.environ.get("CXR_ACCEPT") == "1":
+        path.write_text(text)
+    assert text == path.read_text(), "if that is meant: CXR_ACCEPT=1 pytest tests/test_request.py"
+
+
+def test_script_says_what_the_site_wants_said() -> None:
+    train = decide(replace(NEW, is_packed=True), Gang(2), 4)[0]
+    profile = ClusterProfile(
+        gpu_flag="gres",
+        gpu_type="h100",
+        qos="long",
+        constraint="a&b",
+        container="apptainer exec --nv x.sif",
+        python="python3",
+        drop=("kill-on-invalid-dep", "chdir"),
+        extra={"reservation": "course", "exclusive": ""},
+    )
+    lines = sbatch_text(train, profile, CODE, profile.python).splitlines()
+    for line in ("--gres=gpu:h100:2", "--qos=long", "--constraint=a&b", "--reservation=course", "--exclusive"):
+        assert f"#SBATCH {line}" in lines
+    assert not [line for line in lines if "kill-on-invalid-dep" in line or "gpus-per-node" in line]
+    assert lines[-1] == "    apptainer exec --nv x.sif python3 -u -m submitit.core._submit /shared/runs/chest/jobs"
+
+
+def test_script_never_asks_for_what_breaks_gpu_numbering_or_accounting() -> None:
+    for request in decide(NEW, Gang(2), 4):
+        text = sbatch_text(request, ClusterProfile(), CODE, "python")
+        assert "gpus-per-task" not in text
+        assert "wckey" not in text
+
+
+def test_paths_with_spaces_are_quoted_and_others_refused() -> None:
+    request = decide(replace(NEW, study_dir=Path("/my runs/x"), is_packed=True), Gang(), 4)[0]
+    text = sbatch_text(request, ClusterProfile(), Path("/my code"), "/my env/python")
+    assert '#SBATCH --output="/my runs/x/jobs/%A_%a.log"' in text
+    assert "'/my env/python' -u -m submitit.core._submit '/my runs/x/jobs'" in text
+    for bad in ("/a\nb", '/a"b', "/a'b", "/a%j", "/a$HOME", "/a\\b"):
+        request = decide(replace(NEW, study_dir=Path(bad), is_packed=True), Gang(), 4)[0]
+        with pytest.raises(SettingsError, match="misread"):
+            sbatch_text(request, ClusterProfile(), CODE, "python")
+
+
+def test_index_lists_are_short() -> None:
+    assert index_list([0]) == "0"
+    assert index_list([3, 1, 0, 2, 7, 9, 10]) == "0-3,7,9-10"
+    assert sbatch_flag("requeue", "") == "#SBATCH --requeue"

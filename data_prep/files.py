@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 BLOCK_BYTES = 1 << 20
+# What file systems without locks answer.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def temporary_path(path: Path) -> Path:
@@ -63,3 +71,32 @@ def sha256_file(path: Path) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
+    """Hold the lock file `path`; yields False if another process has held it for `wait_s` seconds.
+
+    The system drops the lock when its holder ends, however it ends, so it is never stale. Where the file
+    system has no locks there is only a warning.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + wait_s
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < give_up:
+                    time.sleep(0.2)
+                    continue
+                yield False
+                return
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning(
+                    "%s: this file system has no locks; take care to start nothing twice", path.parent
+                )
+            yield True
+            return

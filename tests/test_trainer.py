@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import REPOSITORY, blob, child_environment, make_run, make_shards
 
 from data_prep.errors import DataError, RunError, SettingsError
-from vae import checkpoint
+from vae import checkpoint, trainer
 from vae.config import RunConfig
 from vae.study import is_trained, read_json, read_metrics, read_run
 from vae.trainer import SaveClock, train
@@ -151,6 +151,26 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(
     assert "skipping damaged checkpoint" in caplog.text
     assert [line["step"] for line in read_metrics(run_dir) if line["kind"] == "start"] == [0, 9]
     assert_same_result(run_dir, unbroken["linear"])
+
+
+def test_run_that_is_being_trained_is_not_trained_twice(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process is real; when it is killed, its lock is gone with it."""
+    run_dir = make_run(tmp_path / "run", shards, epochs=10_000, checkpoint_every_min=1000)
+    command = [sys.executable, "jobs/train.py", str(run_dir)]
+    other = subprocess.Popen(command, cwd=REPOSITORY, env=child_environment(), stderr=subprocess.DEVNULL)
+    try:
+        while not any(line["kind"] == "step" for line in read_metrics(run_dir)):
+            assert other.poll() is None
+            time.sleep(0.01)
+        monkeypatch.setattr(trainer, "LOCK_WAIT_S", 0.1)
+        with pytest.raises(RunError, match="another process is training"):
+            train(run_dir)
+    finally:
+        other.kill()
+        other.wait()
+    assert train(run_dir, should_stop=lambda: True) is False
 
 
 def test_finished_run_is_left_alone(unbroken: dict[str, Path]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from data_prep.errors import SettingsError
-from data_prep.files import write_json
+from data_prep.errors import RunError, SettingsError
+from data_prep.files import only_holder, write_json
 from vae import checkpoint
 from vae.config import RunConfig
 from vae.data import BatchPlan, ImageSplit, batches, load_split
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 # Epochs are saved unless that would take more than this share of the time (epochs of a second on a GPU).
 SAVING_TIME_SHARE = 0.1
+LOCK_FILE = ".training"
+# A job that is started again may meet the last breath of the process before it.
+LOCK_WAIT_S = 30.0
 
 
 def never() -> bool:
@@ -51,16 +54,34 @@ def train(
         attempt: facts about this attempt for provenance.json (job id, nodes, ...).
 
     Raises:
-        RunError: the loss is not finite, or a checkpoint cannot be written or does not fit.
+        RunError: the loss is not finite, a checkpoint cannot be written or does not fit, or the run is being
+            trained already.
         DataError: the data are missing, damaged, or not the ones the run began with.
         SettingsError: the settings do not fit the data or the ranks.
     """
     if is_trained(run_dir):
         return True
-
-    # set up
     config = read_run(run_dir)
     accelerator = start_accelerator(config, run_dir)
+    if not accelerator.is_main_process:
+        return run_to_end(run_dir, config, accelerator, should_stop, attempt or {})
+    with only_holder(run_dir / LOCK_FILE, LOCK_WAIT_S) as is_ours:
+        if not is_ours:
+            raise RunError(
+                f"another process is training {run_dir}", "wait for it, or end it; two would spoil the run"
+            )
+        return run_to_end(run_dir, config, accelerator, should_stop, attempt or {})
+
+
+def run_to_end(
+    run_dir: Path,
+    config: RunConfig,
+    accelerator: Accelerator,
+    should_stop: Callable[[], bool],
+    attempt: dict[str, Any],
+) -> bool:
+    """Go on with the run until it is complete (True) or stopped (False). Every rank calls this."""
+    # set up
     split, val_split = load_split(Path(config.data), "train"), load_split(Path(config.data), "val")
     plan = plan_batches(config, split, accelerator)
     total_steps = min(config.epochs * plan.steps_per_epoch, config.max_steps or 1 << 62)
@@ -87,7 +108,7 @@ def train(
         journal.start(
             step,
             epoch_sums,
-            record_attempt(run_dir, split.fingerprint, {**(attempt or {}), **facts}),
+            record_attempt(run_dir, split.fingerprint, {**attempt, **facts}),
         )
     saves = SaveClock(config.checkpoint_every_min)
 

@@ -42,7 +42,8 @@ def write_loss_curves(path: Path, metrics: dict[str, list[dict[str, Any]]]) -> b
         metrics: the lines of each run's metrics.jsonl, by run name.
     """
     curves = {name: _curves(lines) for name, lines in metrics.items()}
-    if not any(train for train, _ in curves.values()):
+    curves = {name: curve for name, curve in curves.items() if curve[0]}
+    if not curves:
         return False
     # a figure of its own, not pyplot's: no global state, no display
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,0 +1,161 @@
+"""A page of plain blocks, written as one HTML file, as Markdown, or as text for a terminal."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 68rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .5rem; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
+p { margin: .5rem 0; max-width: 48rem; overflow-wrap: anywhere; }
+.warning { border-left: 4px solid #b45309; background: #fef6e7; padding: .5rem .8rem; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd;
+         min-width: 5rem; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; min-width: 3rem; }
+td.number { white-space: nowrap; }
+figure { margin: .8rem 0 1.5rem; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .9rem; margin-bottom: .3rem; }
+details { margin: .8rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+@media print { .scroll { overflow: visible; } }
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A title; level 1 is the page's own."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a warning stands out."""
+
+    text: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under column heads; columns that hold numbers are set to the right."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[int] = frozenset()
+    """Indices of the columns that hold numbers."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file with a caption; HTML embeds it, Markdown links to it."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that a reader opens when they want them."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Heading | Text | Table | Picture | Details
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """The page as one HTML file that needs nothing beside it; all text is escaped."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(_html(block) for block in blocks)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Text):
+        kind = ' class="warning"' if block.is_warning else ""
+        return f"<p{kind}>{html.escape(block.text)}</p>"
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Picture):
+        data = base64.b64encode(block.path.read_bytes()).decode()
+        caption = html.escape(block.caption)
+        return (
+            f"<figure><figcaption>{caption}</figcaption>"
+            f'<img alt="{caption}" src="data:image/png;base64,{data}"></figure>'
+        )
+    inside = "\n".join(_html(inner) for inner in block.blocks)
+    return f"<details><summary>{html.escape(block.title)}</summary>\n{inside}\n</details>"
+
+
+def _html_table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="number"' if i in table.numbers else "" for i in range(len(cells))]
+        inside = [
+            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
+        ]
+        return f"<tr>{''.join(inside)}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in table.rows)
+    head = row(table.head, "th")
+    return f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
+    """The page as Markdown to lie in `folder`, with links to pictures relative to it."""
+    return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
+
+
+def _markdown(block: Block, folder: Path) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {_plain(block.text)}"
+    if isinstance(block, Text):
+        return f"> **{_plain(block.text)}**" if block.is_warning else _plain(block.text)
+    if isinstance(block, Table):
+        rule = ["---:" if i in block.numbers else "---" for i in range(len(block.head))]
+        rows = [[_plain(cell) for cell in row] for row in (block.head, *block.rows)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+    if isinstance(block, Picture):
+        link = block.path.relative_to(folder).as_posix()
+        return f"{_plain(block.caption)}\n\n![{_plain(block.path.stem)}](<{link}>)"
+    inside = "\n\n".join(_markdown(inner, folder) for inner in block.blocks)
+    return f"<details><summary>{_plain(block.title)}</summary>\n\n{inside}\n\n</details>"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown finds nothing to interpret, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in r"\`*_[]|#" else letter for letter in text)
+
+
+def to_text(table: Table) -> str:
+    """A table as aligned text for a terminal."""
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    aligned = [
+        [
+            cell.rjust(width) if i in table.numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in aligned)

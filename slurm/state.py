@@ -6,7 +6,6 @@ No answer is "unknown", never "failed".
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import ClusterError, SettingsError
-from data_prep.files import write_json
+from data_prep.files import only_holder, write_json
 from slurm.request import JobRequest, RunFacts, StudyFacts
 from vae.study import (
     DONE_FILE,
@@ -103,14 +102,11 @@ def only_launcher(study_dir: Path) -> Iterator[None]:
     Raises:
         ClusterError: another launcher holds it.
     """
-    study_dir.mkdir(parents=True, exist_ok=True)
-    with (study_dir / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with only_holder(study_dir / LOCK_FILE, wait_s=0) as is_ours:
+        if not is_ours:
             raise ClusterError(
                 f"another launch of {study_dir} is at work", "wait for it, or end it, then launch again"
-            ) from error
+            )
         yield
 
 

@@ -210,4 +210,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except ToolkitError as error:
-        sys.exit(f"error: {error}\nhint: {error.hint}" if error.hint else f"error: {error}")
+        print(f"error: {error}", f"hint: {error.hint}" if error.hint else "", sep="\n", file=sys.stderr)
+        sys.exit(2)

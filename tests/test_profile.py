@@ -45,13 +45,17 @@ def test_unknown_keys_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["partition", "cpu_partition", "account", "qos", "constraint", "gpu_type"])
-@pytest.mark.parametrize("value", ["a\n#SBATCH --uid=0", "a b", '"a', "a'b", "-a", "$(id)", "`id`", "a\\b", "é"])
+@pytest.mark.parametrize(
+    "value", ["a\n#SBATCH --uid=0", "a b", '"a', "a'b", "-a", "$(id)", "`id`", "a\\b", "é"]
+)
 def test_words_that_sbatch_would_misread_are_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         ClusterProfile(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["a100", "gpu-long", "a100&nvlink", "[rack1|rack2]", "user@site", "lab/x+y"])
+@pytest.mark.parametrize(
+    "value", ["a100", "gpu-long", "a100&nvlink", "[rack1|rack2]", "user@site", "lab/x+y"]
+)
 def test_words_that_sites_use_are_taken(value: str) -> None:
     assert ClusterProfile(constraint=value).constraint == value
 

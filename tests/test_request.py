@@ -1,4 +1,4 @@
-"""slurm/request.py: what is submitted, decided from facts alone; scripts are compared whole with tests/golden."""
+"""slurm/request.py: what is submitted, decided from facts alone; scripts are compared with tests/golden."""
 
 from __future__ import annotations
 
@@ -138,10 +138,19 @@ def test_script_says_what_the_site_wants_said() -> None:
         extra={"reservation": "course", "exclusive": ""},
     )
     lines = sbatch_text(train, profile, CODE, profile.python).splitlines()
-    for line in ("--gres=gpu:h100:2", "--qos=long", "--constraint=a&b", "--reservation=course", "--exclusive"):
+    for line in (
+        "--gres=gpu:h100:2",
+        "--qos=long",
+        "--constraint=a&b",
+        "--reservation=course",
+        "--exclusive",
+    ):
         assert f"#SBATCH {line}" in lines
     assert not [line for line in lines if "kill-on-invalid-dep" in line or "gpus-per-node" in line]
-    assert lines[-1] == "    apptainer exec --nv x.sif python3 -u -m submitit.core._submit /shared/runs/chest/jobs"
+    assert (
+        lines[-1]
+        == "    apptainer exec --nv x.sif python3 -u -m submitit.core._submit /shared/runs/chest/jobs"
+    )
 
 
 def test_script_never_asks_for_what_breaks_gpu_numbering_or_accounting() -> None:

@@ -1,0 +1,92 @@
+"""slurm/signals.py: a warning sets a flag in the process that asked for it, and in no helper of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from tiny import child_environment
+
+from slurm.request import LAUNCHER
+
+
+def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own: handlers and fork hooks cannot be taken back."""
+    setup = "import os, signal, sys, time\nfrom slurm.place import alone\nfrom slurm.signals import *\n"
+    return subprocess.run(
+        [sys.executable, "-c", setup + textwrap.dedent(code)],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_a_warning_sets_the_flag_and_nothing_else() -> None:
+    done = run_python("""
+        stop = StopFlag()
+        before = stop()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        print(before, stop())
+    """)
+    assert done.stdout == "False True\n"
+
+
+def test_helpers_ignore_the_warning_and_can_be_terminated() -> None:
+    done = run_python("""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
+        stop = StopFlag(at_once=lambda: os.write(1, b"acted"))
+        helper = os.fork()
+        if helper == 0:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.write(1, b"alive ")
+            time.sleep(60)
+        time.sleep(0.5)
+        os.kill(helper, signal.SIGTERM)
+        print(os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]))
+    """)
+    assert done.stdout == f"alive {-signal.SIGTERM}\n"
+
+
+def test_rank_0_hands_over_to_the_handler_that_was_there() -> None:
+    done = run_python("""
+        signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued", number), sys.exit(7)))
+        place = alone().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1)
+        hand_over(place, StopFlag().before)
+    """)
+    assert (done.stdout, done.returncode) == (f"requeued {int(signal.SIGUSR2)}\n", 7)
+
+
+def test_other_ranks_leave_quietly() -> None:
+    done = run_python("""
+        place = alone().__class__("slurm", "5", 0, 1, 2, 1, 1, "n1", 1)
+        hand_over(place, lambda number, frame: print("requeued"))
+    """)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+def test_a_warning_after_the_end_changes_nothing() -> None:
+    done = run_python("""
+        StopFlag()
+        ignore_warnings()
+        os.kill(os.getpid(), signal.SIGUSR2)
+    """)
+    assert done.returncode == 0
+
+
+def test_a_warning_before_python_is_ready_kills_nothing(tmp_path: Path) -> None:
+    """The command line of the sbatch script, warned while Python has not even begun to import."""
+    ready = tmp_path / "ready"
+    code = f"import os, time; open({str(ready)!r}, 'w').close(); time.sleep(1); print('alive')"
+    command = f'{LAUNCHER} {sys.executable} -c "{code}"'
+    process = subprocess.Popen(["bash", "-c", f"exec {command}"], stdout=subprocess.PIPE, text=True)
+    while not ready.exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGUSR2)
+    assert process.communicate(timeout=30)[0] == "alive\n"
+    assert process.returncode == 0

@@ -1,0 +1,218 @@
+"""slurm/state.py: our files, squeue and sacct merged; no answer is unknown, never failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import ClusterError, SettingsError
+from data_prep.files import write_json, write_text
+from slurm.state import (
+    JobRecord,
+    Scheduler,
+    add_record,
+    ask_scheduler,
+    find_study,
+    has_report,
+    is_running_here,
+    live_job,
+    only_launcher,
+    progress,
+    read_jobs,
+    read_records,
+    run_state,
+)
+from vae.study import (
+    DONE_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    SCORES_FILE,
+    Study,
+    prepare_study,
+)
+
+STUDY = Study("chest", ("linear-s0", "direct-s0"), "smoke")
+TRAIN = JobRecord("8", "train", "slurm", True, (0, 1), "login")
+EVALUATE = JobRecord("9", "evaluate", "slurm", True, (0, 1), "login")
+SILENT = Scheduler(queue={}, ended={})
+
+
+def state_of(run_dir: Path, scheduler: Scheduler, *records: JobRecord) -> tuple[str, str]:
+    found = run_state(run_dir, STUDY, 0, list(records), scheduler)
+    return found.state, found.detail
+
+
+def finish(run_dir: Path) -> None:
+    write_json(run_dir / DONE_FILE, {"step": 3, "epoch": 1, "weights_sha256": "ab"})
+
+
+def score(run_dir: Path, **changes: Any) -> None:
+    card = {"checkpoint_sha256": "ab", "extractor": "smoke", "label": "smoke, not comparable"}
+    values = {"ssim": {"value": 0.5}, "gfid_paper": {"value": None, "reason": "cannot sample"}}
+    write_json(run_dir / SCORES_FILE, {**card, "scores": values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("queue", "ended", "expected"),
+    [
+        ({"8_0": ("PENDING", "Priority")}, {}, ("queued", "Priority")),
+        ({"8_0": ("RUNNING", "None")}, {}, ("training", "")),
+        ({"8_0": ("RUNNING", "None")}, {"8_0": "FAILED"}, ("training", "")),  # accounts lag behind
+        ({"8_0": ("RUNNING", "None")}, None, ("training", "")),
+        ({"8_1": ("RUNNING", "None")}, {"8_0": "OUT_OF_MEMORY"}, ("failed", "train OUT_OF_MEMORY")),
+        ({}, {"8_0": "CANCELLED", "8_1": "COMPLETED"}, ("cancelled", "")),
+        ({}, {"8_1": "COMPLETED"}, ("cancelled", "before it started")),
+        ({}, {"8_0": "COMPLETED"}, ("stopped", "")),
+        ({}, {}, ("stopped", "not in the accounts")),
+        ({}, None, ("stopped", "sacct does not answer")),
+        (None, None, ("unknown", "squeue does not answer")),
+        (None, {"8_0": "FAILED"}, ("unknown", "squeue does not answer")),
+    ],
+)
+def test_state_of_a_training_job(tmp_path: Path, queue: Any, ended: Any, expected: tuple[str, str]) -> None:
+    assert state_of(tmp_path, Scheduler(queue, ended), TRAIN) == expected
+
+
+def test_state_without_jobs_comes_from_files(tmp_path: Path) -> None:
+    assert state_of(tmp_path, SILENT) == ("missing", "")
+    write_text(tmp_path / METRICS_FILE, "")
+    assert state_of(tmp_path, SILENT) == ("stopped", "")
+    finish(tmp_path)
+    assert state_of(tmp_path, SILENT, TRAIN) == ("trained", "")
+    score(tmp_path)
+    assert state_of(tmp_path, Scheduler(None, None), TRAIN) == ("done", "")
+
+
+def test_scores_of_other_weights_or_another_extractor_do_not_count(tmp_path: Path) -> None:
+    finish(tmp_path)
+    for changes in ({"checkpoint_sha256": "cd"}, {"extractor": "inception"}):
+        score(tmp_path, **changes)
+        assert state_of(tmp_path, SILENT) == ("trained", "")
+
+
+def test_state_of_an_evaluation(tmp_path: Path) -> None:
+    finish(tmp_path)
+    waiting = Scheduler({"9_0": ("PENDING", "Dependency")}, {})
+    assert state_of(tmp_path, waiting, TRAIN, EVALUATE) == ("trained", "Dependency")
+    assert state_of(tmp_path, Scheduler({"9_0": ("RUNNING", "None")}, {}), EVALUATE) == ("scoring", "")
+    assert state_of(tmp_path, Scheduler({}, {"9_0": "TIMEOUT"}), EVALUATE) == ("failed", "evaluate TIMEOUT")
+
+
+def test_the_newest_job_counts(tmp_path: Path) -> None:
+    again = JobRecord("12", "train", "slurm", True, (0,), "login")
+    scheduler = Scheduler({"12_0": ("RUNNING", "None")}, {"8_0": "FAILED"})
+    assert state_of(tmp_path, scheduler, TRAIN, again) == ("training", "")
+
+
+def test_only_scores_that_are_numbers_are_shown_with_their_label(tmp_path: Path) -> None:
+    finish(tmp_path)
+    score(tmp_path)
+    found = run_state(tmp_path, STUDY, 0, [], SILENT)
+    assert (found.scores, found.label) == ({"ssim": 0.5}, "smoke, not comparable")
+
+
+def test_queued_and_running_jobs_are_live() -> None:
+    scheduler = Scheduler({"8_1": ("PENDING", "Priority")}, {})
+    assert live_job("train", 1, [TRAIN], scheduler) == "8_1"
+    assert live_job("train", 0, [TRAIN], scheduler) == ""
+    assert live_job("evaluate", 1, [TRAIN], scheduler) == ""
+
+
+def test_nothing_is_submitted_while_nobody_knows_what_runs() -> None:
+    with pytest.raises(ClusterError, match="job 8 may still be running"):
+        live_job("train", 0, [TRAIN], Scheduler(None, None))
+
+
+def test_a_local_process_at_work_blocks_a_second_launch() -> None:
+    own = JobRecord(str(os.getpid()), "train", "local", False, (0,), socket.gethostname())
+    assert not is_running_here(own)  # this process is alive, but it is no submitit job
+    assert live_job("train", 0, [own], SILENT) == ""
+    elsewhere = JobRecord("1", "train", "local", False, (0,), "another-machine")
+    assert live_job("train", 0, [elsewhere], SILENT) == ""
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    for record in (TRAIN, EVALUATE):
+        add_record(tmp_path, record)
+    assert read_records(tmp_path) == [TRAIN, EVALUATE]
+    assert (TRAIN.element(1), JobRecord("8", "report", "slurm", False, (0,), "").element(0)) == ("8_1", "8")
+
+
+def test_a_job_submitted_by_hand_is_known_from_provenance(tmp_path: Path) -> None:
+    attempt = {"cluster": "slurm", "job": "41_0", "host": "n1"}
+    write_json(tmp_path / "linear-s0" / PROVENANCE_FILE, {"attempts": [attempt]})
+    jobs = read_jobs(tmp_path, STUDY)
+    assert live_job("train", 0, jobs, Scheduler({"41_0": ("RUNNING", "None")}, {})) == "41_0"
+    assert live_job("train", 1, jobs, Scheduler({"41_0": ("RUNNING", "None")}, {})) == ""
+
+
+def test_without_slurm_programs_the_scheduler_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert shutil.which("squeue") is None
+    assert ask_scheduler([TRAIN]) == Scheduler(None, None)
+    assert ask_scheduler([]) == SILENT
+
+
+def test_two_launches_of_a_study_exclude_each_other(tmp_path: Path) -> None:
+    with (
+        only_launcher(tmp_path),
+        pytest.raises(ClusterError, match="another launch"),
+        only_launcher(tmp_path),
+    ):
+        pass
+    with only_launcher(tmp_path):
+        pass
+
+
+def metrics(*lines: dict[str, Any]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def test_progress_and_time_left_on_paper(tmp_path: Path) -> None:
+    start = {"kind": "start", "step": 0, "total_steps": 1000, "steps_per_epoch": 100, "time": 0}
+    steps = [
+        {"kind": "step", "step": step, "loss": 5.0, "images_per_s": 64.0, "time": step / 2}
+        for step in (240, 250)
+    ]
+    write_text(tmp_path / METRICS_FILE, metrics(start, *steps) + '{"kind": "st')
+    assert progress(tmp_path) == {
+        "step": 250,
+        "total_steps": 1000,
+        "epoch": 2.5,
+        "loss": 5.0,
+        "images_per_s": 64.0,
+        "eta_s": 375.0,  # 750 steps at half a second
+    }
+
+
+def test_progress_of_a_long_run_reads_only_its_ends(tmp_path: Path) -> None:
+    start = {"kind": "start", "step": 0, "total_steps": 20_000, "steps_per_epoch": 100, "time": 0}
+    lines = [{"kind": "step", "step": n, "loss": 1.0, "time": n} for n in range(1, 10_001)]
+    write_text(tmp_path / METRICS_FILE, metrics(start, *lines))
+    found = progress(tmp_path)
+    assert (found["step"], found["total_steps"], found["eta_s"]) == (10_000, 20_000, 10_000.0)
+
+
+def test_a_report_older_than_the_scores_is_out_of_date(tmp_path: Path) -> None:
+    assert not has_report(tmp_path, STUDY)
+    finish(tmp_path / "linear-s0")
+    report = tmp_path / "report.html"
+    report.write_text("")
+    assert has_report(tmp_path, STUDY)
+    old = (tmp_path / "linear-s0" / DONE_FILE).stat().st_mtime - 1
+    os.utime(report, (old, old))
+    assert not has_report(tmp_path, STUDY)
+
+
+def test_a_study_is_found_by_name_and_by_folder(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", STUDY)
+    assert find_study("chest", tmp_path) == tmp_path / "chest"
+    assert find_study(str(tmp_path / "chest"), Path("elsewhere")) == tmp_path / "chest"
+    with pytest.raises(SettingsError, match=r"no study 'cest'\. Known in .*: chest\."):
+        find_study("cest", tmp_path)

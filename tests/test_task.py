@@ -1,0 +1,85 @@
+"""slurm/task.py: a job is a path; whatever runs it goes on from what is on disk."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import child_environment, make_run
+
+from data_prep.errors import RunError, SettingsError
+from data_prep.files import write_json
+from slurm.place import alone
+from slurm.task import (
+    MAX_IDLE_RESTARTS,
+    EvaluateTask,
+    FinalizeTask,
+    PackTask,
+    ReportTask,
+    Task,
+    TrainTask,
+    refuse_idle_restarts,
+    run_of,
+)
+from vae.study import PROVENANCE_FILE, Study, is_trained, prepare_study
+
+
+@pytest.mark.parametrize(
+    "task", [TrainTask("/r"), EvaluateTask("/r"), PackTask("/o", 1, 3), FinalizeTask("/o"), ReportTask("/s")]
+)
+def test_tasks_are_small_and_run_again_as_they_are(task: Task) -> None:
+    text = pickle.dumps(task)
+    assert len(text) < 200
+    assert pickle.loads(text) == task
+    delayed = task.checkpoint()
+    assert (delayed.function, delayed.args, delayed.kwargs) == (task, (), {})
+
+
+def test_training_in_this_process_completes_the_run(tmp_path: Path, shards: Path) -> None:
+    run_dir = make_run(tmp_path / "linear-s0", shards, epochs=1)
+    code = f"from slurm.task import TrainTask; TrainTask({str(run_dir)!r})()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert is_trained(run_dir)
+
+
+def attempts(run_dir: Path, *steps: int, job: str) -> None:
+    known = [{"job": job, "from_step": step} for step in steps]
+    write_json(run_dir / PROVENANCE_FILE, {"attempts": known})
+
+
+def test_a_job_that_never_gets_further_is_stopped(tmp_path: Path) -> None:
+    place = alone()
+    idle = MAX_IDLE_RESTARTS + 1
+    attempts(tmp_path, *[40] * (idle - 1), job=place.job)
+    refuse_idle_restarts(tmp_path, place)
+    attempts(tmp_path, *[40] * idle, job=place.job)
+    with pytest.raises(RunError, match=f"started {idle} times at step 40 without getting further"):
+        refuse_idle_restarts(tmp_path, place)
+
+
+def test_progress_or_a_new_launch_allows_more_restarts(tmp_path: Path) -> None:
+    place = alone()
+    attempts(tmp_path, *range(0, 100, 10), job=place.job)
+    refuse_idle_restarts(tmp_path, place)
+    attempts(tmp_path, *[40] * 9, job="another")
+    refuse_idle_restarts(tmp_path, place)
+
+
+def test_index_counts_the_runs_of_study_yaml(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", Study("chest", ("linear-s0", "direct-s0")))
+    assert run_of(tmp_path / "chest", 1) == tmp_path / "chest" / "direct-s0"
+    with pytest.raises(SettingsError, match="has no run 2; it has 2: linear-s0, direct-s0"):
+        run_of(tmp_path / "chest", 2)
+
+
+def test_by_hand_a_mistake_is_one_line() -> None:
+    words = [sys.executable, "-m", "slurm.task", "train", "/no/such/study", "--index", "0"]
+    done = subprocess.run(words, env=child_environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no study at /no/such/study\nhint: ")

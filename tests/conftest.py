@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import REPOSITORY, make_shards
+from devcluster import cluster  # noqa: F401  (a fixture)
+from tiny import REPOSITORY, make_run, make_shards
+
+from data_prep.files import sha256_file
+from vae.study import Study, prepare_study
 
 # Real X-rays for the tests marked `xrays`; the project contains none.
 XRAYS = REPOSITORY.parent / "shared" / "chest_xray"
@@ -17,6 +21,56 @@ XRAYS = REPOSITORY.parent / "shared" / "chest_xray"
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed data set: 32 px, 70 train (in two shards), 10 val and 13 test images."""
     return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def scored_study(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A study with two runs scored by the smoke extractor, one that was stopped and one never started.
+
+    Tests that write into it take a copy.
+    """
+    from vae.scores import evaluate
+    from vae.trainer import train
+
+    study = Study("tiny", ("linear-s0", "direct-s0", "linear-s1", "direct-s1"), extractor="smoke")
+    folder = tmp_path_factory.mktemp("runs") / study.name
+    prepare_study(folder, study)
+    for name in ("linear-s0", "direct-s0"):
+        train(make_run(folder / name, shards, variant=name.split("-")[0]))
+        evaluate(folder / name, study)
+    steps = iter(range(5))
+    train(make_run(folder / "linear-s1", shards, seed=1), lambda: next(steps, None) is None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inception v3 with seeded weights, saved like the published file: old pickle format, no batch counts."""
+    import torch
+    from torch import nn
+    from torchvision.models import inception_v3
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        network = inception_v3(weights=None, transform_input=True, init_weights=False)
+        for part in network.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        # classes that tell images apart: logits with mean 0 and deviation 3 over some images
+        images = nn.functional.interpolate(torch.rand(4, 1, 5, 5), size=299, mode="bilinear")
+        head, network.fc = network.fc, nn.Identity()
+        pool = network.eval()(images.repeat(1, 3, 1, 1))
+        nn.init.normal_(head.weight, std=3 / (pool - pool.mean(0)).norm(dim=1).mean().item())
+        head.bias.copy_(-head.weight @ pool.mean(0))
+        network.fc = head
+    state = network.state_dict()
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        del state[name]
+    state._metadata.clear()
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    path.with_name(f"{path.name}.sha256").write_text(f"{sha256_file(path)}  {path.name}\n")
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

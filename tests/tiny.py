@@ -76,11 +76,16 @@ def child_environment() -> dict[str, str]:
 
 def train_on_ranks(world_size: int, *runs: str) -> None:
     """Train runs (RUN_DIR or RUN_DIR@STOP_AT_STEP) one after another on gloo processes; see train_rank.py."""
+    run_ranks(world_size, "train_rank.py", *runs)
+
+
+def run_ranks(world_size: int, script: str, *arguments: str) -> None:
+    """Run a script of this folder in one gloo process per rank; any that fails shows what all have said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
-    command = [sys.executable, str(REPOSITORY / "tests" / "train_rank.py"), *runs]
+    command = [sys.executable, str(REPOSITORY / "tests" / script), *arguments]
     children = []
     for rank in range(world_size):
         own = {**ranks, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}

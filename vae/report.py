@@ -180,7 +180,7 @@ def score_table(study_dir: Path, names: Sequence[str] = ()) -> str:
     runs = [read(study_dir / name) for name in names or read_study(study_dir).runs]
     tables = [to_text(_score_table(runs, columns)) for columns in (PAPER_COLUMNS, OTHER_COLUMNS)]
     reasons = [f"{run.name}: {run.state}: {run.reason}" for run in runs if run.reason]
-    return "\n\n".join([*tables, *reasons])
+    return "\n\n".join([*tables, "\n".join(reasons)]).rstrip()
 
 
 def _opening(name: str, runs: list[Run]) -> list[Block]:

@@ -1,0 +1,103 @@
+"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its protocol card.
+
+A run is scored anew; of a study, what has no scores yet. Prints the table of scores. With one process
+this uses one GPU (or the CPU); started by torchrun it uses one GPU per process, with the same result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import _front
+
+from data_prep.errors import SettingsError
+from slurm.state import find_study
+from vae.report import score_table
+from vae.study import RUN_FILE, SCORES_FILE, STUDY_FILE, Study, is_scored, is_trained, read_json, read_study
+from vae.weights import EXTRACTORS, check, identify, locate
+
+EXAMPLES = """\
+  python jobs/evaluate.py chest                                # what the study runs/chest lacks
+  python jobs/evaluate.py runs/chest/linear-s0                 # one run, anew
+  python jobs/evaluate.py chest --inception-weights weights/inception.pth
+  python jobs/evaluate.py demo --extractor smoke               # tiny seeded network: not comparable
+  torchrun --nproc-per-node 2 jobs/evaluate.py runs/chest/linear-s0
+"""
+
+
+def build_parser() -> _front.Parser:
+    """The command line: what to score, and by which extractor."""
+    parser = _front.Parser(__doc__, EXAMPLES)
+    parser.add_argument("what", metavar="RUN_OR_STUDY", help="a run's folder, or a study's folder or name")
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
+    )
+    parser.add_argument(
+        "--extractor",
+        choices=EXTRACTORS,
+        help="inception: torchvision's Inception v3, as in the report; smoke: tiny seeded network\n"
+        "(default: what study.yaml says, else inception)",
+    )
+    parser.add_argument(
+        "--inception-weights",
+        metavar="PATH",
+        help="file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)",
+    )
+    return parser
+
+
+def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
+    """The study's folder, the study with the runs to score, and whether all of it was asked for."""
+    run_dir = Path(what).resolve()
+    if not (run_dir / RUN_FILE).exists():
+        study_dir = find_study(what, runs_dir)
+        return study_dir, read_study(study_dir), True
+    has_study = (run_dir.parent / STUDY_FILE).exists()
+    study = read_study(run_dir.parent) if has_study else Study(run_dir.parent.name)
+    return run_dir.parent, dataclasses.replace(study, runs=(run_dir.name,)), False
+
+
+def is_current(run_dir: Path, study: Study) -> bool:
+    """Whether a run's scores are those of its finished weights by the very extractor asked for."""
+    if not is_scored(run_dir, study):
+        return False
+    scores = read_json(run_dir / SCORES_FILE) or {}
+    return study.extractor == "smoke" or (
+        scores.get("weights_sha256") == identify(locate(study.inception_weights))[0]
+    )
+
+
+def main() -> int:
+    """Score what the command line names; 1 if a run of the study is not ready for it."""
+    args = build_parser().parse_args()
+    study_dir, study, is_whole_study = find_runs(args.what, args.runs_dir)
+    asked = {"extractor": args.extractor, "inception_weights": args.inception_weights}
+    study = dataclasses.replace(study, **{name: value for name, value in asked.items() if value})
+    check(study)
+    unready = [name for name in study.runs if not is_trained(study_dir / name)]
+    if unready and not is_whole_study:
+        raise SettingsError(
+            f"{study_dir / unready[0]} is not trained to the end",
+            f"python jobs/train.py {study_dir / unready[0]}",
+        )
+    due = [
+        name
+        for name in study.runs
+        if name not in unready and not (is_whole_study and is_current(study_dir / name, study))
+    ]
+    if due:
+        from vae.ranks import leave  # imports torch: seconds that a typing error need not wait for
+        from vae.scores import evaluate
+
+        for name in due:
+            evaluate(study_dir / name, study)
+        leave()
+    if os.environ.get("RANK", "0") == "0":
+        print(score_table(study_dir, study.runs))
+    return 1 if unready else 0
+
+
+if __name__ == "__main__":
+    _front.run(main)

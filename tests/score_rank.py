@@ -1,0 +1,17 @@
+"""One rank that scores a run: `score_rank.py STUDY_DIR RUN`, ranks from the environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from vae.ranks import leave
+from vae.scores import evaluate
+from vae.study import read_study
+
+torch.set_num_threads(1)
+study_dir = Path(sys.argv[1])
+evaluate(study_dir / sys.argv[2], read_study(study_dir))
+leave()

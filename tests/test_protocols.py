@@ -1,0 +1,111 @@
+"""Scores and their cards; the paper protocol against pytorch-ignite run as its article runs it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.metrics import FID, InceptionScore
+from PIL import Image
+from test_features import pictures
+from torchvision import transforms
+
+from vae.distances import frechet_distance
+from vae.features import Features, load_extractor, to_8bit
+from vae.protocols import frechet_scores, inception_scores, no_score, score
+from vae.study import Study
+from vae.weights import FILE_NAME
+
+
+def drawn(seed: int, count: int, classes: int = 200) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(count, classes, generator=generator)
+    return Features(torch.softmax(logits, 1), torch.randn(count, 2 * classes, generator=generator))
+
+
+def blur(images: torch.Tensor) -> torch.Tensor:
+    padded = torch.nn.functional.pad(images / 255, (3, 3, 3, 3), mode="replicate")
+    return torch.nn.functional.avg_pool2d(padded, 7, 1)
+
+
+def test_the_paper_protocol_is_that_of_ignite_from_pixels_to_numbers(
+    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ignite's FID and InceptionScore with their own extractor, fed as the article feeds them."""
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    (cache / FILE_NAME).symlink_to(inception_weights)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def interpolate(batch: torch.Tensor) -> torch.Tensor:
+        resized = [
+            transforms.ToPILImage()(image).resize((299, 299), Image.Resampling.BILINEAR) for image in batch
+        ]
+        return torch.stack([transforms.ToTensor()(image) for image in resized])
+
+    real = pictures(6)
+    fake = blur(real)
+    theirs, their_score = FID(), InceptionScore()
+    for rows in (slice(0, 4), slice(4, 6)):
+        rgb = (fake[rows].repeat(1, 3, 1, 1), (real[rows] / 255).repeat(1, 3, 1, 1))
+        theirs.update((interpolate(rgb[0]), interpolate(rgb[1])))
+        their_score.update(interpolate(rgb[0]))
+
+    extractor = load_extractor(Study("x", inception_weights=str(inception_weights)), torch.device("cpu"))
+    features = extractor(real), extractor(to_8bit(fake))
+    ours = frechet_scores("rfid", *features)["rfid_paper"]
+    assert ours["value"] == pytest.approx(theirs.compute(), rel=1e-6)
+    assert ours["protocol"]["exact_value"] == pytest.approx(theirs.compute(), rel=1e-6)
+    assert ours["value"] > 0.01  # far above what rounding leaves
+    is_ours = inception_scores("fake", features[1])["is_fake"]
+    assert is_ours["value"] == pytest.approx(their_score.compute(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [30, 37])
+def test_a_ragged_last_batch_counts_like_any_other(count: int) -> None:
+    real, fake = drawn(0, count), drawn(1, count)
+    metric = FID(num_features=200)
+    for start in range(0, count, 16):
+        rows = slice(start, start + 16)
+        metric.update((real.probabilities[rows], fake.probabilities[rows]))
+    paper = frechet_scores("rfid", real, fake)["rfid_paper"]
+    assert paper["value"] == pytest.approx(metric.compute(), rel=1e-9)
+    assert paper["protocol"]["exact_value"] == pytest.approx(metric.compute(), rel=1e-6)
+
+
+def test_the_2048_distance_is_exact_and_agrees_with_ignite() -> None:
+    real, fake = drawn(0, 40), drawn(1, 40)
+    metric = FID(num_features=400)
+    metric.update((real.pool, fake.pool))
+    found = frechet_scores("gfid", real, fake)["gfid_2048"]["value"]
+    assert found == frechet_distance(real.pool, fake.pool)
+    assert found == pytest.approx(metric.compute(), rel=1e-6)
+
+
+def test_every_number_carries_its_card() -> None:
+    scores = frechet_scores("rfid", drawn(0, 9), drawn(1, 9), split="test", extractor="x")
+    scores |= inception_scores("reconstructions", drawn(1, 9), split="test", extractor="x")
+    assert list(scores) == ["rfid_paper", "rfid_2048", "is_reconstructions"]
+    for entry in scores.values():
+        card = entry["protocol"]
+        assert math.isfinite(entry["value"])
+        assert (card["split"], card["extractor"], card["n_fake"]) == ("test", "x", 9)
+        assert {"layer", "computed_by", "note"} <= set(card)
+    assert scores["rfid_paper"]["protocol"]["n_real"] == 9
+
+
+def test_the_exact_distance_stands_in_where_ignite_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: FID) -> float:
+        raise ValueError("Imaginary component 0.5")
+
+    monkeypatch.setattr(FID, "compute", fail)
+    paper = frechet_scores("rfid", drawn(0, 9), drawn(1, 9))["rfid_paper"]
+    assert paper["value"] == paper["protocol"]["exact_value"]
+    assert "because pytorch-ignite" in paper["protocol"]["computed_by"]
+    assert "Imaginary component 0.5" in paper["protocol"]["computed_by"]
+
+
+def test_a_number_that_is_not_finite_becomes_a_reason() -> None:
+    assert score(float("nan"), "dB", n=3) == no_score("the result is not finite (nan)", n=3)

@@ -82,7 +82,7 @@ def build_parser() -> _front.Parser:
         choices=tuple(VARIANT_GROUPS),
         help="linear, direct, spatial; both = linear and direct (the report's); all = all three",
     )
-    add("--gpus", type=int, required=True, metavar="N", help="GPUs of each run, over all its nodes together")
+    add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together (1)")
     add(
         "--nodes", type=int, default=1, metavar="N", help="nodes of each run; --gpus must be a multiple of it"
     )

@@ -1,0 +1,103 @@
+"""jobs/status.py and slurm/tables.py: a table that a person and a pipe can read."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY, child_environment
+
+from data_prep.files import write_json, write_text
+from slurm.state import RunState
+from slurm.tables import console, duration, scores_table, states_table
+from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, Study, prepare_study
+
+STEPS = """\
+{"kind": "start", "step": 0, "total_steps": 1000, "steps_per_epoch": 100, "time": 0}
+{"kind": "step", "step": 240, "loss": 31234.5, "images_per_s": 64.2, "time": 120}
+{"kind": "step", "step": 250, "loss": 31200.25, "images_per_s": 64.0, "time": 125}
+"""
+
+
+def status(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "status.py"), *words]
+    return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=60)
+
+
+def test_every_run_has_a_row_and_scores_have_their_label(tmp_path: Path) -> None:
+    study_dir = tmp_path / "chest"
+    prepare_study(study_dir, Study("chest", ("linear-s0", "direct-s0"), "smoke"))
+    run_dir = study_dir / "linear-s0"
+    write_text(run_dir / METRICS_FILE, STEPS)
+    write_json(run_dir / PROVENANCE_FILE, {"attempts": [{}, {}, {}]})
+    write_json(run_dir / DONE_FILE, {"weights_sha256": "ab"})
+    scores = {"rfid_paper": {"value": 0.25}, "gfid_paper": {"value": None, "reason": "cannot sample"}}
+    card = {"checkpoint_sha256": "ab", "extractor": "smoke", "label": "smoke, not comparable"}
+    write_json(run_dir / SCORES_FILE, {**card, "scores": scores})
+    shown = status("chest", "--runs-dir", str(tmp_path))
+    assert shown.returncode == 0, shown.stderr
+    lines = [line.rstrip() for line in shown.stdout.splitlines()]
+    assert [re.split(r"  +", line) for line in lines if line.startswith(("linear", "direct"))] == [
+        ["linear-s0", "done", "250 of 1,000", "2.5", "31,200.2", "64", "2"],
+        ["direct-s0", "missing", "0"],
+        ["linear-s0", "0.25", "-", "-", "-", "-", "-", "-", "-", "smoke, not comparable"],
+    ]
+    assert "\x1b" not in shown.stdout
+
+
+def test_an_unknown_study_names_the_known_ones(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", Study("chest"))
+    shown = status("cest", "--runs-dir", str(tmp_path))
+    assert shown.returncode == 2
+    assert shown.stderr.startswith(f"error: no study 'cest'. Known in {tmp_path}: chest.\nhint: ")
+
+
+def test_help_says_what_the_states_mean() -> None:
+    shown = status("--help").stdout
+    assert "examples:" in shown
+    for state in ("done", "training", "queued", "failed", "cancelled", "stopped", "missing", "unknown"):
+        assert re.search(rf"\b{state} ", shown)
+
+
+def test_a_study_of_a_thousand_runs_is_shown_in_seconds(tmp_path: Path) -> None:
+    names = tuple(f"linear-s{seed}" for seed in range(1000))
+    prepare_study(tmp_path / "large", Study("large", names))
+    for name in names:
+        run_dir = tmp_path / "large" / name
+        run_dir.mkdir()
+        (run_dir / METRICS_FILE).write_text(STEPS * 40)
+        (run_dir / PROVENANCE_FILE).write_text('{"attempts": [{}]}')
+        (run_dir / DONE_FILE).write_text('{"weights_sha256": "ab"}')
+    started = time.monotonic()
+    shown = status("large", "--runs-dir", str(tmp_path))
+    assert shown.stdout.count("linear-s") == 1000
+    assert time.monotonic() - started < 8  # 2 s on a quiet machine, and this one may be busy
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0, "0 s"), (89, "89 s"), (90, "2 min"), (5400, "1 h 30 min"), (187_200, "2 d 4 h")],
+)
+def test_durations_have_units(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_time_left_is_shown_only_while_training(capsys: pytest.CaptureFixture[str]) -> None:
+    def row(state: str) -> RunState:
+        return RunState("linear-s0", state, "", 250, 1000, 2.5, 5.0, 64.0, 375.0, 0, {}, "")
+
+    console().print(states_table([row("training")]))
+    assert "6 min" in capsys.readouterr().out
+    console().print(states_table([row("stopped")]))
+    assert "6 min" not in capsys.readouterr().out
+
+
+def test_comparable_scores_carry_no_note(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"rfid_paper": 0.25, "psnr": 31.5}
+    state = RunState("linear-s0", "done", "", 0, 0, 0.0, None, None, None, 0, scores, "")
+    console().print(scores_table([state]))
+    assert "note" not in capsys.readouterr().out

@@ -1,0 +1,193 @@
+"""One image file to one square of grey pixels, by a recipe that is stored with the result.
+
+Fast and faithful on JPEG: the decoder is asked for its grey channel alone, and `reducing_gap=2` shrinks in
+two steps, which stays above 50 dB of a full decode with bicubic resize.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+Aspect = Literal["stretch", "pad", "crop"]
+ASPECTS = ("stretch", "pad", "crop")
+
+# Suffixes that a file of each format may have.
+SUFFIXES = {
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+}
+# A radiograph has a few megapixels; a small file that claims more is a decompression bomb.
+MAX_PIXELS = 100_000_000
+MIN_SIDE_PX = 16
+MAX_FILE_BYTES = 1 << 30
+REDUCING_GAP = 2.0
+EXIF_ORIENTATION = 0x0112
+
+MODE_ADVICE = {
+    "P": "has a palette; convert it to grey",
+    "PA": "has a palette; convert it to grey",
+    "RGBA": "has transparency; flatten it",
+    "LA": "has transparency; flatten it",
+    "CMYK": "has print colours (CMYK); convert it to grey",
+    "1": "is black and white without greys",
+    "I;16": "has 16 bits; scale it to 8, or give the DICOM files",
+    "I;16B": "has 16 bits; scale it to 8, or give the DICOM files",
+    "I": "has more than 8 bits; scale it to 8, or give the DICOM files",
+    "F": "has more than 8 bits; scale it to 8, or give the DICOM files",
+}
+
+
+class BadImageError(Exception):
+    """This file cannot be packed; the message says why, for the quarantine list."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels and what they were made from."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[size_px, size_px], 0 = black."""
+    width_px: int
+    height_px: int
+    mode: str
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        BadImageError: it is not one, is empty, or cannot be read.
+    """
+    try:
+        status = path.stat()  # first, because opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("is not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise BadImageError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"cannot be read: {error.strerror}") from error
+    if not content:
+        raise BadImageError("is empty")
+    return content
+
+
+def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> Picture:
+    """Decode an image file and bring it to `size_px` squared.
+
+    Raises:
+        BadImageError: it is damaged, not what it is named, or of a kind that would be guesswork to convert.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; we decide ourselves
+        try:
+            image = Image.open(io.BytesIO(content), formats=tuple(SUFFIXES))
+            _check(image, suffix)
+            size, mode = image.size, image.mode
+            image.draft("L", image.size)  # JPEG only: colour is never decoded
+            pixels = resize(image.convert("L"), size_px, aspect)
+        except UnidentifiedImageError as error:
+            raise BadImageError(f"is not an image ({', '.join(SUFFIXES)})") from error
+        except Image.DecompressionBombError as error:
+            raise BadImageError(f"has more than {MAX_PIXELS:,} pixels") from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow says of broken files
+            raise BadImageError(f"is truncated or damaged: {error}") from error
+    return Picture(pixels, *size, mode)
+
+
+def _check(image: Image.Image, suffix: str) -> None:
+    """Refuse what the recipe does not cover, before a pixel is decoded."""
+    if suffix.lower() not in SUFFIXES[image.format or ""]:
+        raise BadImageError(f"is {image.format} inside, but is named {suffix or 'without a suffix'}")
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"has {width * height:,} pixels; the limit is {MAX_PIXELS:,}")
+    if min(width, height) < MIN_SIDE_PX:
+        raise BadImageError(f"is {width}x{height} px; each side needs at least {MIN_SIDE_PX}")
+    if image.mode in MODE_ADVICE:
+        raise BadImageError(MODE_ADVICE[image.mode])
+    if image.mode not in ("L", "RGB", "YCbCr"):
+        raise BadImageError(f"has the unusual mode {image.mode}; convert it to grey")
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation != 1:
+        raise BadImageError(
+            f"is stored rotated or mirrored (EXIF orientation {orientation}); turn it upright"
+        )
+
+
+def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.uint8]:
+    """A grey image as uint8 [size_px, size_px].
+
+    stretch fills the square and changes the proportions (the report's way); pad adds black borders; crop
+    cuts the longer side.
+    """
+    width, height = image.size
+    if aspect == "pad":
+        scale = size_px / max(width, height)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+        square = Image.new("L", (size_px, size_px))
+        small = image.resize(inner, Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
+        square.paste(small, ((size_px - inner[0]) // 2, (size_px - inner[1]) // 2))
+        return np.asarray(square)
+    box = None
+    if aspect == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+    small = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box, REDUCING_GAP)
+    return np.asarray(small)
+
+
+def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
+    """Decode a DICOM radiograph the way a viewer shows it: VOI window or LUT, inverted if MONOCHROME1.
+
+    Raises:
+        BadImageError: it is not a DICOM image of one grey frame, or its pixels cannot be decoded.
+    """
+    import pydicom
+
+    try:
+        data = pydicom.dcmread(io.BytesIO(content))
+        photometric = str(data.PhotometricInterpretation)
+        if photometric not in ("MONOCHROME1", "MONOCHROME2") or int(data.get("NumberOfFrames") or 1) != 1:
+            raise BadImageError(f"is not one grey frame ({photometric})")
+        width, height = int(data.Columns), int(data.Rows)
+        if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE_PX:
+            raise BadImageError(f"is {width}x{height} px; allowed: {MIN_SIDE_PX} px to {MAX_PIXELS:,} pixels")
+        grey = _unit_greys(data)
+    except BadImageError:
+        raise
+    except Exception as error:  # pydicom and its decoders raise many kinds
+        raise BadImageError(f"is not a readable DICOM image: {' '.join(str(error).split())}") from error
+    if photometric == "MONOCHROME1":  # 0 means white
+        grey = 1 - grey
+    image = Image.fromarray((255 * grey).round().astype(np.uint8))
+    return Picture(resize(image, size_px, aspect), width, height, f"{photometric};{data.BitsStored}")
+
+
+def _unit_greys(data: Any) -> npt.NDArray[np.float32]:
+    """Stored values as shown, in [0, 1]: by VOI LUT, first window (DICOM PS3.3 C.11.2.1.2), or full range."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(data.pixel_array, data)
+    if "VOILUTSequence" in data:
+        values = apply_voi_lut(values, data, prefer_lut=True)
+    values = np.asarray(values, np.float32)
+    low, high = float(values.min()), float(values.max())
+    if "VOILUTSequence" not in data and data.get("WindowWidth"):
+        center, width = (float(np.ravel(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+        low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    if high <= low:
+        return np.zeros_like(values)
+    return np.clip((values - low) / (high - low), 0, 1)

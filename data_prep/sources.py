@@ -1,0 +1,248 @@
+"""Where images come from: folders, a CSV, DICOM files or phantoms, as one list of items with a patient each.
+
+Listing reads names (and, for DICOM, headers), never pixels, so that it is quick on a login node.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import DataError
+
+PHANTOM = re.compile(r"phantom:(\d+)")
+# Folder names that mean a split; `valid` and `validation` are common for `val`.
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
+NO_LABEL = "unlabelled"
+SALT_FILE = ".patient-salt"
+
+# Kermany set: bacterial and viral pneumonia are numbered separately, so the number alone is no patient.
+PNEUMONIA_NAME = re.compile(r"person(\d+)_(bacteria|virus)_")
+NORMAL_NAME = re.compile(r"(NORMAL2-IM|IM)-(\d+)")
+
+SOURCES_HELP = (
+    "a folder of class folders (also split into train/val/test), a CSV, a DICOM folder, or phantom:N"
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to pack, before anything is read of it."""
+
+    key: str
+    """Printable name, unique in the source; see `escape`."""
+    label: str
+    """Class name."""
+    split: str
+    """train, val or test as the source gives it; empty if it gives none."""
+    group: str
+    """The patient: images of one group never land in two splits. Empty if nobody knows."""
+    path: str = ""
+    """Escaped path below the source's root, where it is not the key."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of source, the folder its paths start from, and what is in it."""
+
+    kind: str
+    """files, dicom or phantom."""
+    root: Path
+    items: tuple[Item, ...]
+
+
+def escape(name: str) -> str:
+    """A file name as printable text: bytes that are not become \\xNN, so every name survives a round trip."""
+    return "".join(
+        char
+        if char.isprintable() and char != "\\"
+        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+        for char in name
+    )
+
+
+def unescape(key: str) -> str:
+    """The file name that `escape` made printable."""
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), key.encode())
+    return os.fsdecode(raw)
+
+
+def find_items(source: str, out: Path) -> Source:
+    """List everything in `source`: a folder, a CSV file, a DICOM folder, or `phantom:N`.
+
+    Args:
+        source: what the user named.
+        out: folder of the shards; a DICOM source keeps its secret salt there.
+
+    Raises:
+        DataError: there is no such source, or nothing in it that could be an image.
+    """
+    if phantom := PHANTOM.fullmatch(source):
+        return _phantoms(int(phantom[1]))
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return Source("files", path.parent.resolve(), tuple(_csv_items(path)))
+    if not path.is_dir():
+        raise DataError(f"no images at {source!r}", f"give {SOURCES_HELP}")
+    root = _descend(path.resolve())
+    files = sorted(_walk(root))
+    if not files:
+        raise DataError(f"{source} holds no files", f"give {SOURCES_HELP}")
+    if _is_dicom(files[0]):
+        return Source("dicom", root, tuple(_dicom_items(root, files, out)))
+    return Source("files", root, tuple(_file_item(root, file) for file in files))
+
+
+def _phantoms(count: int) -> Source:
+    from data_prep import phantom
+
+    if count < 12:
+        raise DataError(f"phantom:{count} is too small", "12 phantoms are the least that fill every split")
+    return Source("phantom", Path(), tuple(Item(*row) for row in phantom.items(count)))
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def _descend(root: Path) -> Path:
+    """The folder that has the splits: the Kaggle archive nests it in `chest_xray`, once or twice."""
+    while not _has_splits(root) and (root / "chest_xray").is_dir():
+        root = root / "chest_xray"
+    return root
+
+
+def _has_splits(root: Path) -> bool:
+    return any(path.name in SPLIT_NAMES for path in root.iterdir())
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, hidden ones left out; linked folders are entered, but never in a circle."""
+    splits = [path.name for path in root.iterdir() if path.name in SPLIT_NAMES]
+    for top in splits or [""]:  # beside splits there may be a second copy of everything
+        yield from _walk_folder(root / top, ())
+
+
+def _walk_folder(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name in IGNORED:
+            continue
+        if path.is_dir():
+            yield from _walk_folder(path, (*above, here))
+        else:
+            yield path
+
+
+def _file_item(root: Path, path: Path) -> Item:
+    """An item whose split and class are named by its folders."""
+    parts = path.relative_to(root).parts
+    split = SPLIT_NAMES.get(parts[0], "") if len(parts) > 1 else ""
+    label = parts[-2] if len(parts) > (2 if split else 1) else NO_LABEL
+    return Item(escape(str(path.relative_to(root))), escape(label), split, kermany_patient(path.name))
+
+
+def kermany_patient(name: str) -> str:
+    """The patient that a file name of the Kermany set stands for, as (kind, number); else nothing."""
+    if found := PNEUMONIA_NAME.match(name):
+        return f"{found[2]}-{int(found[1])}"
+    if found := NORMAL_NAME.match(name):
+        return f"{found[1]}-{int(found[2])}"
+    return ""
+
+
+# --- CSV -------------------------------------------------------------------------------------
+
+
+def _csv_items(path: Path) -> Iterator[Item]:
+    """Rows of `path[,label][,split][,patient]`; paths are relative to the CSV's folder.
+
+    Raises:
+        DataError: a column is missing or unknown, a split has another name, or a path comes twice.
+    """
+    known = {"path", "label", "split", "patient"}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.DictReader(file)
+        columns = set(rows.fieldnames or ())
+        if "path" not in columns or not columns <= known:
+            raise DataError(f"{path} has columns {sorted(columns)}", "allowed: path, label, split, patient")
+        seen = set()
+        for number, row in enumerate(rows, start=2):
+            split = (row.get("split") or "").strip().lower()
+            if not row["path"] or (split and split not in SPLIT_NAMES) or row["path"] in seen:
+                raise DataError(
+                    f"{path}, line {number}: path {row['path']!r}, split {split!r}",
+                    "each line needs a path of its own; splits are train, val, test or empty",
+                )
+            seen.add(row["path"])
+            label = escape((row.get("label") or "").strip()) or NO_LABEL
+            yield Item(
+                escape(row["path"]), label, SPLIT_NAMES.get(split, ""), escape(row.get("patient") or "")
+            )
+
+
+# --- DICOM -----------------------------------------------------------------------------------
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    return path.is_file() and _head(path)[128:132] == b"DICM"
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError:
+        return b""
+
+
+def _dicom_items(root: Path, files: list[Path], out: Path) -> Iterator[Item]:
+    """DICOM files by salted hashes: neither names nor patient ids go into the shards."""
+    import_pydicom()
+    hashed = _salted(out)
+    for file in files:
+        item = _file_item(root, file)
+        patient = _dicom_patient(file)
+        group = f"dicom-{hashed(patient)}" if patient else ""
+        yield Item(f"dicom/{hashed(item.key)}", item.label, item.split, group, item.key)
+
+
+def import_pydicom() -> None:
+    """Raise DataError, with what to install, unless DICOM files can be read."""
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise DataError("DICOM files need the `dicom` extra", "pip install 'cxr-vae[dicom]'") from error
+
+
+def _dicom_patient(path: Path) -> str:
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+    except Exception:  # whatever is wrong with it, the packer will say so and quarantine it
+        return ""
+    return str(header.get("PatientID") or "")
+
+
+def _salted(out: Path) -> Callable[[str], str]:
+    """A one-way name for each text; the salt is secret, drawn once, and never part of a shard."""
+    path = out / SALT_FILE
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    salt = path.read_bytes()
+    return lambda text: hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()

@@ -1,0 +1,165 @@
+"""Pack chest X-rays into HDF5 shards: checked, shuffled once, split by patient.
+
+SOURCE is the Kaggle folder (train|val|test / NORMAL|PNEUMONIA), any folder of class folders, a CSV with
+the columns path[,label][,split][,patient], a folder of DICOM files, or phantom:N for N drawn radiographs.
+OUT is the folder of the shards. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import _front
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_prep import audit, packer
+from data_prep.errors import DataError
+from data_prep.image import ASPECTS
+from data_prep.packer import PackOptions, Plan
+from data_prep.shards import SPLITS, Manifest, read_manifest, verify
+
+EXAMPLES = """\
+  python jobs/pack.py chest_xray shards/kermany            # images in, shards out
+  python jobs/pack.py phantom:600 shards/demo                # no images at hand
+  python jobs/pack.py images.csv shards/mine --size 128 --aspect pad --workers 8
+  python jobs/pack.py chest_xray shards/kermany --task 2 --tasks 8     # one part, for an array job
+  python jobs/pack.py chest_xray shards/kermany --finalize             # join the parts
+  python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
+  python jobs/pack.py shards/kermany --verify                # read every byte again
+"""
+PLAIN_LINE_EVERY_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> _front.Parser:
+    """The command line."""
+    default = PackOptions()
+    parser = _front.Parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="images to pack; with --audit and --verify the folder of the shards")
+    add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
+    add("--size", type=int, default=default.size_px, metavar="PX", help="side of the square images")
+    add("--aspect", choices=ASPECTS, default=default.aspect, help="stretch (the report's), pad or crop")
+    add(
+        "--val-fraction",
+        type=float,
+        default=default.val_fraction,
+        metavar="SHARE",
+        help="of the training images, cut by patient if the source has (almost) no validation images",
+    )
+    add("--shard-images", type=int, default=default.shard_images, metavar="N", help="images per shard")
+    add("--seed", type=int, default=default.seed, help="of splits and order")
+    add(
+        "--max-bad",
+        type=float,
+        default=default.max_bad,
+        metavar="SHARE",
+        help="of unusable files; above it nothing is packed (exit code 2)",
+    )
+    add(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes that decode"
+    )
+    add("--task", type=int, metavar="T", help="pack part T only, counted from 0; then --finalize")
+    add("--tasks", type=int, metavar="N", help="number of parts")
+    add("--finalize", action="store_true", help="join parts that --task packed")
+    add("--audit", action="store_true", help="show what is in packed shards")
+    add("--verify", action="store_true", help="compare every byte of packed shards with its checksums")
+    return parser
+
+
+def main() -> int:
+    """Pack, or look at what was packed."""
+    flags = build_parser().parse_args()
+    if flags.audit or flags.verify:
+        return inspect(flags.out or Path(flags.source), flags.verify)
+    if flags.out is None:
+        raise DataError("OUT is missing", "python jobs/pack.py SOURCE OUT")
+    if (flags.task is None) != (flags.tasks is None):
+        raise DataError("--task and --tasks belong together", "for example --task 0 --tasks 8")
+    made = packer.plan(flags.source, flags.out, options_of(flags))
+    log.info("%s: %d images for %d shards in %s", flags.source, made.num_images, len(made.shards), flags.out)
+    if not flags.finalize:
+        with progress_bar(made, flags.task or 0, flags.tasks or 1) as progress:
+            packer.pack_part(flags.out, flags.task or 0, flags.tasks or 1, flags.workers, progress)
+    if flags.task is None:
+        show(packer.finalize(flags.out), flags.out)
+    return 0
+
+
+def options_of(flags: argparse.Namespace) -> PackOptions:
+    """The flags that decide the content of the shards."""
+    return PackOptions(
+        size_px=flags.size,
+        aspect=flags.aspect,
+        val_fraction=flags.val_fraction,
+        shard_images=flags.shard_images,
+        seed=flags.seed,
+        max_bad=flags.max_bad,
+    )
+
+
+def inspect(out: Path, wants_verify: bool) -> int:
+    """Show the audit of packed shards, or check every byte of them."""
+    if wants_verify:
+        print(f"{verify(out):,} images in {out} are as they were packed")
+    else:
+        show(read_manifest(out), out)
+    return 0
+
+
+def show(manifest: Manifest, out: Path) -> None:
+    """Print the audit's tables and what was packed."""
+    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(audit.tables(audit.read(out)))
+    counts = ", ".join(
+        f"{manifest.num_images(split):,} {split}" for split in SPLITS if split in manifest.splits
+    )
+    print(f"packed: {out} ({counts}), fingerprint {manifest.fingerprint[:12]}")
+
+
+@contextmanager
+def progress_bar(made: Plan, task: int, tasks: int) -> Iterator[Callable[[int], None]]:
+    """A bar with images per second and time left on a terminal, a line now and then elsewhere."""
+    total = sum(len(shard.items) for shard in made.shards[task::tasks])
+    if not sys.stderr.isatty():
+        yield plain_progress(total)
+        return
+    speed = TextColumn("{task.fields[speed]:,.0f} images/s")
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("packing", total=total, speed=0.0)
+        yield lambda count: bar.update(shown, advance=count, speed=bar.tasks[0].speed or 0.0)
+
+
+def plain_progress(total: int) -> Callable[[int], None]:
+    """Counts images and says how far it is, at most every few seconds."""
+    start = said = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        now = time.monotonic()
+        if done == total or now - said >= PLAIN_LINE_EVERY_S:
+            said, pace = now, done / max(now - start, 1e-9)
+            log.info(
+                "%d of %d images, %.0f images/s, %.0f s left",
+                done,
+                total,
+                pace,
+                (total - done) / max(pace, 1e-9),
+            )
+
+    return advance
+
+
+if __name__ == "__main__":
+    _front.run(main)

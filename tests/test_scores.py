@@ -70,9 +70,7 @@ def test_direct_cannot_sample_and_says_why(scored_study: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear-s0", "direct-s0"])
-def test_scores_of_reconstructions_follow_from_the_images(
-    scored_study: Path, shards: Path, name: str
-) -> None:
+def test_reconstruction_scores_follow_from_the_images(scored_study: Path, shards: Path, name: str) -> None:
     """One image at a time, so that means over images and not over batches must come out."""
     model, _ = load_trained(scored_study / name)
     test = load_split(shards, "test")

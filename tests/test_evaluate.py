@@ -1,0 +1,58 @@
+"""jobs/evaluate.py: what is due is scored, the rest is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY, child_environment
+
+
+def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "jobs/evaluate.py", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def study_dir(scored_study: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "tiny"
+    shutil.copytree(scored_study, copy)
+    return copy
+
+
+def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_dir: Path) -> None:
+    kept, lost = study_dir / "linear-s0" / "scores.json", study_dir / "direct-s0" / "scores.json"
+    before, modified = json.loads(lost.read_text()), kept.stat().st_mtime_ns
+    lost.unlink()
+    done = evaluate("tiny", "--runs-dir", study_dir.parent)
+    assert done.returncode == 1, done.stderr  # linear-s1 and direct-s1 are not trained to the end
+    assert json.loads(lost.read_text())["scores"] == before["scores"]
+    assert kept.stat().st_mtime_ns == modified
+    assert "linear-s1: not finished: training is at step 6 of 24" in done.stdout
+    assert done.stdout.count("smoke, not comparable") == 6
+    assert "direct-s0: reconstructions: 13 of 13 images" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["linear-s1"], "is not trained to the end"),
+        (["linear-s0", "--extractor", "clip"], "invalid choice"),
+        (
+            ["linear-s0", "--extractor", "inception", "--inception-weights", "absent.pth"],
+            "no Inception v3 weights",
+        ),
+        (["absent"], "no study"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(scored_study: Path, arguments: list[str], message: str) -> None:
+    done = evaluate(scored_study / arguments[0], *arguments[1:])
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr

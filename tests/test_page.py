@@ -1,0 +1,79 @@
+"""One set of blocks as HTML, Markdown and text; nothing in it is taken for markup."""
+
+from __future__ import annotations
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+from PIL import Image
+
+from vae.page import Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
+
+EVIL = "<script>alert('x')</script> & | `code` [link](u) \"q\""
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def blocks(folder: Path) -> list:
+    picture = folder / "figures" / "a.png"
+    picture.parent.mkdir(exist_ok=True)
+    Image.new("L", (3, 2), 7).save(picture)
+    table = Table([EVIL, "n"], [[EVIL, "1"], ["b", "1,000"]], frozenset([1]))
+    return [
+        Heading(EVIL, 1),
+        Text(EVIL),
+        Text(EVIL, is_warning=True),
+        Picture(picture, EVIL),
+        Details(EVIL, [table]),
+    ]
+
+
+def test_html_shows_text_as_it_is(tmp_path: Path) -> None:
+    reader = Reader(to_html(EVIL, blocks(tmp_path)))
+    assert reader.text.count(EVIL) == 8
+    names = [name for name, _ in reader.tags]
+    assert "script" not in names
+    assert "a" not in names
+    assert ("p", {"class": "warning"}) in reader.tags
+    assert ("td", {"class": "number"}) in reader.tags
+
+
+def test_html_carries_its_pictures_in_itself(tmp_path: Path) -> None:
+    reader = Reader(to_html("t", blocks(tmp_path)))
+    sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
+    start = "data:image/png;base64,"
+    assert [source[: len(start)] for source in sources if source] == [start]
+    assert base64.b64decode(sources[0][len(start) :]) == (tmp_path / "figures" / "a.png").read_bytes()
+
+
+def test_markdown_shows_text_as_it_is_and_links_pictures_beside_it(tmp_path: Path) -> None:
+    page = to_markdown(blocks(tmp_path), tmp_path)
+    assert "<script" not in page
+    assert "![a](<figures/a.png>)" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [line.replace(r"\|", "").count("|") for line in rows] == [3, 3, 3, 3]
+    assert rows[1] == "| --- | ---: |"
+
+
+def test_text_tables_line_up() -> None:
+    table = Table(["run", "FID"], [["linear-s0", "0.4"], ["a", "10.25"]], frozenset([1]))
+    assert to_text(table).splitlines() == [
+        "run          FID",
+        "linear-s0    0.4",
+        "a          10.25",
+    ]

@@ -1,0 +1,215 @@
+"""The report of a really trained and scored tiny study; it comes whatever is missing or damaged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_page import Reader
+from tiny import REPOSITORY, child_environment
+
+from vae.report import number, score_table, spread, write_report
+from vae.study import Study, prepare_study
+
+
+@pytest.fixture
+def study_dir(scored_study: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "tiny"
+    shutil.copytree(scored_study, copy)
+    return copy
+
+
+def score_of(study_dir: Path, run: str, name: str) -> float:
+    return json.loads((study_dir / run / "scores.json").read_text())["scores"][name]["value"]
+
+
+def table_rows(page: str) -> list[list[str]]:
+    """All table rows of report.md."""
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
+    return [[cell.strip().replace("\\", "") for cell in row] for row in rows]
+
+
+def test_the_report_is_one_file_that_opens_offline(study_dir: Path) -> None:
+    path = write_report(study_dir)
+    assert path == study_dir / "report.html"
+    reader = Reader(path.read_text())
+    outside = [
+        value
+        for _, attributes in reader.tags
+        for name, value in attributes.items()
+        if name in ("src", "href") and value and not value.startswith("data:")
+    ]
+    assert outside == []
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in reader.tags}
+    pictures = [attributes["alt"] for tag, attributes in reader.tags if tag == "img"]
+    assert [alt.split(":")[0] for alt in pictures if alt] == [
+        "Loss per image",
+        "The first 32 test images",
+        "linear-s0",
+        "direct-s0",
+        "linear-s0",
+    ]
+
+
+def test_scores_stand_beside_the_figures_of_the_report(study_dir: Path) -> None:
+    write_report(study_dir)
+    rows = {row[0]: row for row in table_rows((study_dir / "report.md").read_text()) if len(row) == 6}
+    for column, name in ((1, "rfid_paper"), (2, "gfid_paper"), (3, "is_reconstructions"), (4, "is_samples")):
+        assert rows["linear-s0"][column] == number(score_of(study_dir, "linear-s0", name))
+    assert rows["direct-s0"][2] == "-"
+    assert rows["real images"][2] == number(score_of(study_dir, "linear-s0", "floor_paper"))
+    assert rows["report, first iteration (linear)"][1:5] == ["0.447", "-", "2.479", "-"]
+    assert rows["report, second iteration (direct)"][1:5] == ["0.133", "-", "3.014", "-"]
+
+
+def test_smoke_scores_are_labelled_wherever_they_stand(study_dir: Path) -> None:
+    label = "smoke, not comparable"
+    write_report(study_dir)
+    for row in table_rows((study_dir / "report.md").read_text()):
+        if row[0] in ("linear-s0", "direct-s0", "real images") and len(row) in (6, 8) and "scored" not in row:
+            assert row[-1] == label
+    assert f"FID and IS here: {label}." in (study_dir / "report.html").read_text()
+    assert score_table(study_dir).count(label) == 6
+    with (study_dir / "scores.csv").open() as file:
+        lines = [row for row in csv.DictReader(file) if row["score"].startswith(("rfid", "gfid", "is_"))]
+    assert len(lines) == 2 * 7
+    assert {row["label"] for row in lines} == {label}
+
+
+def test_runs_that_are_not_ready_appear_with_the_reason(study_dir: Path) -> None:
+    page = Reader(write_report(study_dir).read_text()).text
+    assert "not finished: training is at step 6 of 24" in page
+    assert "missing: it was never started" in page
+    with (study_dir / "scores.csv").open() as file:
+        reasons = {row["run"]: row["reason"] for row in csv.DictReader(file) if not row["score"]}
+    assert reasons == {
+        "linear-s1": "not finished: training is at step 6 of 24",
+        "direct-s1": "missing: it was never started",
+    }
+
+
+def test_csv_holds_every_score_in_full(study_dir: Path) -> None:
+    write_report(study_dir)
+    with (study_dir / "scores.csv").open() as file:
+        found = {(row["run"], row["score"]): row for row in csv.DictReader(file)}
+    row = found["linear-s0", "rfid_2048"]
+    assert float(row["value"]) == score_of(study_dir, "linear-s0", "rfid_2048")
+    assert (row["n_real"], row["n_fake"], row["split"]) == ("13", "13", "test")
+    assert found["linear-s0", "psnr"]["unit"] == "dB"
+    assert "no prior to sample from" in found["direct-s0", "gfid_paper"]["reason"]
+
+
+def test_settings_provenance_and_cards_are_told(study_dir: Path) -> None:
+    page = Reader(write_report(study_dir).read_text()).text
+    known = json.loads((study_dir / "linear-s0" / "provenance.json").read_text())
+    for word in (known["commit"], known["data_fingerprint"], known["attempts"][0]["started"], "Attempts: 1"):
+        assert word in page
+    assert ["latent_dim", "256", "8", "8", "8"] in table_rows((study_dir / "report.md").read_text())
+    assert "not a clinical quality measure" in page
+    assert "exact distance by the nuclear norm" in page
+    assert "at most about 2" in page
+
+
+def test_text_from_files_is_not_taken_for_markup(study_dir: Path) -> None:
+    path = study_dir / "linear-s0" / "provenance.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "commit": "<script>alert(1)</script>"}))
+    page = write_report(study_dir).read_text()
+    assert "<script>" not in page
+    assert "<script>alert(1)</script>" in Reader(page).text
+    assert "<script>" not in (study_dir / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("linear-s0/scores.json", "{", "not scored: to score it: python jobs/evaluate.py"),
+        ("linear-s0/done.json", "", "not finished: training is at step 24 of 24"),
+        ("linear-s0/run.yaml", "lr: [", "damaged: "),
+        ("linear-s0/run.yaml", "colour: red\n", "damaged: "),
+        ("linear-s0/metrics.jsonl", '{"kind"\n', "scored"),
+        ("linear-s0/provenance.json", "[]", "nothing is recorded before training begins"),
+    ],
+)
+def test_the_report_comes_though_a_file_is_damaged(
+    study_dir: Path, file: str, content: str, reason: str
+) -> None:
+    (study_dir / file).write_text(content)
+    page = Reader(write_report(study_dir).read_text()).text
+    assert reason in page
+    assert number(score_of(study_dir, "direct-s0", "rfid_paper")) in page
+
+
+def test_the_report_comes_without_pictures_and_images(study_dir: Path) -> None:
+    shutil.rmtree(study_dir / "linear-s0" / "figures")
+    run_file = study_dir / "direct-s0" / "run.yaml"
+    run_file.write_text(run_file.read_text().replace("/shards", "/moved"))
+    page = Reader(write_report(study_dir).read_text()).text
+    assert "originals.png is missing" in page
+    assert "The images are not at hand any more" in page
+
+
+def test_scores_of_other_weights_are_not_shown(study_dir: Path) -> None:
+    path = study_dir / "linear-s0" / "done.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights_sha256": "0" * 64}))
+    page = Reader(write_report(study_dir).read_text()).text
+    assert "its scores belong to other weights" in page
+    assert number(score_of(study_dir, "linear-s0", "rfid_paper")) not in page
+
+
+def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "none", Study("none", ("linear-s0",)))
+    page = Reader(write_report(tmp_path / "none").read_text()).text
+    for text in ("it was never started", "No run has logged a loss yet", "No run is scored yet", "0.447"):
+        assert text in page
+
+
+def test_several_seeds_give_a_mean_and_a_deviation(study_dir: Path) -> None:
+    shutil.rmtree(study_dir / "linear-s1")
+    shutil.copytree(study_dir / "linear-s0", study_dir / "linear-s1")
+    write_report(study_dir)
+    rows = {row[0]: row for row in table_rows((study_dir / "report.md").read_text()) if len(row) == 6}
+    fid = number(score_of(study_dir, "linear-s0", "rfid_paper"))
+    assert rows["linear, mean of 2 seeds"][1] == f"{fid} ± 0"
+    assert spread([1.0, 2.0, 3.0]) == "2.000 ± 1"
+
+
+def test_numbers_have_four_digits_or_are_whole() -> None:
+    assert [number(value) for value in (None, 0.44671, 35912.4, 24.0, 0.0)] == [
+        "-",
+        "0.4467",
+        "35,912",
+        "24.00",
+        "0.000",
+    ]
+
+
+def test_the_command_prints_the_path_and_imports_no_torch(study_dir: Path) -> None:
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "jobs/report.py",
+        "tiny",
+        "--runs-dir",
+        str(study_dir.parent),
+    ]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(study_dir / "report.html")
+    assert not any(line.endswith("| torch") for line in done.stderr.splitlines())
+
+
+def test_the_command_refuses_what_is_no_study_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/report.py", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no study")

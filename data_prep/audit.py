@@ -1,4 +1,4 @@
-"""What is in a packed data set, and what would spoil a study: leaks, duplicates, tell-tale file sizes.
+"""What is in a packed data set, and what would spoil a study: leaks, duplicates, tell-tale file sizes."""
 
 from __future__ import annotations
 

@@ -137,9 +137,7 @@ def write_shard(
         _copy_pixels(scratch, part, offset)
         damaged = _damaged_images(part, offset, size_px, np.asarray(crc32, np.uint32))
         if damaged:
-            raise DataError(
-                f"{path}: images {damaged[:5]} did not survive writing", "check the disk"
-            )
+            raise DataError(f"{path}: images {damaged[:5]} did not survive writing", "check the disk")
 
 
 def _write_hdf5(
@@ -172,9 +170,7 @@ def _columns(rows: list[ImageRecord], crc32: list[int], rejects: list[Reject]) -
     columns: dict[str, Any] = {"crc32": np.asarray(crc32, np.uint32)}
     for field in dataclasses.fields(ImageRecord):
         values = [getattr(row, field.name) for row in rows]
-        columns[field.name] = (
-            _texts(values) if field.type == "str" else np.asarray(values, np.int64)
-        )
+        columns[field.name] = _texts(values) if field.type == "str" else np.asarray(values, np.int64)
     columns["labels"] = columns.pop("label").astype(np.uint8)
     columns["quarantined"] = json.dumps([dataclasses.asdict(reject) for reject in rejects])
     return columns
@@ -206,15 +202,11 @@ def _copy_pixels(scratch: IO[bytes], path: Path, offset: int) -> None:
         shutil.copyfileobj(scratch, file, COPY_BYTES)
 
 
-def _damaged_images(
-    path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]
-) -> list[int]:
+def _damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]) -> list[int]:
     """Indices of the images whose pixels do not match their CRC."""
     with path.open("rb") as file:
         file.seek(offset)
-        return [
-            i for i, expected in enumerate(crc32) if zlib.crc32(file.read(size_px**2)) != expected
-        ]
+        return [i for i, expected in enumerate(crc32) if zlib.crc32(file.read(size_px**2)) != expected]
 
 
 def describe_shard(path: Path) -> ShardInfo:
@@ -278,9 +270,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"no packed images at {folder}: {MANIFEST_FILE} is missing", REPACK_HINT
-        ) from error
+        raise DataError(f"no packed images at {folder}: {MANIFEST_FILE} is missing", REPACK_HINT) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", REPACK_HINT) from error
     manifest = _parse_manifest(path, values)
@@ -293,13 +283,10 @@ def read_manifest(folder: Path) -> Manifest:
 def _parse_manifest(path: Path, values: Any) -> Manifest:
     try:
         if values["format"] != FORMAT:
-            raise DataError(
-                f"{path} has format {values['format']}; this version reads {FORMAT}", REPACK_HINT
-            )
+            raise DataError(f"{path} has format {values['format']}; this version reads {FORMAT}", REPACK_HINT)
         splits = {
             split: tuple(
-                ShardInfo(**{**shard, "class_counts": tuple(shard["class_counts"])})
-                for shard in shards
+                ShardInfo(**{**shard, "class_counts": tuple(shard["class_counts"])}) for shard in shards
             )
             for split, shards in values["splits"].items()
         }
@@ -309,9 +296,7 @@ def _parse_manifest(path: Path, values: Any) -> Manifest:
         )
         whole = manifest.fingerprint == _fingerprint(manifest.recipe, class_names, splits)
         # names become paths: a manifest from elsewhere must not point outside its folder
-        whole &= all(
-            SHARD_NAME.fullmatch(shard.name) for shards in splits.values() for shard in shards
-        )
+        whole &= all(SHARD_NAME.fullmatch(shard.name) for shards in splits.values() for shard in shards)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a manifest of this toolkit", REPACK_HINT) from error
     if not whole:
@@ -323,9 +308,7 @@ def _check_length(folder: Path, shard: ShardInfo) -> None:
     path = folder / shard.name
     num_bytes = path.stat().st_size if path.is_file() else 0
     if num_bytes != shard.num_bytes:
-        raise DataError(
-            f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}", REPACK_HINT
-        )
+        raise DataError(f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}", REPACK_HINT)
 
 
 def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
@@ -339,9 +322,7 @@ def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
     if math.prod(shape) == 0:
         return np.zeros(shape, np.uint8)  # an empty map is not allowed
     if shard.data_offset + math.prod(shape) > shard.num_bytes:
-        raise DataError(
-            f"{folder / MANIFEST_FILE}: {shard.name} cannot hold its images", REPACK_HINT
-        )
+        raise DataError(f"{folder / MANIFEST_FILE}: {shard.name} cannot hold its images", REPACK_HINT)
     return np.memmap(folder / shard.name, np.uint8, "r", shard.data_offset, shape)
 
 

@@ -96,15 +96,22 @@ def test_every_number_carries_its_card() -> None:
     assert scores["rfid_paper"]["protocol"]["n_real"] == 9
 
 
-def test_the_exact_distance_stands_in_where_ignite_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_self: FID) -> float:
-        raise ValueError("Imaginary component 0.5")
+@pytest.mark.parametrize("answer", [ValueError("Imaginary component 0.5"), float("nan"), 0.25])
+def test_the_exact_distance_stands_in_where_ignite_fails(
+    monkeypatch: pytest.MonkeyPatch, answer: Exception | float
+) -> None:
+    """An error, no number, and the wrong number that its diagonal formula may give."""
 
-    monkeypatch.setattr(FID, "compute", fail)
+    def compute(_self: FID) -> float:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(FID, "compute", compute)
     paper = frechet_scores("rfid", drawn(0, 9), drawn(1, 9))["rfid_paper"]
-    assert paper["value"] == paper["protocol"]["exact_value"]
+    assert paper["value"] == paper["protocol"]["exact_value"] != 0.25
     assert "because pytorch-ignite" in paper["protocol"]["computed_by"]
-    assert "Imaginary component 0.5" in paper["protocol"]["computed_by"]
+    assert f"{answer}" in paper["protocol"]["computed_by"]
 
 
 def test_a_number_that_is_not_finite_becomes_a_reason() -> None:

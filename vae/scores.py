@@ -36,7 +36,7 @@ from vae.features import Extractor, Features, cache_key, cached, gather, load_ex
 from vae.learner import check_fingerprint
 from vae.losses import bce_per_image, kl_per_image
 from vae.model import NO_SAMPLES, VAE
-from vae.protocols import IGNITE, Score, frechet_scores, inception_scores, no_score, score
+from vae.protocols import IGNITE, Score, compute_alone, frechet_scores, inception_scores, no_score, score
 from vae.provenance import versions
 from vae.ranks import MEETING_TIME_LIMIT, check_world_size, reduce_sum
 from vae.study import SCORES_FILE, Study, read_metrics, read_run
@@ -125,8 +125,8 @@ class Judge:
 
     def reconstructions(self) -> dict[str, Score]:
         """rfid_*, is_reconstructions and the paired scores, from one pass over the test images."""
-        parts, sums = [], torch.zeros(2, dtype=torch.float64, device=self.extractor.device)
-        ssim, psnr = SSIM(data_range=1.0), PSNR(data_range=1.0)
+        parts, sums = [], torch.zeros(4, dtype=torch.float64, device=self.extractor.device)
+        metrics = SSIM(data_range=1.0), PSNR(data_range=1.0)
         with self._advancing("reconstructions", len(self.test)) as advance:
             for rows in own_batches(len(self.test)):
                 targets = self._to_model(self.test.take(np.arange(rows.start, rows.stop)))
@@ -136,18 +136,20 @@ class Judge:
                 parts.append(self.extractor(to_8bit(images)))
                 sums[0] += bce_per_image(output.logits, targets).sum()
                 sums[1] += kl_per_image(output.mean, output.log_variance).sum()
-                for metric in (ssim, psnr):
+                for number, metric in enumerate(metrics, start=2):
+                    metric.reset()
                     metric.update((images.cpu(), targets.cpu()))
+                    sums[number] += compute_alone(metric) * len(images)
                 advance(len(images))
         features = gather(parts)
-        bce, kl = (reduce_sum(sums) / len(self.test)).tolist()
+        bce, kl, ssim, psnr = (reduce_sum(sums) / len(self.test)).tolist()
         fakes = {"images": "reconstructions of the test images", "latents": "mean of q(z|x)"}
         card = {"split": "test", "n": len(self.test), **fakes, **self.facts}
         scores = {
             **frechet_scores("rfid", self.real, features, **self._card(**fakes)),
             **inception_scores("reconstructions", features, **self._card(**fakes)),
-            "ssim": score(ssim.compute(), "", computed_by=f"{IGNITE} SSIM, 11 px Gaussian window", **card),
-            "psnr": score(psnr.compute(), "dB", computed_by=f"{IGNITE} PSNR, mean over images", **card),
+            "ssim": score(ssim, "", computed_by=f"{IGNITE} SSIM, 11 px Gaussian window", **card),
+            "psnr": score(psnr, "dB", computed_by=f"{IGNITE} PSNR, mean over images", **card),
             "bce": score(bce, "nats/image", computed_by="binary cross-entropy summed over pixels", **card),
         }
         if self.model.can_sample:

@@ -135,7 +135,10 @@ def tables(found: dict[str, Any]) -> RenderableType:
 def findings(found: dict[str, Any]) -> list[str]:
     """What to know before training, one line each."""
     same = found["duplicates"]
+    counts = {split: sum(classes.values()) for split, classes in found["splits"].items()}
     lines = [
+        f"train and val together: {counts.get('train', 0) + counts.get('val', 0):,} images; "
+        f"test: {counts.get('test', 0):,} images",
         f"patients in more than one split: {len(found['patient_leaks'])}",
         f"duplicates: {same['groups']} groups of byte-identical files ({same['files']} files), "
         f"{same['across_splits']} across splits, {same['across_classes']} across classes",

@@ -101,10 +101,10 @@ def find_items(source: str, out: Path) -> Source:
 
 
 def _phantoms(count: int) -> Source:
-    from data_prep import phantom
-
     if count < 12:
         raise DataError(f"phantom:{count} is too small", "12 phantoms are the least that fill every split")
+    from data_prep import phantom
+
     return Source("phantom", Path(), tuple(Item(*row) for row in phantom.items(count)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from argparse import RawTextHelpFormatter
 from collections.abc import Callable
@@ -36,7 +37,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        line = re.sub(r'Parser key "([\w.]+)"', r"--\1", " ".join(message.split()))
+        print(f"error: {line}", file=sys.stderr)
         print(f"hint: python jobs/{self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 

@@ -1,0 +1,73 @@
+"""The audit: counts, duplicates, leaks, and what tells the classes apart by their files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import XRAYS
+from pictures import kaggle
+from rich.console import Console
+
+from data_prep import audit
+from data_prep.packer import PackOptions, finalize, pack_part, plan
+
+
+def pack_and_audit(source: Path, out: Path, size_px: int = 32) -> dict:
+    plan(str(source), out, PackOptions(size_px=size_px))
+    pack_part(out, workers=2)
+    finalize(out)
+    return audit.read(out)
+
+
+def test_counts_and_duplicates(tmp_path: Path) -> None:
+    root = kaggle(tmp_path / "source", train=20, test=10)
+    normal = root / "train" / "NORMAL"
+    shutil.copy(normal / "IM-0001-0002.jpeg", normal / "IM-0001-9999.jpeg")
+    shutil.copy(
+        root / "test" / "NORMAL" / "IM-1000-0000.jpeg",
+        root / "test" / "PNEUMONIA" / "person1000_virus_9.jpeg",
+    )
+    found = pack_and_audit(root, tmp_path / "out")
+    assert found["num_images"] == 62
+    assert found["splits"]["test"] == {"NORMAL": 10, "PNEUMONIA": 11}
+    assert found["duplicates"] == {"groups": 2, "files": 4, "across_splits": 0, "across_classes": 1}
+    assert found["patient_leaks"] == []
+    assert found["classes"]["NORMAL"]["modes"] == {"L": 31}
+    assert found["classes"]["NORMAL"]["median_width_px"] == 80
+
+
+def test_leaks_are_patients_on_two_sides() -> None:
+    from tiny import record
+
+    rows = [("train", record("train", 0)), ("test", record("test", 0))]
+    assert audit.leaks(rows) == []  # unknown patients are no leak
+    import dataclasses
+
+    known = [(split, dataclasses.replace(row, group="p1")) for split, row in rows]
+    assert audit.leaks(known) == ["p1"]
+
+
+@pytest.mark.xrays
+def test_audit_of_the_full_kermany_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = pack_and_audit(XRAYS / "full_224", tmp_path / "out", size_px=64)
+    counts = {split: sum(classes.values()) for split, classes in found["splits"].items()}
+    assert counts["train"] + counts["val"] == 5216
+    assert counts["test"] == 624
+    assert found["duplicates"] == {"groups": 30, "files": 62, "across_splits": 0, "across_classes": 0}
+    assert found["patient_leaks"] == []
+    assert 0.09 < counts["val"] / 5216 < 0.11
+    Console(width=120).print(audit.tables(found))
+    assert "train and val together: 5,216 images; test: 624 images" in capsys.readouterr().out
+
+
+@pytest.mark.xrays
+def test_originals_pack_without_loss(tmp_path: Path) -> None:
+    found = pack_and_audit(XRAYS / "originals", tmp_path / "out", size_px=256)
+    assert {split: sum(c.values()) for split, c in found["splits"].items()} == {
+        "train": 248,
+        "val": 22,
+        "test": 68,
+    }
+    assert found["quarantined"] == {}

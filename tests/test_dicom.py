@@ -1,0 +1,111 @@
+"""DICOM radiographs look as in a viewer, and nothing that names a patient leaves the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+
+from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid  # noqa: E402
+
+from data_prep.image import BadImageError, make_dicom_picture  # noqa: E402
+from data_prep.packer import PackOptions, finalize, pack_part, plan  # noqa: E402
+from data_prep.shards import map_images, read_groups, read_keys  # noqa: E402
+
+RAMP = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+
+
+def write_dicom(path: Path, pixels: np.ndarray = RAMP, bits: int = 12, **tags: object) -> Path:
+    """A minimal uncompressed radiograph."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, bits, bits - 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.PixelData = pixels.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return make_dicom_picture(path.read_bytes(), 64, "stretch").pixels
+
+
+def test_twelve_and_sixteen_bits_fill_the_grey_range(tmp_path: Path) -> None:
+    expected = np.round(RAMP / 4095 * 255)
+    assert np.abs(pixels_of(write_dicom(tmp_path / "12.dcm")) - expected).max() <= 1
+    sixteen = (RAMP * 16).astype(np.uint16)
+    assert np.abs(pixels_of(write_dicom(tmp_path / "16.dcm", sixteen, bits=16)) - expected).max() <= 1
+
+
+def test_monochrome1_is_inverted(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1")
+    assert np.abs(pixels_of(path) - np.round(255 - RAMP / 4095 * 255)).max() <= 1
+
+
+def test_window_maps_its_ends_to_black_and_white(tmp_path: Path) -> None:
+    """Centre 2048.5, width 1001: black up to 1548, white from 2548 (DICOM PS3.3 C.11.2.1.2)."""
+    path = write_dicom(tmp_path / "a.dcm", WindowCenter=2048.5, WindowWidth=1001)
+    expected = np.round(np.clip((RAMP - 1548.0) / 1000, 0, 1) * 255)
+    assert np.abs(pixels_of(path) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "tags", [{"PhotometricInterpretation": "RGB"}, {"NumberOfFrames": 2}, {"Rows": 2}, {"PixelData": b""}]
+)
+def test_what_is_not_one_grey_frame_is_refused(tmp_path: Path, tags: dict[str, object]) -> None:
+    path = write_dicom(tmp_path / "a.dcm", **{k: v for k, v in tags.items() if k != "PixelData"})
+    content = path.read_bytes()
+    if "PixelData" in tags:
+        content = content[:-1000]
+    with pytest.raises(BadImageError):
+        make_dicom_picture(content, 64, "stretch")
+
+
+def test_only_pixels_and_a_salted_hash_leave_the_file(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    for number in range(24):
+        name = f"{'NORMAL' if number % 2 else 'PNEUMONIA'}/Doe_Jane_{number}.dcm"
+        patient = f"SECRET-{number // 3}"
+        write_dicom(source / name, RAMP + number, PatientID=patient, PatientName="Doe^Jane")
+    plan(str(source), out, PackOptions(size_px=32))
+    pack_part(out)
+    manifest = finalize(out)
+    groups = {}
+    for split, shards in manifest.splits.items():
+        for shard in shards:
+            content = (out / shard.name).read_bytes()
+            assert b"SECRET" not in content
+            assert b"Doe" not in content
+            assert all(key.startswith("dicom/") for key in read_keys(out, shard))
+            groups[split] = set(read_groups(out, shard))
+            assert map_images(out, shard).std() > 50
+    assert sum(len(found) for found in groups.values()) == 8  # three images each, never on two sides
+    assert (out / ".patient-salt").stat().st_mode & 0o077 == 0
+    salt = (out / ".patient-salt").read_bytes()
+    (tmp_path / "other").mkdir()
+    plan(str(source), tmp_path / "other", PackOptions(size_px=32))
+    assert (tmp_path / "other" / ".patient-salt").read_bytes() != salt
+
+
+def test_broken_dicom_is_quarantined_and_the_rest_packed(tmp_path: Path) -> None:
+    for number in range(12):
+        write_dicom(tmp_path / "s" / "A" / f"{number}.dcm", PatientID=str(number))
+    (tmp_path / "s" / "A" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"junk")
+    out = tmp_path / "out"
+    plan(str(tmp_path / "s"), out, PackOptions(size_px=32, max_bad=0.1))
+    pack_part(out)
+    assert sum(finalize(out).num_images(split) for split in ("train", "val", "test")) == 12
+    assert "is not a readable DICOM image" in (out / "quarantine.jsonl").read_text()

@@ -1,0 +1,136 @@
+"""Every kind of source becomes one list of items, each with its class, split and patient."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pictures import grey, jpeg, kaggle
+
+from data_prep.errors import DataError
+from data_prep.sources import escape, find_items, kermany_patient, unescape
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+@pytest.mark.parametrize("nested", ["", "chest_xray", "chest_xray/chest_xray"])
+def test_kaggle_layout_is_found_however_deep_it_is(tmp_path: Path, nested: str) -> None:
+    kaggle(tmp_path / nested, train=4, test=2)
+    touch(tmp_path, "__MACOSX/chest_xray/train/NORMAL/._IM-1.jpeg", f"{nested}/train/NORMAL/.DS_Store")
+    items = find_items(str(tmp_path), tmp_path).items
+    assert len(items) == 12
+    assert {(item.split, item.label) for item in items} == {
+        (split, label) for split in ("train", "test") for label in ("NORMAL", "PNEUMONIA")
+    }
+
+
+def test_second_copy_beside_the_splits_is_ignored(tmp_path: Path) -> None:
+    """The Kaggle archive holds everything twice."""
+    kaggle(tmp_path, train=4, test=2)
+    kaggle(tmp_path / "chest_xray", train=4, test=2)
+    assert len(find_items(str(tmp_path), tmp_path).items) == 12
+
+
+def test_plain_class_folders_have_no_split(tmp_path: Path) -> None:
+    touch(tmp_path, "COVID/a.png", "NORMAL/b.png")
+    items = find_items(str(tmp_path), tmp_path).items
+    assert [(item.key, item.label, item.split) for item in items] == [
+        ("COVID/a.png", "COVID", ""),
+        ("NORMAL/b.png", "NORMAL", ""),
+    ]
+
+
+def test_linked_folder_is_entered_but_a_circle_is_not(tmp_path: Path) -> None:
+    touch(tmp_path / "far", "a.png")
+    touch(tmp_path / "source", "NORMAL/b.png")
+    (tmp_path / "source" / "COVID").symlink_to(tmp_path / "far")
+    (tmp_path / "source" / "NORMAL" / "up").symlink_to(tmp_path / "source")
+    keys = [item.key for item in find_items(str(tmp_path / "source"), tmp_path).items]
+    assert keys == ["COVID/a.png", "NORMAL/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("person12_bacteria_34.jpeg", "bacteria-12"),
+        ("person12_virus_34.jpeg", "virus-12"),
+        ("IM-0115-0001.jpeg", "IM-115"),
+        ("NORMAL2-IM-0115-0001.jpeg", "NORMAL2-IM-115"),
+        ("scan.png", ""),
+    ],
+)
+def test_patient_is_kind_and_number(name: str, patient: str) -> None:
+    """By the number alone, 170 of 202 test patients of the Kermany set would seem to be in train."""
+    assert kermany_patient(name) == patient
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.png", "with space.png", "line\nbreak.png", "back\\slash.png", "\\x41.png"]
+)
+def test_any_name_survives_the_round_trip(name: str) -> None:
+    assert unescape(escape(name)) == name
+    assert escape(name).isprintable()
+
+
+def test_name_that_is_no_text_survives_the_round_trip() -> None:
+    name = os.fsdecode(b"\xff\xfe-\xc3\xa9.png")
+    assert escape(name) == "\\xff\\xfe-é.png"
+    assert unescape(escape(name)) == name
+
+
+def test_csv_names_path_label_split_and_patient(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text(
+        "path,label,split,patient\na.png,SICK,Train,p1\nsub/b.png,WELL,test,p2\n"
+    )
+    source = find_items(str(tmp_path / "list.csv"), tmp_path)
+    assert source.root == tmp_path
+    assert [(i.key, i.label, i.split, i.group) for i in source.items] == [
+        ("a.png", "SICK", "train", "p1"),
+        ("sub/b.png", "WELL", "test", "p2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,x\n", "allowed: path, label, split, patient"),
+        ("path,label,colour\na.png,x,y\n", "allowed: path, label, split, patient"),
+        ("path,split\na.png,holdout\n", "splits are train, val, test or empty"),
+        ("path\na.png\na.png\n", "line 3"),
+        ("path,label\n,x\n", "line 2"),
+    ],
+)
+def test_csv_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError) as caught:
+        find_items(str(tmp_path / "list.csv"), tmp_path)
+    assert message in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("source", ["nowhere", "phantom:many", "phantom:3"])
+def test_source_that_is_none_says_what_would_be(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        find_items(source, tmp_path)
+    assert caught.value.hint
+
+
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no files"):
+        find_items(str(tmp_path), tmp_path)
+
+
+def test_listing_reads_no_image(tmp_path: Path) -> None:
+    """Broken files are listed like good ones; the packer finds out."""
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "broken.jpeg").write_bytes(jpeg(grey(0))[:50])
+    assert len(find_items(str(tmp_path), tmp_path).items) == 1

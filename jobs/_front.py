@@ -38,6 +38,7 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
         line = re.sub(r'Parser key "([\w.]+)"', r"--\1", " ".join(message.split()))
+        line = re.sub(r"a <class '(\w+)'>\. Got value: ", r"\1, not ", line)
         print(f"error: {line}", file=sys.stderr)
         print(f"hint: python jobs/{self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -172,13 +172,24 @@ def test_killed_worker_is_an_error_and_no_hang(source: Path, tmp_path: Path) -> 
     workers: list[int] = []
     while not workers:
         assert child.poll() is None
-        listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-        workers = [int(pid) for pid in listed if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = workers_of(child.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, told = child.communicate(timeout=60)
     assert child.returncode == 2
     assert "a worker process died" in told
     assert "Traceback" not in told
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of the workers that a packer has started so far."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
 
 
 @pytest.fixture

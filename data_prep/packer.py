@@ -344,11 +344,6 @@ def pack_shards(
                 f"cannot write {out / shard.name}: {error.strerror or error}",
                 "make room there and run the same command again; it goes on with this shard",
             ) from error
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process died; the machine may be out of memory",
-                "run the same command again, perhaps with fewer --workers; it goes on with this shard",
-            ) from error
 
 
 def attributes(made: Plan, shard: ShardPlan) -> dict[str, Any]:
@@ -427,6 +422,11 @@ def decoder(made: Plan, workers: int) -> Iterator[Callable[[Iterable[Item]], Ite
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
         yield lambda items: pool.map(job, items, chunksize=CHUNK_IMAGES)
+    except (BrokenProcessPool, BrokenPipeError) as error:
+        raise DataError(
+            "a worker process died; the machine may be out of memory",
+            "run the same command again, perhaps with fewer --workers; it goes on with this shard",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

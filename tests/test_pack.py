@@ -70,7 +70,7 @@ def test_too_many_bad_files_are_exit_code_2(tmp_path: Path) -> None:
 
 def test_workers_stay_small(tmp_path: Path) -> None:
     """The workers load neither torch nor matplotlib, so that a node can run one per core."""
-    code = "import sys, data_prep.packer; print([m for m in ('torch', 'matplotlib', 'pydicom') if m in sys.modules])"
+    code = "import sys, data_prep.packer; print({'torch', 'matplotlib', 'pydicom'} & set(sys.modules) or [])"
     done = subprocess.run(
         [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, check=True
     )

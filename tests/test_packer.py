@@ -175,7 +175,7 @@ def test_killed_worker_is_an_error_and_no_hang(source: Path, tmp_path: Path) -> 
         workers = workers_of(child.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, told = child.communicate(timeout=60)
-    assert child.returncode == 2
+    assert child.returncode == 2, told
     assert "a worker process died" in told
     assert "Traceback" not in told
 

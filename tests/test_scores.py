@@ -194,5 +194,5 @@ def test_one_test_image_is_too_few(tmp_path: Path) -> None:
     data = make_shards(tmp_path / "shards", {"train": 16, "val": 4, "test": 1})
     run_dir = make_run(tmp_path / "x" / "direct-s0", data, variant="direct", max_steps=1)
     train(run_dir)
-    with pytest.raises(DataError, match="1 test image"):
+    with pytest.raises(DataError, match="has 1 test and 16 training images"):
         evaluate(run_dir, Study("x", extractor="smoke"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import inception_v3
 
 from data_prep.errors import RunError, WeightsError
 from data_prep.files import replacing
@@ -108,7 +106,7 @@ def resize(images: Tensor, size_px: int) -> Tensor:
     def one(array: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(array).resize((size_px, size_px), Image.Resampling.BILINEAR))
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # PIL lets go of the GIL
+    with ThreadPoolExecutor() as threads:  # PIL lets go of the GIL
         resized = list(threads.map(one, images[:, 0].cpu().numpy()))
     return torch.from_numpy(np.stack(resized)).unsqueeze(1)
 
@@ -135,6 +133,8 @@ class _Inception(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        from torchvision.models import inception_v3  # two seconds that the smoke extractor need not wait for
+
         self.body = inception_v3(weights=None, transform_input=True, init_weights=False)
         try:
             self.body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -119,29 +119,28 @@ class Run:
 
 def read(folder: Path) -> Run:
     """Whatever can be read of the run in `folder`; never fails for what is missing or damaged."""
-    config, metrics = None, []
-    state, reason = "missing", "it was never started"
+    config, metrics, problem = None, [], ""
     try:
         config = read_run(folder)
         metrics = read_metrics(folder)
     except (ToolkitError, ValueError) as error:
-        if folder.exists():
-            state, reason = "damaged", str(error)
-    done = read_json(folder / DONE_FILE)
-    scores = read_json(folder / SCORES_FILE) or {}
-    if config and done is None:
+        problem = str(error)
+    done, scores = read_json(folder / DONE_FILE), read_json(folder / SCORES_FILE)
+    if not folder.exists():
+        state, reason = "missing", "it was never started"
+    elif config is None or (problem and done is None):
+        state, reason = "damaged", problem
+    elif done is None:
         state, reason = "not finished", _progress(metrics)
-    elif config and done and not scores:
+    elif scores is None:
         state, reason = "not scored", f"to score it: python jobs/evaluate.py {folder}"
-    elif config and done and scores.get("checkpoint_sha256") != done.get("weights_sha256"):
+    elif scores.get("checkpoint_sha256") != done.get("weights_sha256"):
         state, reason = "not scored", "its scores belong to other weights; score it again"
-        scores = {}
-    elif config and done:
+    else:
         state, reason = "scored", ""
+    known = scores if scores and state == "scored" else {}
     provenance = read_json(folder / PROVENANCE_FILE) or {}
-    return Run(
-        folder.name, config, state, reason, metrics, provenance, scores if state == "scored" else {}, folder
-    )
+    return Run(folder.name, config, state, reason, metrics, provenance, known, folder)
 
 
 def _progress(metrics: list[dict[str, Any]]) -> str:
@@ -184,48 +183,34 @@ def score_table(study_dir: Path, names: Sequence[str] = ()) -> str:
 
 
 def _opening(name: str, runs: list[Run]) -> list[Block]:
-    head = [
-        "run",
-        "variant",
-        "state",
-        "epochs",
-        "steps",
-        "restarts",
-        "images/s",
-        "validation loss (nats/image)",
-    ]
-    rows = []
-    for run in runs:
-        steps = [line for line in run.metrics if line["kind"] == "step"]
-        checks = [line["val_loss"] for line in run.metrics if "val_loss" in line]
-        speed = statistics.median(line["images_per_s"] for line in steps) if steps else None
-        epoch = f"{run.metrics[-1]['step'] / _steps_per_epoch(run):.4g}" if run.metrics else MISSING
-        attempts = len(run.provenance.get("attempts", []))
-        rows.append(
-            [
-                run.name,
-                run.variant,
-                f"{run.state}: {run.reason}" if run.reason else run.state,
-                epoch,
-                f"{run.metrics[-1]['step']:,}" if run.metrics else MISSING,
-                str(attempts - 1) if attempts else MISSING,
-                number(speed),
-                number(checks[-1] if checks else None),
-            ]
-        )
+    head = ["run", "variant", "state", "epochs", "steps", "restarts", "images/s", "val. loss (nats/image)"]
     return [
         Heading(f"Study {name}", 1),
         Text("Variational autoencoders for chest X-rays: training, scores and images of every run."),
         Text(NOT_CLINICAL),
         *_label_warnings(runs),
         Heading("Runs"),
-        Table(head, rows, frozenset(range(3, 8))),
+        Table(head, [_run_row(run) for run in runs], frozenset(range(3, 8))),
         *_data_blocks(runs),
     ]
 
 
-def _steps_per_epoch(run: Run) -> int:
-    return next((line["steps_per_epoch"] for line in run.metrics if line["kind"] == "start"), 1)
+def _run_row(run: Run) -> list[str]:
+    start = next((line for line in run.metrics if line["kind"] == "start"), None)
+    step = run.metrics[-1]["step"] if start else None
+    speeds = [line["images_per_s"] for line in run.metrics if line["kind"] == "step"]
+    checks = [line["val_loss"] for line in run.metrics if "val_loss" in line]
+    attempts = len(run.provenance.get("attempts", []))
+    return [
+        run.name,
+        run.variant,
+        f"{run.state}: {run.reason}" if run.reason else run.state,
+        f"{step / start['steps_per_epoch']:.4g}" if start else MISSING,
+        f"{step:,}" if start else MISSING,
+        str(attempts - 1) if attempts else MISSING,
+        number(statistics.median(speeds) if speeds else None),
+        number(checks[-1] if checks else None),
+    ]
 
 
 def _label_warnings(runs: list[Run]) -> list[Block]:
@@ -244,9 +229,7 @@ def _data_blocks(runs: list[Run]) -> list[Block]:
             continue
         rows = []
         for split, shards in manifest.splits.items():
-            counts = [
-                sum(shard.class_counts[i] for shard in shards) for i in range(len(manifest.class_names))
-            ]
+            counts = map(sum, zip(*(shard.class_counts for shard in shards), strict=True))
             rows.append([split, *(f"{count:,}" for count in counts), f"{manifest.num_images(split):,}"])
         size = manifest.image_size_px
         blocks += [
@@ -373,9 +356,7 @@ def _provenance_blocks(runs: list[Run]) -> list[Block]:
             continue
         facts = {
             "commit": known.get("commit", MISSING),
-            "uncommitted changes": f"diff with SHA-256 {known['diff_sha256']}"
-            if "diff_sha256" in known
-            else "none",
+            "SHA-256 of uncommitted changes": known.get("diff_sha256", "no such changes"),
             "data fingerprint": known.get("data_fingerprint", MISSING),
             "weights SHA-256": run.scores.get("checkpoint_sha256", MISSING),
             "versions": ", ".join(f"{name} {text}" for name, text in known.get("versions", {}).items()),
@@ -394,38 +375,29 @@ def _provenance_blocks(runs: list[Run]) -> list[Block]:
 
 
 def _card_blocks(runs: list[Run]) -> list[Block]:
-    """How each number was made: what all cards of a run say, a row for each score, and their notes."""
-    blocks: list[Block] = [Heading("Protocol cards")]
+    """How each number was made, by run."""
+    blocks: list[Block] = [
+        Details(f"{run.name}: how each number was made", _cards(run)) for run in runs if run.scores
+    ]
+    return [Heading("Protocol cards"), *(blocks or [Text("No run is scored yet.")])]
+
+
+def _cards(run: Run) -> list[Block]:
+    """What the cards of a run's scores have in common, a row for each score, and their notes."""
     columns = ("images", "n_real", "n_fake", "n", "layer", "computed_by")
-    for run in (run for run in runs if run.scores):
-        scores = run.scores["scores"].items()
-        cards = {name: entry["protocol"] for name, entry in scores if entry["value"] is not None}
-        shared: dict[str, str] = {}
-        notes: dict[str, list[str]] = {}
-        for name, card in cards.items():
-            shared |= {
-                key: str(text) for key, text in card.items() if key not in (*columns, "note", "exact_value")
-            }
-            if "note" in card:
-                notes.setdefault(card["note"], []).append(name)
-        facts = [
-            ["scored on", f"{run.scores['world_size']} x {run.scores['device']}"],
-            *map(list, shared.items()),
-        ]
-        rows = [[name, *(str(card.get(key, "")) for key in columns)] for name, card in cards.items()]
-        inside: list[Block] = [
-            Table(["fact", "value"], facts),
-            Table(
-                ["score", "images", "n real", "n fake", "n", "layer", "computed by"],
-                rows,
-                frozenset((2, 3, 4)),
-            ),
-            *(Text(f"{', '.join(names)}: {note}.") for note, names in notes.items()),
-        ]
-        blocks.append(Details(f"{run.name}: how each number was made", inside))
-    if len(blocks) == 1:
-        blocks.append(Text("No run is scored yet."))
-    return blocks
+    scores = run.scores["scores"].items()
+    cards = {name: entry["protocol"] for name, entry in scores if entry["value"] is not None}
+    facts = {"scored on": f"{run.scores['world_size']} x {run.scores['device']}"}
+    notes: dict[str, list[str]] = {}
+    for name, card in cards.items():
+        facts |= {key: text for key, text in card.items() if key not in (*columns, "note", "exact_value")}
+        notes.setdefault(card.get("note", ""), []).append(name)
+    rows = [[name, *(str(card.get(key, "")) for key in columns)] for name, card in cards.items()]
+    return [
+        Table(["fact", "value"], [[key.replace("_", " "), str(text)] for key, text in facts.items()]),
+        Table(["score", *(key.replace("_", " ") for key in columns)], rows, frozenset((2, 3, 4))),
+        *(Text(f"{', '.join(names)}: {note}.") for note, names in notes.items() if note),
+    ]
 
 
 def scores_csv(study: str, runs: list[Run]) -> str:

@@ -69,7 +69,8 @@ def evaluate(run_dir: Path, study: Study) -> dict[str, Any]:
     check_fingerprint(done["data_fingerprint"], test.fingerprint)
     train = load_split(Path(config.data), "train")
     if min(len(test), len(train)) < 2:
-        raise DataError(f"{config.data} has {len(test)} test images; a covariance needs at least 2")
+        counts = f"{len(test)} test and {len(train)} training images"
+        raise DataError(f"{config.data} has {counts}; a Frechet distance needs at least 2 of each")
 
     judge = Judge(
         model=model.to(state.device),
@@ -257,12 +258,8 @@ def write_grids(run_dir: Path, model: VAE, test: ImageSplit, seed: int) -> None:
     parameter = next(model.parameters())
     count = min(GRID_IMAGES, len(test))
     originals = test.take(np.arange(count))
-    grids = {
-        "originals": originals,
-        "reconstructions": to_8bit(
-            model.reconstruct(to_unit(originals.to(parameter.device), parameter.dtype))
-        ),
-    }
+    targets = to_unit(originals.to(parameter.device), parameter.dtype)
+    grids = {"originals": originals, "reconstructions": to_8bit(model.reconstruct(targets))}
     if model.can_sample:
         grids["samples"] = to_8bit(model.sample(prior_noise(model, seed, count).to(parameter)))
     for name, images in grids.items():

@@ -16,11 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-sys.path.insert(0, str(REPOSITORY / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from tiny import make_shards
+from tiny import REPOSITORY, make_shards
 
 LIMIT_S = 1.5
 STUDY = ["--variant", "all", "--gpus", "4", "--extractor", "smoke", "--run.batch_size", "8"]

@@ -120,8 +120,7 @@ class Data:
 
     folder: Path
     image_size_px: int
-    num_train_images: int | None
-    """None as long as they are not packed."""
+    num_train_images: int
     num_shards: int | None
     """Shards to be packed; None when that is done."""
     source: str = ""
@@ -201,7 +200,10 @@ def find_data(asked: str | None, size_px: int) -> Data:
 
     out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
     planned = plan(asked, out, PackOptions(size_px=size_px), write=False)
-    return packed_data(out) if is_packed(out) else Data(out, size_px, None, len(planned.shards), asked)
+    if is_packed(out):
+        return packed_data(out)
+    num_train_images = sum(len(shard.items) for shard in planned.shards if shard.split == "train")
+    return Data(out, size_px, num_train_images, len(planned.shards), asked)
 
 
 def only_packed(folder: Path) -> Path:
@@ -257,9 +259,11 @@ def check_batch(config: RunConfig, launch: Launch) -> None:
             f"batch_size {config.batch_size} cannot be shared by {least} (GPUs x accumulate)",
             f"use fewer GPUs, or --run.batch_size {least} (which changes the result)",
         )
-    images = launch.data.num_train_images
-    if images is not None and config.batch_size > images:
-        raise SettingsError(f"batch_size {config.batch_size} is more than the {images} training images")
+    if config.batch_size > (images := launch.data.num_train_images):
+        raise SettingsError(
+            f"batch_size {config.batch_size} is more than the {images} training images",
+            "lower --run.batch_size, or use more data",
+        )
 
 
 def check_writable(folder: Path) -> None:

@@ -20,7 +20,7 @@ WARNING = signal.SIGUSR2
 
 
 class StopFlag:
-    """Call it to learn whether a warning has come; the handler only sets a flag.
+    """Call it to learn whether this job was asked to stop; the handler only sets a flag.
 
     Helper processes that this one forks ignore the warning and can be terminated: where SLURM signals every
     process of a job, they would otherwise run this handler, or submitit's, too.
@@ -28,19 +28,28 @@ class StopFlag:
 
     def __init__(self, at_once: Callable[[], object] | None = None) -> None:
         """`at_once` is called by the handler itself, for work that has no safe moment to wait for."""
-        self._is_set = False
+        self.was_warned = False
+        self.was_terminated = False
         self._at_once = at_once
         self._pid = os.getpid()
         self.before = signal.signal(WARNING, self._note)
         os.register_at_fork(after_in_child=forget_signals)
 
+    def note_termination(self) -> StopFlag:
+        """Let TERM stop it too: scancel, scontrol requeue, preemption, Ctrl-C of a local launch."""
+        signal.signal(signal.SIGTERM, self._note)
+        return self
+
     def __call__(self) -> bool:
-        return self._is_set
+        return self.was_warned or self.was_terminated
 
     def _note(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             return
-        self._is_set = True
+        if number == signal.SIGTERM:
+            self.was_terminated = True
+            return
+        self.was_warned = True
         if self._at_once is not None:
             self._at_once()
 
@@ -54,6 +63,18 @@ def forget_signals() -> None:
 def ignore_warnings() -> None:
     """The last act of a job: a warning while Python shuts down would turn success into failure."""
     signal.signal(WARNING, signal.SIG_IGN)
+
+
+def leave(place: Place, stop: StopFlag) -> NoReturn:
+    """End a process that has stopped in the middle and saved all; after a warning, the job runs again.
+
+    After TERM alone it is for SLURM, or the user who cancelled the job, to decide what comes next.
+    """
+    if stop.was_warned:
+        hand_over(place, stop.before)
+    if place.cluster == "debug":
+        raise KeyboardInterrupt
+    sys.exit(128 + signal.SIGTERM)
 
 
 def hand_over(place: Place, before: object) -> NoReturn:

@@ -10,12 +10,13 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.errors import ClusterError
@@ -42,7 +43,7 @@ UNLIMITED_RESTARTS = 1_000_000
 
 LOCAL_LIMIT_MIN = 365 * 24 * 60
 LOCAL_POLL_S = 0.3
-LOCAL_END_S = 10.0
+LOCAL_END_S = 60.0
 SBATCH_LIMIT_S = 120
 
 
@@ -222,7 +223,7 @@ def run_element(request: JobRequest, index: int, watch: Callable[[JobRequest, in
 
     jobs_dir = request.folder / JOBS_DIR
     processes = request.gang.gpus_per_node if request.gang else 1
-    with _environment(clean_environment() | {"PYTHONPATH": str(CODE_DIR)}):
+    with _environment(clean_environment() | {"PYTHONPATH": str(CODE_DIR)}), _without_ctrl_c():
         executor = LocalExecutor(jobs_dir, max_num_timeout=UNLIMITED_RESTARTS)
         executor.update_parameters(
             timeout_min=LOCAL_LIMIT_MIN,
@@ -231,25 +232,35 @@ def run_element(request: JobRequest, index: int, watch: Callable[[JobRequest, in
             **visible_gpus(request),
         )
         job = executor.submit(request.tasks[index])
-    record = JobRecord.of(request, job.job_id, "local")
-    add_record(request.folder, record)
-    process = job._process  # type: ignore[attr-defined]  # submitit gives no other way to wait for the end of Ctrl-C
+    add_record(request.folder, JobRecord.of(request, job.job_id, "local"))
     try:
         while not job.done():
             watch(request, index)
             time.sleep(LOCAL_POLL_S)
     except BaseException:
-        job.cancel()
-        try:
-            process.wait(LOCAL_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end_processes(job._process)  # type: ignore[attr-defined]  # submitit's cancel() saves nothing
         raise
-    return (
-        ""
-        if has_succeeded(jobs_dir, job.job_id, processes)
-        else failure(request, index, jobs_dir, job.job_id)
-    )
+    if has_succeeded(jobs_dir, job.job_id, processes):
+        return ""
+    return failure(request, index, jobs_dir, job.job_id)
+
+
+def end_processes(controller: subprocess.Popen[bytes]) -> None:
+    """Let a local job's processes save and end; kill them if they do not.
+
+    The controller passes TERM on. It is sent again and again, for processes that are just starting miss it.
+    """
+    give_up = time.monotonic() + LOCAL_END_S
+    while controller.poll() is None and time.monotonic() < give_up:
+        controller.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            controller.wait(1)
+    if controller.poll() is None:
+        children = Path(f"/proc/{controller.pid}/task/{controller.pid}/children").read_text().split()
+        controller.kill()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
 
 
 def has_succeeded(jobs_dir: Path, job: str, processes: int) -> bool:
@@ -295,6 +306,16 @@ def visible_gpus(request: JobRequest) -> dict[str, object]:
     if len(numbers) < wanted:
         raise ClusterError(f"--gpus {wanted}, but CUDA_VISIBLE_DEVICES={given}", "make more GPUs visible")
     return {"gpus_per_node": wanted, "visible_gpus": numbers}
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started in here ignore the terminal's Ctrl-C: the launcher ends them, and lets them save."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

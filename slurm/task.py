@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
 from slurm.place import Place, find_place, joined
-from slurm.signals import StopFlag, hand_over, ignore_warnings
+from slurm.signals import StopFlag, hand_over, ignore_warnings, leave
 from vae.study import PROVENANCE_FILE, read_json, read_study
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Task:
         place = place or find_place()
         start_talking(place)
         remove_unfinished_pickles(place)
+        if place.cluster == "local":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would go on, but Ctrl-C means now
         self.work(place)
         ignore_warnings()
 
@@ -61,7 +64,7 @@ class TrainTask(Task):
 
     def work(self, place: Place) -> None:
         run_dir = Path(self.path)
-        stop = StopFlag()
+        stop = StopFlag().note_termination()
         write_logs_to(run_dir / "logs", "train", place)
         refuse_idle_restarts(run_dir, place)
         with joined(place, run_dir):
@@ -69,7 +72,7 @@ class TrainTask(Task):
 
             is_complete = train(run_dir, should_stop=stop, attempt=place.as_attempt())
         if not is_complete:
-            hand_over(place, stop.before)
+            leave(place, stop)
 
 
 @dataclass(frozen=True)

@@ -340,7 +340,7 @@ def load(folder: Path) -> DevCluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    """One running cluster for all tests of a session; they skip where it cannot run (in CI, that fails them)."""
+    """One running cluster for all tests of a session; they skip where it cannot run, which CI forbids."""
     try:
         require()
     except Unavailable as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from tiny import child_environment
 
 from vae.config import read_settings
-from vae.study import Study, is_trained, read_json, read_run
+from vae.study import Study, is_trained, read_json, read_metrics, read_run
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = (
@@ -174,30 +175,31 @@ def test_local_processes_train_and_later_launches_add_runs(folder: Path) -> None
     assert read_settings(Study, study_dir / "study.yaml").runs == ("linear-s0",)
 
 
-def test_ctrl_c_ends_the_processes_and_the_same_command_goes_on(folder: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_goes_on_at_that_step(folder: Path) -> None:
     words = ("--variant", "direct", "--gpus", "1", "--cluster", "local", "--study", "cut", *TINY)
-    words = (*words, "--run.trackers", "[]", "--run.epochs", "400", "--run.max_steps", "60")
-    command = [
-        sys.executable,
-        str(REPOSITORY / "jobs" / "launch.py"),
-        *words,
-        "--run.checkpoint_every_min=0.001",
-    ]
+    words = (*words, "--run.trackers", "[]", "--run.log_every_steps", "1", "--run.epochs", "400")
+    command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words, "--run.max_steps", "200"]
     process = subprocess.Popen(
-        command, cwd=folder, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     run_dir = folder / "runs" / "cut" / "direct-s0"
     give_up = time.monotonic() + 60
-    while not list(run_dir.glob("checkpoints/step_*")):
+    while len(read_metrics(run_dir)) < 10:
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # of which Ctrl-C is the interactive form
-    _, text = process.communicate(timeout=30)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, text = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert "run the same command again to go on" in text
     assert not is_trained(run_dir)
+    stopped_at = read_metrics(run_dir)[-1]["step"]
     assert subprocess.run(command, cwd=folder, env=environment(), capture_output=True).returncode == 0
     attempts = (read_json(run_dir / "provenance.json") or {})["attempts"]
-    assert len(attempts) == 2
-    assert attempts[1]["from_step"] > 0
+    assert [attempt["from_step"] for attempt in attempts] == [0, stopped_at]

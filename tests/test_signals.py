@@ -62,6 +62,17 @@ def test_rank_0_hands_over_to_the_handler_that_was_there() -> None:
     assert (done.stdout, done.returncode) == (f"requeued {int(signal.SIGUSR2)}\n", 7)
 
 
+def test_terminated_training_ends_without_asking_to_run_again() -> None:
+    done = run_python("""
+        signal.signal(signal.SIGUSR2, lambda number, frame: print("requeued"))
+        stop = StopFlag().note_termination()
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(stop())
+        leave(alone().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1), stop)
+    """)
+    assert (done.stdout, done.returncode) == ("True\n", 128 + signal.SIGTERM)
+
+
 def test_other_ranks_leave_quietly() -> None:
     done = run_python("""
         place = alone().__class__("slurm", "5", 0, 1, 2, 1, 1, "n1", 1)

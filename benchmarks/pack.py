@@ -4,7 +4,7 @@ The yardstick is what is usually written: one process, Pillow to RGB, bilinear r
 growing gzip dataset. Every round packs everything once per case; medians and their ratio to the yardstick are
 printed.
 
-    python benchmarks/pack.py SOURCE      # a folder of X-rays; without it, large phantom JPEGs made on the spot
+    python benchmarks/pack.py SOURCE      # a folder of X-rays; without it, phantom JPEGs made on the spot
 """
 
 from __future__ import annotations
@@ -165,16 +165,15 @@ def main() -> None:
         shutil.rmtree(out)
     speeds = {name: [len(paths) / took for took in found] for name, found in seconds.items()}
     base = statistics.median(speeds["usual, 1 process"])
-    print(
-        f"\n{len(paths)} images, {platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}, {versions()}\n"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"\n{len(paths)} images, {machine}, {time.strftime('%Y-%m-%d')}, {versions()}\n")
     print("| case | images/s, median | lowest - highest | x usual |\n| --- | --- | --- | --- |")
     for name, found in speeds.items():
         middle = statistics.median(found)
         print(f"| {name} | {middle:,.0f} | {min(found):,.0f} - {max(found):,.0f} | {middle / base:.2f} |")
     low = psnr[len(psnr) // 20]
     print(
-        f"\nPSNR against full decode + bicubic: median {statistics.median(psnr):.1f} dB, 5th percentile {low:.1f} dB"
+        f"\nPSNR to a full bicubic decode: median {statistics.median(psnr):.1f} dB, 5th percentile {low:.1f} dB"
     )
     print(f"largest worker: {memory.peak_mb:.0f} MB resident")
 

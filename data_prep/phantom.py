@@ -1,92 +1,76 @@
 """Procedural chest radiographs: `phantom:N` gives data to everyone who has none at hand.
 
-Each film is a sum of smooth layers (torso, lungs, ribs, spine, heart, diaphragm, opacities)
-in coordinates x, y in [-1, 1], y downwards, the patient's left on the right as on a real film.
-Anatomy follows from the patient, pose and noise from the film, so films of one patient look
-alike. Numbers are the author's eye against real films: a phantom for software, not for medicine.
+Each film is a sum of smooth layers (torso, lungs, ribs, spine, heart, diaphragm, opacities) in coordinates
+x, y in [-1, 1], y downwards, the patient's left on the right as on a real film. Anatomy follows from the
+patient, pose and noise from the film, so films of one patient look alike. The numbers were chosen by eye
+beside real films: phantoms are for software, not for medicine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]  # float32 throughout, for speed
 
-CLASS_NAMES = ("NORMAL", "PNEUMONIA")
-
-# Shares of the paediatric set this stands in for: 624 of 5,840 films are for testing;
-# 74 % of the others and 62 % of these show pneumonia; a child has up to 5 films here.
+# Shares of the paediatric set this stands in for: 624 of 5,840 films are for testing, and more of the
+# others than of these show pneumonia.
 TEST_SHARE = 624 / 5840
 PNEUMONIA_SHARE = {"train": 0.743, "test": 0.625}
 MAX_FILMS_PER_PATIENT = 5
+# A film's number is FILMS * patient + film, so that it alone says whose film it is.
+FILMS = 10
 
 # The side marker every film carries, 5 x 7 dots.
 MARKER = ("XXXX.", "X...X", "X...X", "XXXX.", "X.X..", "X..X.", "X...X")
 
 
-@dataclass(frozen=True)
-class Film:
-    """One film to be made: everything about it follows from these values."""
-
-    split: str
-    label: int
-    patient: int
-    number: int
-
-    @property
-    def name(self) -> str:
-        """Its path, if it were a file."""
-        return f"{self.split}/{CLASS_NAMES[self.label]}/phantom{self.patient:06d}_{self.number}"
-
-
-def films(num_images: int) -> list[Film]:
-    """N films with the real set's shares of test films and pneumonia, grouped by patient."""
-    num_test = round(num_images * TEST_SHARE)
-    found: list[Film] = []
-    for split, count in (("train", num_images - num_test), ("test", num_test)):
-        num_pneumonia = round(count * PNEUMONIA_SHARE[split])
-        for label, size in enumerate((count - num_pneumonia, num_pneumonia)):
-            found += _patients(split, label, size, first=found[-1].patient + 1 if found else 0)
+def items(count: int) -> list[tuple[str, str, str, str]]:
+    """Key, class, split and patient of `count` films, with the real set's shares; keys end in the number."""
+    num_test = round(count * TEST_SHARE)
+    found: list[tuple[str, str, str, str]] = []
+    patient = 0
+    for split, size in (("train", count - num_test), ("test", num_test)):
+        num_pneumonia = round(size * PNEUMONIA_SHARE[split])
+        for label, wanted in (("NORMAL", size - num_pneumonia), ("PNEUMONIA", num_pneumonia)):
+            end = len(found) + wanted
+            while len(found) < end:
+                for film in range(min(_num_films(patient), end - len(found))):
+                    key = f"{split}/{label}/{FILMS * patient + film:07d}"
+                    found.append((key, label, split, f"phantom-{patient}"))
+                patient += 1
     return found
 
 
-def _patients(split: str, label: int, num_images: int, first: int) -> list[Film]:
-    found: list[Film] = []
-    patient = first
-    while len(found) < num_images:
-        share = np.random.default_rng((1, patient)).random()
-        # most patients have one film, few have many
-        num_films = min(1 + int(share**4 * MAX_FILMS_PER_PATIENT), num_images - len(found))
-        found += [Film(split, label, patient, number) for number in range(num_films)]
-        patient += 1
-    return found
+def _num_films(patient: int) -> int:
+    """Most patients have one film, few have many."""
+    return 1 + int(np.random.default_rng((1, patient)).random() ** 4 * MAX_FILMS_PER_PATIENT)
 
 
-def render(film: Film, size_px: int) -> npt.NDArray[np.uint8]:
-    """The film as uint8 [size_px, size_px], 0 = black (air), 255 = white (bone)."""
-    body = np.random.default_rng((2, film.patient))
-    build = body.uniform(0.90, 1.12)  # slim to stout
-    take = np.random.default_rng((3, film.patient, film.number))
+def render(number: int, has_pneumonia: bool, size_px: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Film `number` as uint8 [size_px, size_px], 0 = black (air), 255 = white (bone).
+
+    The same arguments give the same pixels; another size shows the same film, with other noise.
+    """
+    body = np.random.default_rng((2, seed, number // FILMS))
+    take = np.random.default_rng((3, seed, number))
     x, y = _coordinates(size_px, take)
-    x = x * np.float32(build)
+    x = x * np.float32(body.uniform(0.90, 1.12))  # slim to stout
     lungs, dome = _lungs(x, y, body)
-    chest = 0.48 - 0.36 * lungs + _opacities(x, y, lungs, film, body, take)
-    chest += _ribs(x, y, body) + _spine(x, y) + _heart(x, y, body)
-    chest += 0.15 * _step(y - dome, 0.03) * _step(1 - _blob(x, y, (0, 0.6), (0.78, 0.6)), 0.3)
-    chest -= 0.14 * _stomach(x, y, dome, body)
-    chest += _clavicles(x, y, body)
+    chest = 0.48 - 0.36 * lungs + _ribs(x, y, body) + _spine(x, y) + _heart(x, y, body)
+    chest += 0.15 * _step(y - dome, 0.03) * _step(1 - _ellipse(x, y, (0, 0.6), (0.78, 0.6)), 0.3)
+    chest += _clavicles(x, y, body) - 0.14 * _stomach(x, y, dome, body)
+    if has_pneumonia:
+        chest += 0.44 * lungs * _opacity(x, y, body, take)
     torso = _torso(x, y)
-    picture = 0.03 + torso * chest
-    picture += 0.012 * _smooth_noise(take, size_px, 24) * torso
-    picture += take.normal(0, 0.012, picture.shape).astype(np.float32)
-    exposure = take.uniform(0.9, 1.1)  # no two films are exposed alike
-    picture = np.maximum(picture, 0) ** exposure
-    _mark(picture, take)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    film = 0.03 + torso * chest + 0.012 * torso * _smooth_noise(take, size_px, 24)
+    film += take.normal(0, 0.012, film.shape).astype(np.float32)
+    film = np.maximum(film, 0) ** take.uniform(0.9, 1.1)  # no two films are exposed alike
+    _mark(film, take)
+    return (np.clip(film, 0, 1) * 255).round().astype(np.uint8)
 
 
 def _coordinates(size_px: int, take: np.random.Generator) -> tuple[Array, Array]:
@@ -103,10 +87,10 @@ def _coordinates(size_px: int, take: np.random.Generator) -> tuple[Array, Array]
 def _step(value: Array, softness: float) -> Array:
     """0 where `value` is far below 0, 1 where it is far above."""
     scaled = value * np.float32(1 / softness)
-    return (0.5 + 0.5 * scaled / np.sqrt(1 + scaled * scaled)).astype(np.float32)
+    return 0.5 + 0.5 * scaled / np.sqrt(1 + scaled * scaled)
 
 
-def _blob(x: Array, y: Array, centre: tuple[float, float], radius: tuple[float, float]) -> Array:
+def _ellipse(x: Array, y: Array, centre: tuple[float, float], radius: tuple[float, float]) -> Array:
     """Squared distance from `centre` in units of `radius`: below 1 inside an ellipse."""
     return ((x - np.float32(centre[0])) / np.float32(radius[0])) ** 2 + (
         (y - np.float32(centre[1])) / np.float32(radius[1])
@@ -127,12 +111,12 @@ def _lungs(x: Array, y: Array, body: np.random.Generator) -> tuple[Array, Array]
     """Depth of air in [0, 1], and the height of the diaphragm's domes."""
     width, base = body.uniform(0.60, 0.68), body.uniform(0.40, 0.50)
     side = np.abs(x)
-    dome = base + 1.3 * (side - 0.36) ** 2 + np.where(x > 0, 0.05, 0.0)
-    outline = 1 - _blob(side, y, (0.05, 0.25), (width, 1.02))
+    dome = base + 1.3 * (side - 0.36) ** 2 + np.float32(0.05) * (x > 0)
+    outline = 1 - _ellipse(side, y, (0.05, 0.25), (width, 1.02))
     # the apex is narrower than an ellipse, the mediastinum widens downwards
     outline = np.minimum(outline, 2.2 * (side - 0.13 - 0.05 * _step(y, 0.3)))
     depth = _step(outline, 0.06) * np.clip(0.45 + 0.8 * outline, 0, 1)
-    return (depth * _step(dome - y, 0.02)).astype(np.float32), dome.astype(np.float32)
+    return depth * _step(dome - y, 0.02), dome
 
 
 def _ribs(x: Array, y: Array, body: np.random.Generator) -> Array:
@@ -142,19 +126,19 @@ def _ribs(x: Array, y: Array, body: np.random.Generator) -> Array:
     across = np.clip(side / 0.68, 0, 1.1)
     back = (y - 0.05 * across - 0.36 * across**3) / spacing + start
     front = (y + 0.55 * across + 0.10 * across**2) / spacing * 0.85 + start
-    cage = _step(1 - _blob(side, y, (0, 0.20), (0.73, 1.06)), 0.06)
-    rim = np.exp(-(((np.sqrt(_blob(side, y, (0, 0.20), (0.70, 1.04))) - 1) / 0.045) ** 2))
+    cage = _step(1 - _ellipse(side, y, (0, 0.20), (0.73, 1.06)), 0.06)
+    rim = np.exp(-(((np.sqrt(_ellipse(side, y, (0, 0.20), (0.70, 1.04))) - 1) / 0.045) ** 2))
     fade = _step(0.75 - y, 0.15)
     bones = 0.15 * _band(back) * _step(side - 0.10, 0.03)
     bones += 0.05 * _band(front) * _step(side - 0.30, 0.08)
-    return (cage * fade * (bones + 0.10 * rim * (0.4 + _band(back)))).astype(np.float32)
+    return cage * fade * (bones + 0.10 * rim * (0.4 + _band(back)))
 
 
 def _band(phase: Array) -> Array:
     """One rib per unit of `phase`: a band with brighter rims, as cortical bone shows."""
     distance = np.abs(phase - np.rint(phase)) * 4.2  # 1 at the rib's edge
     rim = np.exp(-(((distance - 0.85) / 0.28) ** 2))
-    return (_step(1 - distance, 0.12) * 0.8 + 0.35 * rim).astype(np.float32)
+    return _step(1 - distance, 0.12) * 0.8 + 0.35 * rim
 
 
 def _spine(x: Array, y: Array) -> Array:
@@ -162,23 +146,23 @@ def _spine(x: Array, y: Array) -> Array:
     column = _step(0.105 - np.abs(x), 0.015)
     bodies = 0.10 + 0.05 * np.cos(y * np.float32(2 * np.pi / 0.125))
     trachea = 0.10 * np.exp(-((x / 0.035) ** 2)) * _step(-0.25 - y, 0.1)
-    return (column * bodies - trachea).astype(np.float32)
+    return column * bodies - trachea
 
 
 def _heart(x: Array, y: Array, body: np.random.Generator) -> Array:
     """The heart, most of it on the patient's left, and the vessels above it."""
     size = body.uniform(0.9, 1.1)
     tilted = x + 0.25 * (y - 0.2)
-    heart = _step(1 - _blob(tilted, y, (0.13, 0.22), (0.29 * size, 0.36 * size)), 0.16)
-    arch = _step(1 - _blob(x, y, (0.06, -0.28), (0.15, 0.22)), 0.25)
-    hila = np.exp(-_blob(np.abs(x), y, (0.22, -0.02), (0.10, 0.16)))
-    return (0.20 * np.maximum(heart, 0.75 * arch) + 0.08 * hila).astype(np.float32)
+    heart = _step(1 - _ellipse(tilted, y, (0.13, 0.22), (0.29 * size, 0.36 * size)), 0.16)
+    arch = _step(1 - _ellipse(x, y, (0.06, -0.28), (0.15, 0.22)), 0.25)
+    hila = np.exp(-_ellipse(np.abs(x), y, (0.22, -0.02), (0.10, 0.16)))
+    return 0.20 * np.maximum(heart, 0.75 * arch) + 0.08 * hila
 
 
 def _stomach(x: Array, y: Array, dome: Array, body: np.random.Generator) -> Array:
     """A bubble of air under the left dome, in most people."""
     centre = (body.uniform(0.32, 0.48), body.uniform(0.68, 0.80))
-    bubble = _step(1 - _blob(x, y, centre, (0.17, 0.11)), 0.3)
+    bubble = _step(1 - _ellipse(x, y, centre, (0.17, 0.11)), 0.3)
     return bubble * _step(y - dome - 0.05, 0.02) * np.float32(body.random() < 0.7)
 
 
@@ -186,25 +170,21 @@ def _clavicles(x: Array, y: Array, body: np.random.Generator) -> Array:
     side = np.abs(x)
     height = body.uniform(-0.78, -0.70) - 0.20 * (side - 0.08) + 0.10 * np.sin(side * 5)
     bone = _band((y - height) / 0.20) * _step(0.10 - np.abs(y - height), 0.02)
-    return (0.17 * bone * _step(side - 0.12, 0.03) * _step(0.82 - side, 0.05)).astype(np.float32)
+    return 0.17 * bone * _step(side - 0.12, 0.03) * _step(0.82 - side, 0.05)
 
 
-def _opacities(
-    x: Array, y: Array, lungs: Array, film: Film, body: np.random.Generator, take: np.random.Generator
-) -> Array:
-    """White clouds in the lungs: one lobe (bacterial) or patches on both sides (viral)."""
-    if film.label == 0:
-        return np.zeros_like(x)
+def _opacity(x: Array, y: Array, body: np.random.Generator, take: np.random.Generator) -> Array:
+    """White clouds in [0, 1]: one lobe, as bacteria cause, or patches on both sides, as viruses do."""
     is_lobar = body.random() < 0.6
     cloud = np.zeros_like(x)
     for _ in range(1 if is_lobar else 8):
-        side = body.choice((-1, 1))
+        side = 1 if body.random() < 0.5 else -1
         centre = (side * body.uniform(0.26, 0.5), body.uniform(-0.35, 0.35))
-        radius = body.uniform(0.20, 0.32, 2) if is_lobar else body.uniform(0.08, 0.18, 2)
-        strength = body.uniform(0.8, 1.0) if is_lobar else body.uniform(0.35, 0.6)
-        cloud = np.maximum(cloud, strength * np.exp(-(_blob(x, y, centre, tuple(radius)) ** 1.5)))
-    texture = 1 + 0.25 * _smooth_noise(take, len(x), 12)
-    return (0.36 * lungs * np.clip(cloud * texture, 0, 1)).astype(np.float32)
+        low, high = (0.24, 0.36) if is_lobar else (0.10, 0.20)
+        radius = (body.uniform(low, high), body.uniform(low, high))
+        strength = body.uniform(0.8, 1.0) if is_lobar else body.uniform(0.45, 0.75)
+        cloud = np.maximum(cloud, strength * np.exp(-(_ellipse(x, y, centre, radius) ** 1.5)))
+    return np.clip(cloud * (1 + 0.25 * _smooth_noise(take, len(x), 12)), 0, 1)
 
 
 def _smooth_noise(take: np.random.Generator, size_px: int, cells: int) -> Array:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from ignite.metrics import PSNR, SSIM
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -101,13 +102,15 @@ def evaluate(run_dir: Path, study: Study) -> dict[str, Any]:
     }
     if state.is_main_process:
         write_json(run_dir / SCORES_FILE, result)
-    state.wait_for_everyone()
-    return result
+    return broadcast_object_list([result])[0]  # the others wait here
 
 
 @dataclass
 class Judge:
-    """A finished model, the test images, and the extractor that compares what comes out with what went in."""
+    """A finished model, the test images, and the extractor that compares what comes out with what went in.
+
+    Every rank must call its methods, for each scores its part of the images; rank 0 gets the scores.
+    """
 
     model: VAE
     config: RunConfig
@@ -144,6 +147,8 @@ class Judge:
                 advance(len(images))
         features = gather(parts)
         bce, kl, ssim, psnr = (reduce_sum(sums) / len(self.test)).tolist()
+        if not self.is_main:
+            return {}
         fakes = {"images": "reconstructions of the test images", "latents": "mean of q(z|x)"}
         card = {"split": "test", "n": len(self.test), **fakes, **self.facts}
         scores = {
@@ -172,6 +177,8 @@ class Judge:
                 parts.append(self.extractor(to_8bit(images)))
                 advance(len(images))
         features = gather(parts)
+        if not self.is_main:
+            return {}
         card = self._card(images="samples from the prior N(0, I)", noise_seed=self.config.seed)
         return {
             **frechet_scores("gfid", self.real, features, **card),
@@ -183,6 +190,8 @@ class Judge:
         count = min(len(train), len(self.test))
         chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(train))[:count])
         features = self._real_features(train, "train", chosen)
+        if not self.is_main:
+            return {}
         real = Features(*(tensor[:count] for tensor in self.real))
         card = self._card(images="real images of the train split, in the train split's balance of classes")
         return {

@@ -172,9 +172,7 @@ def main() -> None:
         middle = statistics.median(found)
         print(f"| {name} | {middle:,.0f} | {min(found):,.0f} - {max(found):,.0f} | {middle / base:.2f} |")
     low = psnr[len(psnr) // 20]
-    print(
-        f"\nPSNR to a full bicubic decode: median {statistics.median(psnr):.1f} dB, 5th percentile {low:.1f} dB"
-    )
+    print(f"\nPSNR to full bicubic: median {statistics.median(psnr):.1f} dB, 5th percentile {low:.1f} dB")
     print(f"largest worker: {memory.peak_mb:.0f} MB resident")
 
 

@@ -31,7 +31,7 @@ def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_d
     before, modified = json.loads(lost.read_text()), kept.stat().st_mtime_ns
     lost.unlink()
     done = evaluate("tiny", "--runs-dir", study_dir.parent)
-    assert done.returncode == 1, done.stderr  # linear-s1 and direct-s1 are not trained to the end
+    assert done.returncode == 0, done.stderr
     assert json.loads(lost.read_text())["scores"] == before["scores"]
     assert kept.stat().st_mtime_ns == modified
     assert "linear-s1: not finished: training is at step 6 of 24" in done.stdout

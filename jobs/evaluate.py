@@ -12,7 +12,6 @@ from pathlib import Path
 
 import _front
 
-from data_prep.errors import SettingsError
 from slurm.state import find_study
 from vae.report import score_table
 from vae.study import RUN_FILE, SCORES_FILE, STUDY_FILE, Study, is_scored, is_trained, read_json, read_study
@@ -59,14 +58,15 @@ def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
     return run_dir.parent, dataclasses.replace(study, runs=(run_dir.name,)), False
 
 
-def is_current(run_dir: Path, study: Study) -> bool:
-    """Whether a run's scores are those of its finished weights by the very extractor asked for."""
-    if not is_scored(run_dir, study):
+def is_due(run_dir: Path, study: Study) -> bool:
+    """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
+    if not is_trained(run_dir):
         return False
     scores = read_json(run_dir / SCORES_FILE) or {}
-    return study.extractor == "smoke" or (
+    has_extractor = study.extractor == "smoke" or (
         scores.get("weights_sha256") == identify(locate(study.inception_weights))[0]
     )
+    return not (is_scored(run_dir, study) and has_extractor)
 
 
 def main() -> int:
@@ -76,17 +76,7 @@ def main() -> int:
     asked = {"extractor": args.extractor, "inception_weights": args.inception_weights}
     study = dataclasses.replace(study, **{name: value for name, value in asked.items() if value})
     check(study)
-    unready = [name for name in study.runs if not is_trained(study_dir / name)]
-    if unready and not is_whole_study:
-        raise SettingsError(
-            f"{study_dir / unready[0]} is not trained to the end",
-            f"python jobs/train.py {study_dir / unready[0]}",
-        )
-    due = [
-        name
-        for name in study.runs
-        if name not in unready and not (is_whole_study and is_current(study_dir / name, study))
-    ]
+    due = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
     if due:
         from vae.ranks import leave  # imports torch: seconds that a typing error need not wait for
         from vae.scores import evaluate

@@ -49,7 +49,7 @@ def test_the_report_is_one_file_that_opens_offline(study_dir: Path) -> None:
     pictures = [attributes["alt"] for tag, attributes in reader.tags if tag == "img"]
     assert [alt.split(":")[0] for alt in pictures if alt] == [
         "Loss per image",
-        "The first 32 test images",
+        "The first test images, up to 32",
         "linear-s0",
         "direct-s0",
         "linear-s0",

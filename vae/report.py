@@ -310,7 +310,7 @@ def _image_blocks(runs: list[Run]) -> list[Block]:
     blocks: list[Block] = [Heading("Images")]
     if not firsts:
         return [*blocks, Text("There are no images before a run is scored.")]
-    blocks.append(_picture(firsts[0], "originals", "The first 32 test images"))
+    blocks.append(_picture(firsts[0], "originals", "The first test images, up to 32"))
     for run in firsts:
         caption = f"{run.name}: reconstructions of the images above, in the same order"
         blocks.append(_picture(run, "reconstructions", caption))

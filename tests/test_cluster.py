@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from devcluster import DevCluster, wait_for
 from tiny import REPOSITORY, make_run, make_shards
 
 from slurm.state import REPORT_FILE
-from vae.study import Study, is_trained, prepare_study, read_json, read_metrics
+from vae.study import Study, prepare_study, read_json, read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -47,7 +49,7 @@ LEAKED = {
     "WORLD_SIZE": "9",
     "MASTER_PORT": "29500",
 }
-CHAIN_S = 180
+CHAIN_S = 90
 
 
 class Site:
@@ -136,37 +138,52 @@ def test_a_study_goes_from_images_to_its_report_and_a_second_launch_adds_nothing
     assert "#SBATCH --array=1\n" in plan
 
 
-def test_warned_requeued_and_killed_on_two_nodes_a_run_goes_on_where_it_was(site: Site) -> None:
+def rank_pid(cluster: DevCluster, rank: int) -> int:
+    """The process of one rank of the training job that runs on the cluster."""
+    for pid in cluster.left_behind():
+        process = Path(f"/proc/{pid}")
+        is_rank = f"SLURM_PROCID={rank}".encode() in (process / "environ").read_bytes().split(b"\0")
+        if is_rank and b"submitit.core._submit" in (process / "cmdline").read_bytes():
+            return pid
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_a_run_on_two_nodes_goes_on_however_it_is_interrupted(site: Site) -> None:
     words = ("--variant", "direct", "--gpus", "2", "--nodes", "2", "--data", "shards/tiny", *TINY)
     words = (*words, "--study", "cut", "--run.epochs", "1000", "--run.max_steps", "1500")
     assert site.launch(*words).returncode == 0
     element = f"{site.jobs('cut')['train']}_0"
     run_dir = site.folder / "runs" / "cut" / "direct-s0"
 
-    # warned: nothing is lost
+    def stop(*command: str) -> int:
+        """Interrupt the run; returns the step at which it stopped."""
+        site.cluster.run(*command, element)
+        site.until(lambda: "PD" in site.cluster.run("squeue", "-rh", "-j", element, "-o", "%t"))
+        return last_step(run_dir)
+
+    # warned, as before a time limit: the job saves and has itself requeued
     site.until(lambda: last_step(run_dir) >= 20)
     assert site.status("cut") == {"direct-s0": "training"}
     assert site.launch(*words).returncode == 0
     assert len(site.records("cut")) == 3  # train, evaluate, report: none of them twice
-    site.cluster.run("scancel", "--signal=USR2", element)
-    site.until(lambda: "PD" in site.cluster.run("squeue", "-rh", "-j", element, "-o", "%t"))
-    stopped_at = last_step(run_dir)
-    saved = [int(path.name.split("_")[1]) for path in run_dir.glob("checkpoints/step_*")]
-    assert max(saved) == stopped_at
+    stopped_at = [0, stop("scancel", "--signal=USR2")]
     assert site.status("cut") == {"direct-s0": "queued"}
-
-    # not warned: the newest checkpoint counts
+    # requeued from outside, as by preemption: the time between TERM and KILL is enough to save
     site.until(lambda: len(attempts(run_dir)) == 2)
-    site.cluster.run("scontrol", "requeue", element)
-    site.until(lambda: is_trained(run_dir))
-    first, second, third = attempts(run_dir)
-    assert [a["restart"] for a in (first, second, third)] == [0, 1, 2]
-    assert {a["job"] for a in (first, second, third)} == {element}
-    assert first["nodes"] == "n[1-2]"
-    assert (first["from_step"], second["from_step"]) == (0, stopped_at)
-    assert stopped_at <= third["from_step"] < 1500
-    site.until(lambda: site.status("cut") == {"direct-s0": "done"})
-    site.until((site.folder / "runs" / "cut" / REPORT_FILE).exists)
+    stopped_at.append(stop("scontrol", "requeue"))
+    # one rank killed: the whole job ends at once, and launching again goes on
+    site.until(lambda: len(attempts(run_dir)) == 3)
+    os.kill(rank_pid(site.cluster, rank=1), signal.SIGKILL)
+    site.until(lambda: site.status("cut") == {"direct-s0": "failed"}, 30)
+    done = site.launch(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+
+    made = attempts(run_dir)
+    assert [a["restart"] for a in made] == [0, 1, 2, 0]
+    assert [a["from_step"] for a in made[:3]] == stopped_at
+    assert stopped_at[-1] <= made[3]["from_step"] < 1500
+    assert {a["job"] for a in made[:3]} == {element}
+    assert made[0]["nodes"] == "n[1-2]"
     assert not list(run_dir.glob(".rendezvous*"))
 
 
@@ -194,7 +211,7 @@ def test_what_is_queued_is_not_queued_again_and_what_is_cancelled_is(site: Site)
     assert "nothing is missing" in site.launch(*words, "--dry-run").stdout
     train = site.jobs("later")["train"]
     site.cluster.run("scancel", f"{train}_1")
-    assert site.status("later") == {"linear-s0": "queued", "direct-s0": "cancelled"}
+    site.until(lambda: site.status("later") == {"linear-s0": "queued", "direct-s0": "cancelled"})
     plan = site.launch(*words, "--dry-run").stdout
     assert re.findall(r"--array=(\S+)", plan)[0] == "1"
     for job in site.jobs("later").values():

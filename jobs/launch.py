@@ -9,45 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import _front
+from _data import SHARDS_DIR, Data, find_data, safe_name, write_plan
 
 from data_prep.errors import ClusterError, SettingsError
-from data_prep.shards import MANIFEST_FILE, read_manifest
+from slurm.follow import LocalFollower, follow_jobs
 from slurm.place import Cluster
 from slurm.profile import ClusterProfile, read_profile
 from slurm.request import Gang, JobRequest, check_path, decide
-from slurm.state import (
-    REPORT_FILE,
-    RunState,
-    ask_scheduler,
-    only_launcher,
-    progress,
-    read_records,
-    study_facts,
-    study_states,
-)
-from slurm.submit import (
-    as_shell,
-    element_folder,
-    run_debug,
-    run_local,
-    script,
-    slurm_answers,
-    submit,
-    test_only,
-)
+from slurm.state import REPORT_FILE, RunState, only_launcher, study_facts, study_states
+from slurm.submit import as_shell, check_accepted, run_debug, run_local, script, slurm_answers, submit
 from slurm.tables import console, scores_table, states_table
 from vae import weights
 from vae.config import VARIANT_GROUPS, RunConfig
@@ -61,8 +42,6 @@ EXAMPLES = """\
   python jobs/launch.py --variant both --gpus 4 --study low-lr --run.lr 3e-4 --run.epochs 30
 """
 
-SHARDS_DIR = Path("shards")
-POLL_S = 3.0
 # Folders that are usually a node's own; a job on another node would not find its run there.
 PRIVATE_DIRS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
@@ -115,19 +94,6 @@ def build_parser() -> _front.Parser:
 
 
 @dataclass(frozen=True)
-class Data:
-    """The images to train on: packed, or about to be."""
-
-    folder: Path
-    image_size_px: int
-    num_train_images: int
-    num_shards: int | None
-    """Shards to be packed; None when that is done."""
-    source: str = ""
-    """What they are packed from."""
-
-
-@dataclass(frozen=True)
 class Launch:
     """Everything the flags decide."""
 
@@ -146,7 +112,13 @@ class Launch:
         facts = study_facts(
             self.study_dir, self.study, tuple(self.configs), self.data.folder, self.data.num_shards
         )
-        return decide(facts, self.gang, self.profile.pack_jobs if self.cluster == "slurm" else 1)
+        if self.cluster == "slurm":
+            return decide(facts, self.gang, self.profile.pack_jobs)
+        if job := facts.any_job():
+            raise ClusterError(
+                f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
+            )
+        return decide(facts, self.gang, pack_jobs=1)
 
     def states(self) -> list[RunState]:
         """What the runs asked for are doing."""
@@ -186,55 +158,10 @@ def choose_cluster(asked: Any) -> Cluster:
     return "slurm" if slurm_answers() or (asked.dry_run and asked.profile) else "local"
 
 
-def find_data(asked: str | None, size_px: int) -> Data:
-    """The data asked for, or the only packed ones.
-
-    Raises:
-        SettingsError, DataError: there are none, or they cannot be used.
-    """
-    if asked is None:
-        return packed_data(only_packed(SHARDS_DIR))
-    if (Path(asked) / MANIFEST_FILE).exists():
-        return packed_data(Path(asked))
-    from data_prep.packer import PackOptions, is_packed, plan
-
-    out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
-    planned = plan(asked, out, PackOptions(size_px=size_px), write=False)
-    if is_packed(out):
-        return packed_data(out)
-    num_train_images = sum(len(shard.items) for shard in planned.shards if shard.split == "train")
-    return Data(out, size_px, num_train_images, len(planned.shards), asked)
-
-
-def only_packed(folder: Path) -> Path:
-    """The one packed data set below `folder`."""
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
-    if not found:
-        raise SettingsError(
-            f"no packed images under {folder}/",
-            "give --data a folder of images, a packed folder, or phantom:200 for made-up ones",
-        )
-    if len(found) > 1:
-        names = ", ".join(map(str, found))
-        raise SettingsError(f"several packed data sets under {folder}/: {names}", "choose one with --data")
-    return found[0]
-
-
-def packed_data(folder: Path) -> Data:
-    """Packed shards, from their manifest."""
-    manifest = read_manifest(folder)
-    return Data(folder.resolve(), manifest.image_size_px, manifest.num_images("train"), None)
-
-
-def safe_name(text: str) -> str:
-    """`text` as a folder name that shells and SLURM take as it is: `phantom:48` becomes phantom-48."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "data"
-
-
 # --- checks that cost seconds here and hours in the queue ------------------------------------------
 
 
-def preflight(launch: Launch) -> None:
+def preflight(launch: Launch, is_dry: bool) -> None:
     """Raise a ToolkitError for anything that would only fail on the cluster."""
     check_path(launch.study_dir)
     check_path(launch.data.folder)
@@ -248,6 +175,8 @@ def preflight(launch: Launch) -> None:
     if launch.cluster == "local":
         check_this_machine(launch.gang)
     if launch.cluster == "slurm":
+        if not is_dry and not slurm_answers():
+            raise ClusterError("no SLURM answers here", "launch from a login node, or with --cluster local")
         warn_of_private_folders(launch)
 
 
@@ -297,10 +226,7 @@ def warn_of_private_folders(launch: Launch) -> None:
 
 def prepare(launch: Launch) -> None:
     """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
-    if launch.data.source:
-        from data_prep.packer import PackOptions, plan
-
-        plan(launch.data.source, launch.data.folder, PackOptions(size_px=launch.data.image_size_px))
+    write_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
     states = {state.name: state.state for state in launch.states()}
     for name, config in launch.configs.items():
@@ -316,57 +242,14 @@ def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -
             show(launch)
             print(f"\nto see how far it is: python jobs/status.py {shlex.quote(str(launch.study_dir))}")
             return 0
-        wait_for_jobs(launch)
+        follow_jobs(launch.study_dir, launch.study)
     elif launch.cluster == "local":
-        for reason in run_local(requests, Watcher()):
+        for reason in run_local(requests, LocalFollower()):
             log.error("failed: %s", reason)
     else:
         run_debug(requests)
     states = show(launch)
     return 0 if all(state.state == "done" for state in states) and report_of(launch).exists() else 1
-
-
-class Watcher:
-    """Tells of each new epoch of a local training run."""
-
-    def __init__(self) -> None:
-        self.told: dict[str, int] = {}
-
-    def __call__(self, request: JobRequest, index: int) -> None:
-        folder = element_folder(request, index)
-        label = f"{request.kind} {folder.name}"
-        if label not in self.told:
-            log.info("%s begins", label)
-        if request.kind != "train":
-            self.told[label] = 0
-            return
-        now = progress(folder)
-        epoch = int(now["epoch"])
-        if epoch > self.told.setdefault(label, 0) and now["loss"] is not None:
-            log.info(
-                "%s: epoch %d, loss %.1f nats/image, %.0f images/s",
-                label,
-                epoch,
-                now["loss"],
-                now["images_per_s"],
-            )
-            self.told[label] = epoch
-
-
-def wait_for_jobs(launch: Launch) -> None:
-    """Return when no job of the study is queued or running any more; tells of every change."""
-    told: dict[str, str] = {}
-    while True:
-        for state in launch.states():
-            if told.get(state.name) != state.state:
-                log.info("%s: %s %s", state.name, state.state, state.detail)
-                told[state.name] = state.state
-        records = read_records(launch.study_dir)
-        queue = ask_scheduler(records).queue
-        ids = {record.id for record in records}
-        if queue is not None and not any(job.split("_")[0] in ids for job in queue):
-            return
-        time.sleep(POLL_S)
 
 
 def show(launch: Launch) -> list[RunState]:
@@ -396,8 +279,7 @@ def show_plan(launch: Launch, requests: Sequence[JobRequest], words: Sequence[st
         if launch.cluster == "slurm":
             print(f"{as_shell(request, keys)}\n{script(request, launch.profile)}EOF\n)\n")
         else:
-            elements = ", ".join(element_folder(request, index).name for index in request.tasks)
-            print(f"{request.kind}: {elements}")
+            print(f"{request.kind}: {', '.join(Path(task.path).name for task in request.tasks.values())}")
     if not requests:
         print("nothing is missing")
     print("to do it: python jobs/launch.py " + shlex.join(word for word in words if word != "--dry-run"))
@@ -408,7 +290,7 @@ def main() -> int:
     words = sys.argv[1:]
     asked = build_parser().parse_args(words)
     launch = read_launch(asked)
-    preflight(launch)
+    preflight(launch, asked.dry_run)
     if asked.dry_run:
         show_plan(launch, launch.requests(), words)
         return 0
@@ -417,7 +299,7 @@ def main() -> int:
         requests = launch.requests()
         if launch.cluster == "slurm":
             for request in requests:
-                test_only(request, launch.profile)
+                check_accepted(request, launch.profile)
         prepare(launch)
         return carry_out(launch, requests, asked.wait)
 

@@ -68,6 +68,12 @@ class StudyFacts:
     """A report is there and newer than every score."""
     report_job: str = ""
 
+    def any_job(self) -> str:
+        """Id of a job that is at work, or will be, on this study or its data; empty if there is none."""
+        jobs = [self.pack_job, self.report_job]
+        jobs += [job for run in self.runs for job in (run.train_job, run.evaluate_job)]
+        return next(filter(None, jobs), "")
+
 
 @dataclass(frozen=True)
 class Gang:

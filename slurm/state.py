@@ -189,6 +189,7 @@ def is_running_here(record: JobRecord) -> bool:
 
 # --- what that means for a study --------------------------------------------------------------
 
+RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT")
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
 
 
@@ -249,7 +250,7 @@ def _merge(
     if is_scored(run_dir, study):
         return "done", ""
     state, reason = _newest(kind, index, records, scheduler)
-    if state in ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT"):
+    if state in RUNNING:
         return ("scoring" if kind == "evaluate" else "training"), reason
     if state in QUEUED:
         return ("trained" if kind == "evaluate" else "queued"), reason
@@ -269,11 +270,13 @@ def _merge(
 
 
 def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> tuple[str, str]:
-    """(state, reason) of the newest job of that kind for one run; two empty texts if there was none."""
-    for record in reversed(records):
-        if record.kind == kind and index in record.indices:
-            return scheduler.state(record, index)
-    return "", ""
+    """(state, reason) of the live job of that kind, else of the newest; two empty texts without any."""
+    found = [
+        scheduler.state(record, index)
+        for record in reversed(records)
+        if record.kind == kind and index in record.indices
+    ]
+    return next((state for state in found if state[0] in RUNNING + QUEUED), found[0] if found else ("", ""))
 
 
 def study_facts(

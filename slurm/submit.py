@@ -75,7 +75,7 @@ def sbatch_command(request: JobRequest, ids: dict[str, str]) -> list[str]:
     return ["sbatch", "--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
 
 
-def test_only(request: JobRequest, profile: ClusterProfile) -> None:
+def check_accepted(request: JobRequest, profile: ClusterProfile) -> None:
     """Have SLURM check the script without submitting it.
 
     Raises:
@@ -90,6 +90,8 @@ def submit(requests: Sequence[JobRequest], profile: ClusterProfile) -> dict[str,
     Raises:
         ClusterError: sbatch refused one; those before it stay queued, and launching again adds the rest.
     """
+    if ignored := sorted(name for name in os.environ if name.startswith("SBATCH_")):
+        log.warning("not passed on: %s; put such settings into a cluster profile", ", ".join(ignored))
     ids: dict[str, str] = {}
     for request in requests:
         ids[request.key] = submit_one(request, profile, ids)
@@ -153,10 +155,7 @@ def _sbatch(command: list[str], text: str, request: JobRequest) -> str:
 
 def clean_environment() -> dict[str, str]:
     """This environment without what an outer job, a launcher or a shell start-up file left in it."""
-    leaked = {name for name in os.environ if LEAKED.fullmatch(name) and name not in KEPT}
-    if wanted := sorted(name for name in leaked if name.startswith("SBATCH_")):
-        log.info("not passed on to sbatch: %s; put such settings in a cluster profile", ", ".join(wanted))
-    return {name: value for name, value in os.environ.items() if name not in leaked}
+    return {name: value for name, value in os.environ.items() if name in KEPT or not LEAKED.fullmatch(name)}
 
 
 def as_shell(request: JobRequest, keys: Sequence[str]) -> str:
@@ -275,17 +274,12 @@ def failure(request: JobRequest, index: int, jobs_dir: Path, job: str) -> str:
     """One line on why a local job failed: the last line of its error, and where to read on."""
     from submitit.core.utils import pickle_load
 
-    name = f"{request.kind} {element_folder(request, index).name}"
+    name = f"{request.kind} {Path(request.tasks[index].path).name}"
     for path in sorted(jobs_dir.glob(f"{job}_*_result.pkl")):
         outcome, value = pickle_load(path)
         if outcome == "error":
             return f"{name}: {str(value).strip().splitlines()[-1]}"
     return f"{name} was killed; see {jobs_dir}/{job}_0_log.out"
-
-
-def element_folder(request: JobRequest, index: int) -> Path:
-    """The folder one element works on."""
-    return Path(request.tasks[index].path)
 
 
 def visible_gpus(request: JobRequest) -> dict[str, object]:

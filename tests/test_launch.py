@@ -86,6 +86,7 @@ def test_dry_run_shows_runs_scripts_and_the_command_and_changes_nothing(folder: 
 
 
 MISTAKES = {
+    "no slurm": (("--cluster", "slurm"), r"no SLURM answers here"),
     "no packed images": (("--data", "nowhere"), r"nowhere"),
     "unknown profile": (("--profile", "alpin"), r'Unknown profile "alpin"\. Known: '),
     "uneven nodes": (("--gpus", "3", "--nodes", "2"), r"--gpus 3 cannot be spread evenly over --nodes 2"),

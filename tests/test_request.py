@@ -69,6 +69,12 @@ def test_nothing_is_asked_for_twice_while_it_is_queued_or_running() -> None:
     assert decide(StudyFacts(STUDY, busy, DATA, report_job="10"), Gang(), 4) == ()
 
 
+def test_work_of_other_jobs_is_noticed() -> None:
+    assert replace(NEW, pack_job="7").any_job() == "7"
+    assert replace(NEW, runs=(LINEAR, replace(DIRECT, evaluate_job="9_1"))).any_job() == "9_1"
+    assert NEW.any_job() == ""
+
+
 def test_deleted_scores_are_made_again_and_reported() -> None:
     done = replace(LINEAR, is_trained=True, is_scored=True)
     unscored = replace(DIRECT, is_trained=True)

@@ -1,0 +1,53 @@
+"""Tells how a study goes on, for someone who waits for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from slurm.request import JobRequest
+from slurm.state import ask_scheduler, progress, read_records, study_states
+from vae.study import Study
+
+log = logging.getLogger(__name__)
+
+POLL_S = 3.0
+
+
+class LocalFollower:
+    """Tells when a local job begins, and of each epoch of a training."""
+
+    def __init__(self) -> None:
+        self._epochs: dict[str, int] = {}
+
+    def __call__(self, request: JobRequest, index: int) -> None:
+        """Look at the job that is running now."""
+        folder = Path(request.tasks[index].path)
+        label = f"{request.kind} {folder.name}"
+        if label not in self._epochs:
+            self._epochs[label] = 0
+            log.info("%s begins", label)
+        if request.kind != "train":
+            return
+        now = progress(folder)
+        epoch = int(now["epoch"])
+        if epoch > self._epochs[label] and now["loss"] is not None:
+            self._epochs[label] = epoch
+            log.info("%s: epoch %d, loss %.1f nats/image", label, epoch, now["loss"])
+
+
+def follow_jobs(study_dir: Path, study: Study) -> None:
+    """Return when no job of the study is queued or running any more; tells of every change on the way."""
+    told: dict[str, str] = {}
+    while True:
+        for state in study_states(study_dir, study):
+            if told.get(state.name) != state.state:
+                log.info("%s: %s %s", state.name, state.state, state.detail)
+                told[state.name] = state.state
+        records = read_records(study_dir)
+        ids = {record.id for record in records}
+        queue = ask_scheduler(records).queue
+        if queue is not None and not any(job.split("_")[0] in ids for job in queue):
+            return
+        time.sleep(POLL_S)

@@ -14,7 +14,7 @@ def number(key: str) -> int:
     return int(key.rpartition("/")[2])
 
 
-@pytest.mark.parametrize("count", [12, 40, 5840])
+@pytest.mark.parametrize("count", [16, 40, 5840])
 def test_shares_are_those_of_the_real_set(count: int) -> None:
     found = items(count)
     assert len({key for key, *_ in found}) == count

@@ -114,7 +114,7 @@ def test_csv_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message:
     assert message in f"{caught.value} {caught.value.hint}"
 
 
-@pytest.mark.parametrize("source", ["nowhere", "phantom:many", "phantom:3"])
+@pytest.mark.parametrize("source", ["nowhere", "phantom:many", "phantom:15"])
 def test_source_that_is_none_says_what_would_be(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,17 +14,19 @@ import hashlib
 import json
 import logging
 import math
+import os
 import random
 import signal
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ LOCK_FILE = ".packing"
 TINY_VAL_SHARE = 0.5
 # Images handed to a worker at a time: enough to hide the hand-over, few enough for a smooth progress bar.
 CHUNK_IMAGES = 8
+# Chunks per worker that may wait to be written: a second of decoding, as long as a shard is synced to disk.
+AHEAD_CHUNKS = 32
 
 Packed = tuple[ImageRecord, bytes] | Reject
 
@@ -421,8 +425,11 @@ def decoder(made: Plan, workers: int) -> Iterator[Callable[[Iterable[Item]], Ite
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
-        yield lambda items: pool.map(job, items, chunksize=CHUNK_IMAGES)
-    except (BrokenProcessPool, BrokenPipeError) as error:
+        yield lambda items: _decode_in(pool, job, items, AHEAD_CHUNKS * workers)
+    except BrokenProcessPool as error:
+        # the pool waits for all its workers, but does not end one that was just starting when another died
+        for worker in active_children():
+            worker.kill()
         raise DataError(
             "a worker process died; the machine may be out of memory",
             "run the same command again, perhaps with fewer --workers; it goes on with this shard",
@@ -431,10 +438,40 @@ def decoder(made: Plan, workers: int) -> Iterator[Callable[[Iterable[Item]], Ite
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _decode_in(
+    pool: ProcessPoolExecutor, job: Callable[[Item], Packed], items: Iterable[Item], ahead: int
+) -> Iterator[Packed]:
+    """Like map(job, items), but in the pool; at most `ahead` chunks wait, so memory stays small."""
+    waiting: deque[Future[list[Packed]]] = deque()
+    items = iter(items)
+    while chunk := list(islice(items, CHUNK_IMAGES)):
+        try:
+            waiting.append(pool.submit(_decode_chunk, job, chunk))
+        except (OSError, ValueError) as error:  # one worker died while another was being started
+            raise BrokenProcessPool(str(error)) from error
+        if len(waiting) == ahead:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
+
+
+def _decode_chunk(job: Callable[[Item], Packed], chunk: list[Item]) -> list[Packed]:
+    return [job(item) for item in chunk]
+
+
 def _start_worker() -> None:
-    """Leave signals that are meant for the job to the process that leads it."""
+    """Leave signals that are meant for the job to the process that leads it, and end when it ends."""
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose leader was killed would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def load(kind: str, root: Path, options: PackOptions, class_names: tuple[str, ...], item: Item) -> Packed:

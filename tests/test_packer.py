@@ -180,6 +180,31 @@ def test_killed_worker_is_an_error_and_no_hang(source: Path, tmp_path: Path) -> 
     assert "Traceback" not in told
 
 
+def test_workers_end_with_the_packer(tmp_path: Path) -> None:
+    """Only the packer is killed; its workers must not wait for work for ever."""
+    command = [
+        sys.executable,
+        "jobs/pack.py",
+        "phantom:2000",
+        str(tmp_path),
+        "--size",
+        "256",
+        "--workers",
+        "2",
+    ]
+    child = subprocess.Popen(command, cwd=REPOSITORY, env=child_environment(), stderr=subprocess.DEVNULL)
+    workers: list[int] = []
+    while len(workers) < 2:
+        assert child.poll() is None
+        workers = workers_of(child.pid)
+    child.kill()
+    child.wait()
+    give_up = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
 def workers_of(pid: int) -> list[int]:
     """Process ids of the workers that a packer has started so far."""
     found = []

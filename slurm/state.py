@@ -284,31 +284,31 @@ def study_facts(
 ) -> StudyFacts:
     """What `request.decide` needs to know of the runs `asked` for; `num_shards` is None for packed data.
 
+    SLURM is asked only about what is not finished, so a finished study needs no SLURM that remembers it.
+
     Raises:
         ClusterError: SLURM does not answer, so nobody knows what is already running.
     """
-    records, data_records = read_jobs(study_dir, study), read_records(data_dir)
+    is_packed = num_shards is None
+    records, data_records = read_jobs(study_dir, study), [] if is_packed else read_records(data_dir)
     scheduler = ask_scheduler([*records, *data_records])
+    is_reported = has_report(study_dir, study)
+
+    def run_facts(name: str, index: int) -> RunFacts:
+        trained, scored = is_trained(study_dir / name), is_scored(study_dir / name, study)
+        train_job = "" if trained else live_job("train", index, records, scheduler)
+        evaluate_job = "" if scored else live_job("evaluate", index, records, scheduler)
+        return RunFacts(name, index, trained, scored, train_job, evaluate_job)
+
     return StudyFacts(
         study_dir,
-        runs=tuple(
-            RunFacts(
-                name=name,
-                index=index,
-                is_trained=is_trained(study_dir / name),
-                is_scored=is_scored(study_dir / name, study),
-                train_job=live_job("train", index, records, scheduler),
-                evaluate_job=live_job("evaluate", index, records, scheduler),
-            )
-            for index, name in enumerate(study.runs)
-            if name in asked
-        ),
+        runs=tuple(run_facts(name, index) for index, name in enumerate(study.runs) if name in asked),
         data_dir=data_dir,
-        is_packed=num_shards is None,
+        is_packed=is_packed,
         num_shards=num_shards or 0,
         pack_job=live_job("finalize", 0, data_records, scheduler),
-        has_report=has_report(study_dir, study),
-        report_job=live_job("report", 0, records, scheduler),
+        has_report=is_reported,
+        report_job="" if is_reported else live_job("report", 0, records, scheduler),
     )
 
 

@@ -27,6 +27,7 @@ from slurm.state import (
     read_jobs,
     read_records,
     run_state,
+    study_facts,
 )
 from vae.study import (
     DONE_FILE,
@@ -127,6 +128,27 @@ def test_queued_and_running_jobs_are_live() -> None:
 def test_nothing_is_submitted_while_nobody_knows_what_runs() -> None:
     with pytest.raises(ClusterError, match="job 8 may still be running"):
         live_job("train", 0, [TRAIN], Scheduler(None, None))
+
+
+def test_a_finished_study_needs_no_slurm_that_remembers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    study_dir, data_dir = tmp_path / "chest", tmp_path / "shards"
+    report = JobRecord("10", "report", "slurm", False, (0,), "login")
+    for record in (TRAIN, EVALUATE, report):
+        add_record(study_dir, record)
+    add_record(data_dir, JobRecord("7", "finalize", "slurm", False, (0,), "login"))
+    for name in STUDY.runs:
+        finish(study_dir / name)
+        score(study_dir / name)
+    (study_dir / "report.html").write_text("")
+    facts = study_facts(study_dir, STUDY, STUDY.runs, data_dir, num_shards=None)
+    assert all(run.is_trained and run.is_scored for run in facts.runs)
+    assert facts.any_job() == ""
+    (study_dir / "linear-s0" / SCORES_FILE).unlink()
+    with pytest.raises(ClusterError, match="job 9 may still be running"):
+        study_facts(study_dir, STUDY, STUDY.runs, data_dir, num_shards=None)
 
 
 def test_a_local_process_at_work_blocks_a_second_launch() -> None:

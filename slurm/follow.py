@@ -32,9 +32,9 @@ class LocalFollower:
             return
         now = progress(folder)
         epoch = int(now["epoch"])
-        if epoch > self._epochs[label] and now["loss"] is not None:
+        if epoch > self._epochs[label]:
             self._epochs[label] = epoch
-            log.info("%s: epoch %d, loss %.1f nats/image", label, epoch, now["loss"])
+            log.info("%s: epoch %d, step %d of %d", label, epoch, now["step"], now["total_steps"])
 
 
 def follow_jobs(study_dir: Path, study: Study) -> None:

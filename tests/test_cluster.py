@@ -49,7 +49,7 @@ LEAKED = {
     "WORLD_SIZE": "9",
     "MASTER_PORT": "29500",
 }
-CHAIN_S = 90
+CHAIN_S = 240
 
 
 class Site:

@@ -168,7 +168,8 @@ def plan(source: str, out: Path, options: PackOptions, write: bool = True) -> Pl
                 "choose another folder for the shards, or remove this one",
             )
     if write:
-        write_json(out / PLAN_FILE, asdict(made))
+        with writing(out / PLAN_FILE):
+            write_json(out / PLAN_FILE, asdict(made))
     return made
 
 
@@ -341,13 +342,20 @@ def pack_shards(
     for shard in shards:
         remove_leftovers(out, shard.name)
         images = watched(made, islice(stream, len(shard.items)), rejects, progress)
-        try:
+        with writing(out / shard.name):
             write_shard(out / shard.name, made.options.size_px, attributes(made, shard), images)
-        except OSError as error:
-            raise DataError(
-                f"cannot write {out / shard.name}: {error.strerror or error}",
-                "make room there and run the same command again; it goes on with this shard",
-            ) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, and all else that keeps `path` from being written, into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}",
+            "make room there, then run the same command again; it goes on where it stopped",
+        ) from error
 
 
 def attributes(made: Plan, shard: ShardPlan) -> dict[str, Any]:
@@ -544,6 +552,7 @@ def finalize(out: Path) -> Manifest:
     except TooManyBadError:
         take_back(out, made, rejects)
         raise
-    write_quarantine(out, rejects)
-    audit.write(out, [out / shard.name for shard in made.shards], made.class_names)
-    return write_manifest(out, made.recipe, made.class_names, [shard.name for shard in made.shards])
+    with writing(out):
+        write_quarantine(out, rejects)
+        audit.write(out, [out / shard.name for shard in made.shards], made.class_names)
+        return write_manifest(out, made.recipe, made.class_names, [shard.name for shard in made.shards])

@@ -10,7 +10,7 @@ A shard `train-00000-of-00008.h5` is an ordinary HDF5 file. For its n images it 
     source_sha256, source_mode         ASCII [n], of the file the image was made from
     source_bytes, _width_px, _height_px     int64 [n]
     quarantined                        JSON: the files that belonged here and could not be used
-and attributes that say which recipe and plan made it; `complete` = 1 is the last one written.
+and attributes that say which recipe and plan made it; `complete` = 1 marks a whole file.
 
 `manifest.json` names the shards of a data set with their digests. It is written after
 everything else, so a folder with a manifest is whole. Readers open the manifest, never a glob.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import re
@@ -30,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -44,6 +45,8 @@ MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val", "test")
 
 PAGE_BYTES = 4096
+# Only the pixels are as long as this, so only they are moved to a page border.
+ALIGNED_BYTES = 1 << 16
 COPY_BYTES = 1 << 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.h5")
 REPACK_HINT = "pack the images again: python jobs/pack.py SOURCE OUT"
@@ -133,37 +136,42 @@ def write_shard(
             rows.append(record)
             crc32.append(zlib.crc32(pixels))
             scratch.write(pixels)
-        offset = _write_hdf5(part, size_px, attributes, rows, crc32, rejects)
-        _copy_pixels(scratch, part, offset)
+        header, offset = _header(size_px, attributes, rows, crc32, rejects)
+        with part.open("wb") as file:
+            file.write(header)
+            file.seek(offset)
+            scratch.seek(0)
+            shutil.copyfileobj(scratch, file, COPY_BYTES)
         damaged = _damaged_images(part, offset, size_px, np.asarray(crc32, np.uint32))
         if damaged:
             raise DataError(f"{path}: images {damaged[:5]} did not survive writing", "check the disk")
 
 
-def _write_hdf5(
-    path: Path,
+def _header(
     size_px: int,
     attributes: dict[str, Any],
     rows: list[ImageRecord],
     crc32: list[int],
     rejects: list[Reject],
-) -> int:
-    """Write all of a shard but the pixels, for which space is left; return their offset."""
+) -> tuple[bytes, int]:
+    """All bytes of a shard but the pixels, and where in the file these belong.
+
+    HDF5 writes to memory here, never to the disk: a full disk makes it end the process.
+    """
     num_bytes = len(rows) * size_px**2
+    memory = io.BytesIO()  # ends where the pixels begin, as `images` is the last thing created
     with h5py.File(
-        path,
+        memory,
         "w",
         libver=("earliest", "v110"),  # every HDF5 tool of the last ten years reads it
-        alignment_threshold=max(1, min(num_bytes, 1 << 16)),
+        alignment_threshold=min(num_bytes, ALIGNED_BYTES) or ALIGNED_BYTES,
         alignment_interval=PAGE_BYTES,
-        locking=False,  # the temporary name is ours alone, and parallel file systems refuse locks
     ) as file:
+        file.attrs.update({"format": FORMAT, "num_images": len(rows), **attributes, "complete": 1})
         for name, column in _columns(rows, crc32, rejects).items():
             file.create_dataset(name, data=column, track_times=False)
         offset = _reserve_images(file, (len(rows), size_px, size_px))
-        file.attrs.update({"format": FORMAT, "num_images": len(rows), **attributes})
-        file.attrs["complete"] = 1
-    return offset
+    return memory.getvalue(), offset
 
 
 def _columns(rows: list[ImageRecord], crc32: list[int], rejects: list[Reject]) -> dict[str, Any]:
@@ -192,14 +200,6 @@ def _reserve_images(file: h5py.File, shape: tuple[int, int, int]) -> int:
     space = h5py.h5s.create_simple(shape)
     dataset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, dcpl=create)
     return dataset.get_offset() or 0  # no images, no offset
-
-
-def _copy_pixels(scratch: IO[bytes], path: Path, offset: int) -> None:
-    """Fill the space left for `images`. Plain file calls, because HDF5 may abort on a full disk."""
-    scratch.seek(0)
-    with path.open("r+b") as file:
-        file.seek(offset)
-        shutil.copyfileobj(scratch, file, COPY_BYTES)
 
 
 def _damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]) -> list[int]:

@@ -102,7 +102,10 @@ def find_items(source: str, out: Path) -> Source:
 
 def _phantoms(count: int) -> Source:
     if count < 16:
-        raise DataError(f"phantom:{count} is too small", "16 phantoms are the least that fill every split with both classes")
+        raise DataError(
+            f"phantom:{count} is too small",
+            "16 phantoms are the least that fill every split with both classes",
+        )
     from data_prep import phantom
 
     return Source("phantom", Path(), tuple(Item(*row) for row in phantom.items(count)))

@@ -143,18 +143,19 @@ def test_killed_pack_ends_with_the_same_bytes(source: Path, unbroken: Path, tmp_
     assert not list(out.glob(".*.part"))
 
 
+@pytest.mark.parametrize("size", ["8k", "36k", "40k", "100k", "212k"])
 def test_full_disk_is_one_clear_error_and_a_rerun_finishes(
-    source: Path, unbroken: Path, tmp_path: Path
+    source: Path, unbroken: Path, tmp_path: Path, size: str
 ) -> None:
+    """Full at the plan, inside a first shard (HDF5 itself would abort there), and later."""
     mount = tmp_path / "small"
     mount.mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(mount)]
+    options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)]
     if os.geteuid() != 0 or subprocess.run(options, check=False).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        plan(str(source), mount / "shards", OPTIONS)
         with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
-            pack_part(mount / "shards")
+            pack(source, mount / "shards")
         subprocess.run(["mount", "-o", "remount,size=10m", str(mount)], check=True)
         pack(source, mount / "shards")
         assert contents(mount / "shards") == contents(unbroken)

@@ -101,14 +101,16 @@ def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> P
             raise BadImageError(f"is not an image ({', '.join(SUFFIXES)})") from error
         except Image.DecompressionBombError as error:
             raise BadImageError(f"has more than {MAX_PIXELS:,} pixels") from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow says of broken files
+        except BadImageError:
+            raise
+        except Exception as error:  # Pillow raises many kinds on broken files; each means this file only
             raise BadImageError(f"is truncated or damaged: {error}") from error
     return Picture(pixels, *size, mode)
 
 
 def _check(image: Image.Image, suffix: str) -> None:
     """Refuse what the recipe does not cover, before a pixel is decoded."""
-    if suffix.lower() not in SUFFIXES[image.format or ""]:
+    if suffix.lower() not in SUFFIXES.get(image.format or "", ()):
         raise BadImageError(f"is {image.format} inside, but is named {suffix or 'without a suffix'}")
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -119,8 +121,13 @@ def _check(image: Image.Image, suffix: str) -> None:
         raise BadImageError(MODE_ADVICE[image.mode])
     if image.mode not in ("L", "RGB", "YCbCr"):
         raise BadImageError(f"has the unusual mode {image.mode}; convert it to grey")
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        # 16 bits a colour, of which Pillow would silently drop 8
+        raise BadImageError(MODE_ADVICE["I;16"])
+    if getattr(image, "n_frames", 1) > 1:
+        raise BadImageError("holds several pictures; save the one you mean by itself")
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation != 1:
+    if orientation not in (0, 1):  # 0: not said
         raise BadImageError(
             f"is stored rotated or mirrored (EXIF orientation {orientation}); turn it upright"
         )
@@ -165,6 +172,8 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
         width, height = int(data.Columns), int(data.Rows)
         if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE_PX:
             raise BadImageError(f"is {width}x{height} px; allowed: {MIN_SIDE_PX} px to {MAX_PIXELS:,} pixels")
+        if data.get("BurnedInAnnotation") == "YES":
+            raise BadImageError("has text in its pixels that may name the patient (BurnedInAnnotation)")
         grey = _unit_greys(data)
     except BadImageError:
         raise
@@ -176,18 +185,28 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
     return Picture(resize(image, size_px, aspect), width, height, f"{photometric};{data.BitsStored}")
 
 
-def _unit_greys(data: Any) -> npt.NDArray[np.float32]:
-    """Stored values as shown, in [0, 1]: by VOI LUT, first window (DICOM PS3.3 C.11.2.1.2), or full range."""
+def _unit_greys(data: Any) -> npt.NDArray[np.floating[Any]]:
+    """Stored values as shown, in [0, 1]: by VOI LUT, else first window, else from darkest to brightest.
+
+    DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
+    """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(data.pixel_array, data)
-    if "VOILUTSequence" in data:
-        values = apply_voi_lut(values, data, prefer_lut=True)
+    if data.get("VOILUTSequence"):
+        bits = data.VOILUTSequence[0].LUTDescriptor[2]
+        entries = np.rint(values).astype(np.int32)
+        return apply_voi_lut(entries, data, prefer_lut=True).astype(np.float32) / np.float32(2**bits - 1)
     values = np.asarray(values, np.float32)
     low, high = float(values.min()), float(values.max())
-    if "VOILUTSequence" not in data and data.get("WindowWidth"):
+    if data.get("WindowWidth"):
         center, width = (float(np.ravel(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-        low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+        function = data.get("VOILUTFunction") or "LINEAR"
+        if function == "SIGMOID":
+            return 1 / (1 + np.exp(-4 * (values - center) / width))
+        if function == "LINEAR":
+            center, width = center - 0.5, width - 1
+        low, high = center - width / 2, center + width / 2
     if high <= low:
-        return np.zeros_like(values)
+        raise BadImageError("has one grey only, or a window of no width")
     return np.clip((values - low) / (high - low), 0, 1)

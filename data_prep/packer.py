@@ -390,16 +390,18 @@ def refuse_too_many(made: Plan, rejects: Sequence[Reject]) -> None:
 
 def take_back(out: Path, made: Plan, rejects: Sequence[Reject]) -> None:
     """Undo a pack that must not be used: only the list of bad files stays behind."""
-    write_quarantine(out, rejects)
+    write_quarantine(out, made, rejects)
     for shard in made.shards:
         (out / shard.name).unlink(missing_ok=True)
         remove_leftovers(out, shard.name)
     (out / PLAN_FILE).unlink(missing_ok=True)
 
 
-def write_quarantine(out: Path, rejects: Sequence[Reject]) -> None:
-    """List the bad files and their reasons, one JSON object a line."""
-    write_text(out / QUARANTINE_FILE, "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects))
+def write_quarantine(out: Path, made: Plan, rejects: Sequence[Reject]) -> None:
+    """List the bad files and their reasons, one JSON object a line; `path` is below the source's folder."""
+    paths = {item.key: item.path or item.key for shard in made.shards for item in shard.items}
+    lines = [json.dumps({**asdict(reject), "path": paths[reject.key]}) + "\n" for reject in rejects]
+    write_text(out / QUARANTINE_FILE, "".join(lines))
 
 
 def watched(
@@ -553,6 +555,6 @@ def finalize(out: Path) -> Manifest:
         take_back(out, made, rejects)
         raise
     with writing(out):
-        write_quarantine(out, rejects)
+        write_quarantine(out, made, rejects)
         audit.write(out, [out / shard.name for shard in made.shards], made.class_names)
         return write_manifest(out, made.recipe, made.class_names, [shard.name for shard in made.shards])

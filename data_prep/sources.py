@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import DataError
+from data_prep.image import SUFFIXES
 
 PHANTOM = re.compile(r"phantom:(\d+)")
 # Folder names that mean a split; `valid` and `validation` are common for `val`.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+DICOM_SUFFIXES = (".dcm", ".dicom")
+IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
 NO_LABEL = "unlabelled"
 SALT_FILE = ".patient-salt"
@@ -87,17 +90,25 @@ def find_items(source: str, out: Path) -> Source:
     if phantom := PHANTOM.fullmatch(source):
         return _phantoms(int(phantom[1]))
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return Source("files", path.parent.resolve(), tuple(_csv_items(path)))
-    if not path.is_dir():
-        raise DataError(f"no images at {source!r}", f"give {SOURCES_HELP}")
-    root = _descend(path.resolve())
-    files = sorted(_walk(root))
-    if not files:
+    try:
+        root, items = _list(path)
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{source} cannot be listed: {error}", f"give {SOURCES_HELP}") from error
+    if not items:
         raise DataError(f"{source} holds no files", f"give {SOURCES_HELP}")
-    if _is_dicom(files[0]):
-        return Source("dicom", root, tuple(_dicom_items(root, files, out)))
-    return Source("files", root, tuple(_file_item(root, file) for file in files))
+    if any(_is_dicom(root / unescape(item.key)) for item in items):
+        return Source("dicom", root, tuple(_without_names(root, items, out, trust_groups=path.is_file())))
+    return Source("files", root, tuple(items))
+
+
+def _list(path: Path) -> tuple[Path, list[Item]]:
+    """The folder that paths start from, and the items, of a CSV or a folder."""
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return path.parent.resolve(), list(_csv_items(path))
+    if not path.is_dir():
+        raise DataError(f"no images at {str(path)!r}", f"give {SOURCES_HELP}")
+    root = _descend(path.resolve())
+    return root, [_file_item(root, file) for file in sorted(_walk(root))]
 
 
 def _phantoms(count: int) -> Source:
@@ -148,9 +159,9 @@ def _walk_folder(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[P
 
 def _file_item(root: Path, path: Path) -> Item:
     """An item whose split and class are named by its folders."""
-    parts = path.relative_to(root).parts
-    split = SPLIT_NAMES.get(parts[0], "") if len(parts) > 1 else ""
-    label = parts[-2] if len(parts) > (2 if split else 1) else NO_LABEL
+    *folders, _ = path.relative_to(root).parts
+    split = SPLIT_NAMES.get(folders[0], "") if folders else ""
+    label = next(iter(folders[1:] if split else folders), NO_LABEL)  # deeper ones are patients, studies, ...
     return Item(escape(str(path.relative_to(root))), escape(label), split, kermany_patient(path.name))
 
 
@@ -173,7 +184,7 @@ def _csv_items(path: Path) -> Iterator[Item]:
         DataError: a column is missing or unknown, a split has another name, or a path comes twice.
     """
     known = {"path", "label", "split", "patient"}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         columns = set(rows.fieldnames or ())
         if "path" not in columns or not columns <= known:
@@ -197,26 +208,28 @@ def _csv_items(path: Path) -> Iterator[Item]:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".dicom"):
+    """By its suffix; many DICOM files have none, or a part of a UID in its place, so then by its content."""
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
         return True
-    return path.is_file() and _head(path)[128:132] == b"DICM"
-
-
-def _head(path: Path) -> bytes:
+    if suffix in IMAGE_SUFFIXES or not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
-            return file.read(132)
+            return file.read(132)[128:] == b"DICM"
     except OSError:
-        return b""
+        return False
 
 
-def _dicom_items(root: Path, files: list[Path], out: Path) -> Iterator[Item]:
-    """DICOM files by salted hashes: neither names nor patient ids go into the shards."""
+def _without_names(root: Path, items: list[Item], out: Path, trust_groups: bool) -> Iterator[Item]:
+    """Items under salted hashes: of DICOM files neither names nor patient ids go into the shards.
+
+    The patient is the one in the file, unless a CSV (`trust_groups`) names another.
+    """
     import_pydicom()
     hashed = _salted(out)
-    for file in files:
-        item = _file_item(root, file)
-        patient = _dicom_patient(file)
+    for item in items:
+        patient = (trust_groups and item.group) or _dicom_patient(root / unescape(item.key))
         group = f"dicom-{hashed(patient)}" if patient else ""
         yield Item(f"dicom/{hashed(item.key)}", item.label, item.split, group, item.key)
 
@@ -232,6 +245,8 @@ def import_pydicom() -> None:
 def _dicom_patient(path: Path) -> str:
     import pydicom
 
+    if not path.is_file():  # a pipe would be waited for
+        return ""
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
     except Exception:  # whatever is wrong with it, the packer will say so and quarantine it

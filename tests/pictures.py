@@ -18,6 +18,9 @@ BAD = {
     "text.jpeg": "is not an image",
     "really_png.jpeg": "is PNG inside, but is named .jpeg",
     "deep.png": "16 bits",
+    "deep_rgb.png": "16 bits",
+    "pages.tif": "several pictures",
+    "phone.jpeg": "is MPO inside",
     "palette.png": "palette",
     "rgba.png": "transparency",
     "cmyk.jpeg": "print colours",
@@ -43,14 +46,14 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG of 25 kB whose header claims 400 megapixels."""
+def black_png(side_px: int, bits: int, colour: int, num_bytes: int) -> bytes:
+    """A PNG of zeros; `colour` 0 is grey, 2 is RGB. Its header may claim more pixels than it has."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
-    body = zlib.compress(bytes(25_000_000))
+    header = struct.pack(">IIBBBBB", side_px, side_px, bits, colour, 0, 0, 0)
+    body = zlib.compress(bytes(num_bytes))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
@@ -65,11 +68,14 @@ def write_bad(folder: Path) -> None:
     grey(2).convert("P").save(folder / "palette.png")
     grey(3).convert("RGBA").save(folder / "rgba.png")
     (folder / "cmyk.jpeg").write_bytes(jpeg(grey(4).convert("CMYK")))
+    (folder / "deep_rgb.png").write_bytes(black_png(32, 16, 2, 32 * (1 + 32 * 6)))
+    grey(7).save(folder / "pages.tif", save_all=True, append_images=[grey(8)])
+    grey(9).save(folder / "phone.jpeg", "MPO", save_all=True, append_images=[grey(10)])
     exif = Image.Exif()
     exif[0x0112] = 6
     (folder / "rotated.jpeg").write_bytes(jpeg(grey(5), exif=exif))
     grey(6, height=1).save(folder / "flat.png")
-    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "bomb.png").write_bytes(black_png(20_000, 8, 0, 25_000_000))  # 25 kB that claim 400 megapixels
     (folder / "dangling.jpeg").symlink_to("nowhere.jpeg")
     (folder / "circle.jpeg").symlink_to("circle.jpeg")
     os.mkfifo(folder / "pipe.jpeg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid  # noqa: E402
 from data_prep.image import BadImageError, make_dicom_picture  # noqa: E402
 from data_prep.packer import PackOptions, finalize, pack_part, plan  # noqa: E402
 from data_prep.shards import map_images, read_groups, read_keys  # noqa: E402
+from data_prep.sources import find_items  # noqa: E402
 
 RAMP = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
 
@@ -62,8 +65,35 @@ def test_window_maps_its_ends_to_black_and_white(tmp_path: Path) -> None:
     assert np.abs(pixels_of(path) - expected).max() <= 1
 
 
+def test_exact_and_sigmoid_windows_follow_the_standard(tmp_path: Path) -> None:
+    """DICOM PS3.3 C.11.2.1.3."""
+    tags = {"WindowCenter": 2000, "WindowWidth": 1000}
+    exact = pixels_of(write_dicom(tmp_path / "a.dcm", VOILUTFunction="LINEAR_EXACT", **tags))
+    assert np.abs(exact - np.round(np.clip((RAMP - 1500.0) / 1000, 0, 1) * 255)).max() <= 1
+    sigmoid = pixels_of(write_dicom(tmp_path / "b.dcm", VOILUTFunction="SIGMOID", **tags))
+    assert np.abs(sigmoid - np.round(255 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000)))).max() <= 1
+
+
+def test_lookup_table_is_applied_after_rescaling(tmp_path: Path) -> None:
+    """The table turns 0..4095 around and has 12 bits; rescaling, even by 1 and 0, makes floats of them."""
+    lut = pydicom.Dataset()
+    lut.LUTDescriptor = [4096, 0, 12]
+    lut.LUTData = np.arange(4095, -1, -1, dtype=np.uint16).tobytes()
+    lut["LUTData"].VR = "OW"
+    path = write_dicom(tmp_path / "a.dcm", VOILUTSequence=[lut], RescaleSlope=1, RescaleIntercept=0)
+    assert np.abs(pixels_of(path) - np.round(255 - RAMP / 4095 * 255)).max() <= 1
+
+
 @pytest.mark.parametrize(
-    "tags", [{"PhotometricInterpretation": "RGB"}, {"NumberOfFrames": 2}, {"Rows": 2}, {"PixelData": b""}]
+    "tags",
+    [
+        {"BurnedInAnnotation": "YES"},
+        {"WindowCenter": 5, "WindowWidth": 1},
+        {"PhotometricInterpretation": "RGB"},
+        {"NumberOfFrames": 2},
+        {"Rows": 2},
+        {"PixelData": b""},
+    ],
 )
 def test_what_is_not_one_grey_frame_is_refused(tmp_path: Path, tags: dict[str, object]) -> None:
     path = write_dicom(tmp_path / "a.dcm", **{k: v for k, v in tags.items() if k != "PixelData"})
@@ -100,6 +130,33 @@ def test_only_pixels_and_a_salted_hash_leave_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "other" / ".patient-salt").read_bytes() != salt
 
 
+def test_csv_names_split_label_and_patient_of_dicom_files(tmp_path: Path) -> None:
+    """File names without a suffix, as archives have them; the CSV's patients win over the files'."""
+    lines = ["path,label,split,patient"]
+    for number in range(8):
+        write_dicom(tmp_path / "s" / f"1.2.840.{number}", PatientID="ANONYMOUS")
+        lines.append(
+            f"1.2.840.{number},{'AB'[number % 2]},{'test' if number < 4 else 'train'},P{number // 2}"
+        )
+    (tmp_path / "s" / "list.csv").write_text("\n".join(lines))
+    found = find_items(str(tmp_path / "s" / "list.csv"), tmp_path)
+    assert found.kind == "dicom"
+    assert [item.label for item in found.items] == list("ABABABAB")
+    assert len({item.group for item in found.items}) == 4
+    assert not any("P0" in item.group or "840" in item.key for item in found.items)
+
+
+def test_patient_in_the_file_wins_over_its_name_and_no_pipe_is_waited_for(tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    for number in range(4):
+        write_dicom(source / "A" / f"IM-0001-{number:04d}.dcm", PatientID=str(number))
+    os.mkfifo(source / "A" / "pipe.dcm")
+    (source / "A" / "notes.txt").write_text("not an image")
+    items = find_items(str(source), tmp_path).items
+    assert len(items) == 6
+    assert len({item.group for item in items} - {""}) == 4
+
+
 def test_broken_dicom_is_quarantined_and_the_rest_packed(tmp_path: Path) -> None:
     for number in range(12):
         write_dicom(tmp_path / "s" / "A" / f"{number}.dcm", PatientID=str(number))
@@ -108,4 +165,6 @@ def test_broken_dicom_is_quarantined_and_the_rest_packed(tmp_path: Path) -> None
     plan(str(tmp_path / "s"), out, PackOptions(size_px=32, max_bad=0.1))
     pack_part(out)
     assert sum(finalize(out).num_images(split) for split in ("train", "val", "test")) == 12
-    assert "is not a readable DICOM image" in (out / "quarantine.jsonl").read_text()
+    (line,) = (out / "quarantine.jsonl").read_text().splitlines()
+    assert "is not a readable DICOM image" in json.loads(line)["reason"]
+    assert json.loads(line)["path"] == "A/broken.dcm"

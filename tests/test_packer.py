@@ -260,7 +260,7 @@ def test_too_many_bad_files_over_all_parts_are_found_at_the_end(with_bad: Path, 
     planned = plan(str(with_bad), out, options)
     for task in range(len(planned.shards)):
         pack_part(out, task, len(planned.shards))
-    with pytest.raises(DataError, match="14 of 77 files are unusable"):
+    with pytest.raises(DataError, match="17 of 80 files are unusable"):
         finalize(out)
     assert not list(out.glob("*.h5"))
 

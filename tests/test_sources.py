@@ -46,6 +46,16 @@ def test_plain_class_folders_have_no_split(tmp_path: Path) -> None:
     ]
 
 
+def test_class_is_the_first_folder_and_deeper_ones_are_not(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "COVID/patient1/a.png", "NORMAL/patient2/study/b.png")
+    assert [item.label for item in find_items(str(tmp_path / "a"), tmp_path).items] == ["COVID", "NORMAL"]
+    touch(tmp_path / "b", "train/NORMAL/deep/a.png", "test/b.png")
+    assert [(i.split, i.label) for i in find_items(str(tmp_path / "b"), tmp_path).items] == [
+        ("test", "unlabelled"),
+        ("train", "NORMAL"),
+    ]
+
+
 def test_linked_folder_is_entered_but_a_circle_is_not(tmp_path: Path) -> None:
     touch(tmp_path / "far", "a.png")
     touch(tmp_path / "source", "NORMAL/b.png")
@@ -87,7 +97,8 @@ def test_name_that_is_no_text_survives_the_round_trip() -> None:
 def test_csv_names_path_label_split_and_patient(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "list.csv").write_text(
-        "path,label,split,patient\na.png,SICK,Train,p1\nsub/b.png,WELL,test,p2\n"
+        "\ufeffpath,label,split,patient\na.png,SICK,Train,p1\nsub/b.png,WELL,test,p2\n",  # as Excel saves it
+        encoding="utf-8",
     )
     source = find_items(str(tmp_path / "list.csv"), tmp_path)
     assert source.root == tmp_path
@@ -105,6 +116,8 @@ def test_csv_names_path_label_split_and_patient(tmp_path: Path) -> None:
         ("path,split\na.png,holdout\n", "splits are train, val, test or empty"),
         ("path\na.png\na.png\n", "line 3"),
         ("path,label\n,x\n", "line 2"),
+        ("path\n" + "x" * 200_000, "cannot be listed"),
+        ("path\n", "holds no files"),
     ],
 )
 def test_csv_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -112,6 +125,7 @@ def test_csv_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message:
     with pytest.raises(DataError) as caught:
         find_items(str(tmp_path / "list.csv"), tmp_path)
     assert message in f"{caught.value} {caught.value.hint}"
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "phantom:many", "phantom:15"])

@@ -78,12 +78,12 @@ def main() -> int:
     check(study)
     due = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
     if due:
-        from vae.ranks import leave  # imports torch: seconds that a typing error need not wait for
+        from vae.ranks import disconnect  # imports torch: seconds that a typing error need not wait for
         from vae.scores import evaluate
 
         for name in due:
             evaluate(study_dir / name, study)
-        leave()
+        disconnect()
     if os.environ.get("RANK", "0") == "0":
         print(score_table(study_dir, study.runs))
     return 0

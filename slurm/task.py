@@ -68,9 +68,11 @@ class TrainTask(Task):
         write_logs_to(run_dir / "logs", "train", place)
         refuse_idle_restarts(run_dir, place)
         with joined(place, run_dir):
-            from vae.trainer import train  # imports torch, which reads the variables set above
+            from vae.ranks import disconnect  # these import torch, which reads the variables set above
+            from vae.trainer import train
 
             is_complete = train(run_dir, should_stop=stop, attempt=place.as_attempt())
+            disconnect()
         if not is_complete:
             leave(place, stop)
 
@@ -84,9 +86,11 @@ class EvaluateTask(Task):
         restart_when_warned(place)
         write_logs_to(run_dir / "logs", "evaluate", place)
         with joined(place, run_dir):
+            from vae.ranks import disconnect
             from vae.scores import evaluate
 
             evaluate(run_dir, read_study(run_dir.parent))
+            disconnect()
 
 
 @dataclass(frozen=True)

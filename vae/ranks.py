@@ -103,8 +103,12 @@ def reduce_sum(values: Tensor) -> Tensor:
     return total.cpu()
 
 
-def leave() -> None:
-    """Part from the other ranks: the last act of a process that trained or scored on several."""
+def disconnect() -> None:
+    """Part from the other ranks: the last act of a process that trained or scored on several.
+
+    Without it the threads behind the connection may abort the process while Python shuts down, and a
+    scheduler would take a finished job for a failed one.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 

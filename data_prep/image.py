@@ -96,7 +96,8 @@ def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> P
             _check(image, suffix)
             size, mode = image.size, image.mode
             image.draft("L", image.size)  # JPEG only: colour is never decoded
-            pixels = resize(image.convert("L"), size_px, aspect)
+            grey = image if image.mode == "L" else image.convert("L")  # convert would copy
+            pixels = resize(grey, size_px, aspect)
         except UnidentifiedImageError as error:
             raise BadImageError(f"is not an image ({', '.join(SUFFIXES)})") from error
         except Image.DecompressionBombError as error:

@@ -76,11 +76,12 @@ def main() -> int:
     read_manifest(Path(config.data))  # before anything is written
     should_stop = StopRequest()
     prepare_run(run_dir, config)
-    from vae.trainer import (
-        train,
-    )  # imports torch: seconds that --help and a typing error need not wait for
+    from vae.ranks import disconnect  # these import torch: seconds that a typing error need not wait for
+    from vae.trainer import train
 
-    if train(run_dir, should_stop):
+    is_complete = train(run_dir, should_stop)
+    disconnect()
+    if is_complete:
         print(run_dir)
         return 0
     log.info("to go on: python jobs/train.py %s", run_dir)

@@ -32,7 +32,12 @@ def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_d
     lost.unlink()
     done = evaluate("tiny", "--runs-dir", study_dir.parent)
     assert done.returncode == 0, done.stderr
-    assert json.loads(lost.read_text())["scores"] == before["scores"]
+    again = json.loads(lost.read_text())["scores"]
+    assert again.keys() == before["scores"].keys()
+    for name, score in again.items():
+        known = before["scores"][name]["value"]
+        # rounding differs with the number of threads that a busy machine gives
+        assert score["value"] == (None if known is None else pytest.approx(known, rel=1e-6, abs=1e-9)), name
     assert kept.stat().st_mtime_ns == modified
     assert "linear-s1: not finished: training is at step 6 of 24" in done.stdout
     assert done.stdout.count("smoke, not comparable") == 6

@@ -158,7 +158,7 @@ def plan(source: str, out: Path, options: PackOptions, write: bool = True) -> Pl
     Raises:
         DataError: the source cannot be used, one patient is on two sides, or OUT holds another plan.
     """
-    found = find_items(source, out)
+    found = find_items(source, out, may_write=write)
     made = make_plan(source, found, options)
     if (out / PLAN_FILE).exists():
         known = read_plan(out)

@@ -11,10 +11,12 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import DataError
+from data_prep.files import temporary_path
 from data_prep.image import SUFFIXES
 
 PHANTOM = re.compile(r"phantom:(\d+)")
@@ -77,12 +79,13 @@ def unescape(key: str) -> str:
     return os.fsdecode(raw)
 
 
-def find_items(source: str, out: Path) -> Source:
+def find_items(source: str, out: Path, may_write: bool = True) -> Source:
     """List everything in `source`: a folder, a CSV file, a DICOM folder, or `phantom:N`.
 
     Args:
         source: what the user named.
         out: folder of the shards; a DICOM source keeps its secret salt there.
+        may_write: False for a dry run: no salt is kept, so the names of DICOM files are for once.
 
     Raises:
         DataError: there is no such source, or nothing in it that could be an image.
@@ -97,7 +100,9 @@ def find_items(source: str, out: Path) -> Source:
     if not items:
         raise DataError(f"{source} holds no files", f"give {SOURCES_HELP}")
     if any(_is_dicom(root / unescape(item.key)) for item in items):
-        return Source("dicom", root, tuple(_without_names(root, items, out, trust_groups=path.is_file())))
+        return Source(
+            "dicom", root, tuple(_without_names(root, items, _salted(out, may_write), path.is_file()))
+        )
     return Source("files", root, tuple(items))
 
 
@@ -221,13 +226,14 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _without_names(root: Path, items: list[Item], out: Path, trust_groups: bool) -> Iterator[Item]:
+def _without_names(
+    root: Path, items: list[Item], hashed: Callable[[str], str], trust_groups: bool
+) -> Iterator[Item]:
     """Items under salted hashes: of DICOM files neither names nor patient ids go into the shards.
 
     The patient is the one in the file, unless a CSV (`trust_groups`) names another.
     """
     import_pydicom()
-    hashed = _salted(out)
     for item in items:
         patient = (trust_groups and item.group) or _dicom_patient(root / unescape(item.key))
         group = f"dicom-{hashed(patient)}" if patient else ""
@@ -254,13 +260,18 @@ def _dicom_patient(path: Path) -> str:
     return str(header.get("PatientID") or "")
 
 
-def _salted(out: Path) -> Callable[[str], str]:
+def _salted(out: Path, may_write: bool) -> Callable[[str], str]:
     """A one-way name for each text; the salt is secret, drawn once, and never part of a shard."""
     path = out / SALT_FILE
-    if not path.exists():
+    salt = secrets.token_bytes(32)
+    if may_write and not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    salt = path.read_bytes()
+        part = temporary_path(path)
+        part.touch(mode=0o600)
+        part.write_bytes(salt)
+        with suppress(FileExistsError):  # another task of the same pack may have been first
+            os.link(part, path)
+        part.unlink()
+    if path.exists():
+        salt = path.read_bytes()
     return lambda text: hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()

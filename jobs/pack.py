@@ -2,6 +2,9 @@
 
 SOURCE is the Kaggle folder (train|val|test / NORMAL|PNEUMONIA), any folder of class folders, a CSV with
 the columns path[,label][,split][,patient], a folder of DICOM files, or phantom:N for N drawn radiographs.
+Folders and CSVs may hold JPEG, PNG, BMP and TIFF with 8 bits, or DICOM. Of DICOM files only the pixels and
+salted hashes of patient and name go into the shards; plan.json and quarantine.jsonl name your files and
+.patient-salt undoes the hiding: pass none of the three on. The same salt gives the same splits again.
 OUT is the folder of the shards. Run the same command again to go on after an interruption.
 """
 

@@ -125,6 +125,8 @@ def test_only_pixels_and_a_salted_hash_leave_the_file(tmp_path: Path) -> None:
     assert sum(len(found) for found in groups.values()) == 8  # three images each, never on two sides
     assert (out / ".patient-salt").stat().st_mode & 0o077 == 0
     salt = (out / ".patient-salt").read_bytes()
+    plan(str(source), tmp_path / "dry", PackOptions(size_px=32), write=False)
+    assert not (tmp_path / "dry").exists()
     (tmp_path / "other").mkdir()
     plan(str(source), tmp_path / "other", PackOptions(size_px=32))
     assert (tmp_path / "other" / ".patient-salt").read_bytes() != salt

@@ -228,7 +228,8 @@ class Drill:
             time.sleep(self.rng.uniform(0.5, 8))
             if quota and (what := self.interrupt()):
                 quota -= 1
-                print(f"{sum(self.done.values())}: {what}", flush=True)
+                clock = time.strftime("%H:%M:%S")
+                print(f"{clock} {sum(self.done.values())}: {what}", flush=True)
                 time.sleep(self.rng.uniform(0, 2))
             for case in CASES:  # launching again is harmless, and needed where SLURM has ended a job for good
                 self.launch(case, number)

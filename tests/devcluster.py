@@ -256,6 +256,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
 ReturnToService=2
+SlurmdTimeout=20
 {node_lines}
 PartitionName=gpu Nodes={",".join(NODES)} Default=YES PriorityTier=1 GraceTime=10
 PartitionName=urgent Nodes={",".join(NODES)} PriorityTier=10 PreemptMode=OFF

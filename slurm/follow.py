@@ -6,8 +6,11 @@ import logging
 import time
 from pathlib import Path
 
+from slurm.evidence import gather
+from slurm.explain import explain, is_settled
+from slurm.logs import find_attempts, read_new
 from slurm.request import JobRequest
-from slurm.state import ask_scheduler, progress, read_records, study_states
+from slurm.state import ask_scheduler, progress, read_jobs, read_records, study_states
 from vae.study import Study
 
 log = logging.getLogger(__name__)
@@ -49,5 +52,30 @@ def follow_jobs(study_dir: Path, study: Study) -> None:
         ids = {record.id for record in records}
         queue = ask_scheduler(records).queue
         if queue is not None and not any(job.split("_")[0] in ids for job in queue):
+            return
+        time.sleep(POLL_S)
+
+
+def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:
+    """Print what one rank of a run writes, attempt by attempt, until the run is done or nothing goes on."""
+    index, current, position, settled = study.runs.index(run), None, 0, 0
+    while True:
+        # looked at before the log is read: what is written until the end is then not missed
+        case = gather(study_dir, study, (run,))[0]
+        settled = settled + 1 if is_settled(case) else 0
+        attempts = find_attempts(study_dir / run, index, read_jobs(study_dir, study))
+        for attempt in attempts[-2:]:  # the end of the last one, then the newest
+            path = attempt.logs.get(rank)
+            if path is None or (current is None and attempt is not attempts[-1]):
+                continue
+            if path != current:
+                if attempt is not attempts[-1]:
+                    continue
+                log.info("--- %s: %s", attempt.label, path)
+                current, position = path, 0
+            text, position = read_new(path, position)
+            print(text, end="", flush=True)
+        if settled > 1:  # twice, for a job may have ended and the next not yet begun
+            log.info("%s", explain(case))
             return
         time.sleep(POLL_S)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from vae.study import (
     is_scored,
     is_trained,
     read_json,
+    read_study,
 )
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,12 @@ class Scheduler:
     """State and reason of each queued or running job of ours by id; None if squeue did not answer."""
     ended: dict[str, str] | None
     """State of each job that sacct knows; None if sacct did not answer."""
+    starts: dict[str, str] = field(default_factory=dict)
+    """When SLURM means to start each pending job, as in `2026-01-31T16:45:00`; `N/A` where it has no plan."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """What each pending job depends on, as in `aftercorr:8_*(unfulfilled)`."""
+    exits: dict[str, str] = field(default_factory=dict)
+    """Exit code and signal of each job that sacct knows, as in `1:0`."""
 
     def state(self, record: JobRecord, index: int) -> tuple[str, str]:
         """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN."""
@@ -147,18 +154,22 @@ def ask_scheduler(records: list[JobRecord]) -> Scheduler:
     if not ids:
         return Scheduler({}, {})
     # all jobs of this user: asking for an id that SLURM has forgotten is an error
-    queue = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r")
+    queue = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%S|%E")
     ended = _ask(
         "sacct",
         "--noheader",
         "--parsable2",
         "--allocations",
-        "--format=JobID,State",
+        "--format=JobID,State,ExitCode",
         f"--jobs={','.join(ids)}",
     )
+    waiting, past = list(_rows(queue or "", 5)), list(_rows(ended or "", 3))
     return Scheduler(
-        None if queue is None else {job: (state, reason) for job, state, reason in _rows(queue, 3)},
-        None if ended is None else {job: state.split()[0] for job, state in _rows(ended, 2)},
+        None if queue is None else {job: (state, reason) for job, state, reason, _, _ in waiting},
+        None if ended is None else {job: state.split()[0] for job, state, _ in past},
+        starts={row[0]: row[3] for row in waiting},
+        needs={row[0]: row[4] for row in waiting},
+        exits={row[0]: row[2] for row in past},
     )
 
 
@@ -271,12 +282,15 @@ def _merge(
 
 def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> tuple[str, str]:
     """(state, reason) of the live job of that kind, else of the newest; two empty texts without any."""
-    found = [
-        scheduler.state(record, index)
-        for record in reversed(records)
-        if record.kind == kind and index in record.indices
-    ]
-    return next((state for state in found if state[0] in RUNNING + QUEUED), found[0] if found else ("", ""))
+    record = newest_job(kind, index, records, scheduler)
+    return scheduler.state(record, index) if record else ("", "")
+
+
+def newest_job(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
+    """The live job of that kind for one run, else the newest; None without any."""
+    found = [record for record in reversed(records) if record.kind == kind and index in record.indices]
+    live = (record for record in found if scheduler.state(record, index)[0] in RUNNING + QUEUED)
+    return next(live, found[0] if found else None)
 
 
 def study_facts(
@@ -402,3 +416,19 @@ def find_study(asked: str, runs_dir: Path) -> Path:
         f"no study {asked!r}. Known in {runs_dir}: {', '.join(known) or 'none'}.",
         "give a study's name, or its folder",
     )
+
+
+def find_target(asked: str, runs_dir: Path) -> tuple[Path, str]:
+    """Study folder and run name of what a user named: a study as above (no run name), or `STUDY/RUN`.
+
+    Raises:
+        SettingsError: neither is there.
+    """
+    for folder in (Path(asked), runs_dir / asked):
+        path = folder.resolve()
+        if not (path / STUDY_FILE).exists() and (path.parent / STUDY_FILE).exists():
+            runs = read_study(path.parent).runs
+            if path.name in runs:
+                return path.parent, path.name
+            raise SettingsError(f"no run {path.name!r} in {path.parent}", f"its runs are {', '.join(runs)}")
+    return find_study(asked, runs_dir), ""

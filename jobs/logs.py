@@ -1,0 +1,96 @@
+"""Print the newest log of a run, or follow it from one attempt to the next.
+
+Each start of a job is an attempt with a log of its own for each rank. A job that ended before it could open
+one is shown by what SLURM caught of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import _front
+
+from data_prep.errors import RunError, SettingsError
+from slurm.evidence import gather
+from slurm.explain import explain
+from slurm.follow import follow_log
+from slurm.logs import Attempt, choose, find_attempts, last_change
+from slurm.state import find_target, read_jobs
+from vae.study import read_study
+
+EXAMPLES = """\
+  python jobs/logs.py chest/linear-s0               # the newest attempt, rank 0
+  python jobs/logs.py chest/linear-s0 --follow      # go on until the run is done; Ctrl-C ends it
+  python jobs/logs.py chest/linear-s0 --list        # all attempts, numbered
+  python jobs/logs.py chest/linear-s0 --attempt 1 --rank 3 --lines 50
+"""
+
+
+def build_parser() -> _front.Parser:
+    """Which run, which attempt, which rank, how much."""
+    parser = _front.Parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("run", metavar="STUDY/RUN", help="a run of a study, or its folder")
+    add("--follow", action="store_true", help="go on with what is added, also by later attempts")
+    add("--list", action="store_true", help="list the attempts instead")
+    add("--attempt", type=int, metavar="N", help="attempt number N of the list, from 1 (default: the newest)")
+    add("--rank", type=int, default=0, metavar="K", help="process K of the attempt (default: 0)")
+    add("--lines", type=int, metavar="N", help="only the last N lines")
+    add("--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)")
+    return parser
+
+
+def main() -> int:
+    """List, print or follow."""
+    asked = build_parser().parse_args()
+    study_dir, run = find_target(asked.run, asked.runs_dir)
+    study = read_study(study_dir)
+    if not run:
+        first = study.runs[0] if study.runs else "RUN"
+        raise SettingsError(
+            f"{asked.run} is a study, not a run", f"give one of its runs: {asked.run}/{first}"
+        )
+    if asked.lines is not None and asked.lines < 1:
+        raise SettingsError(f"--lines {asked.lines}; allowed: at least 1")
+    if asked.follow:
+        try:
+            follow_log(study_dir, study, run, asked.rank)
+        except KeyboardInterrupt:  # how one leaves it
+            print()
+        return 0
+    attempts = find_attempts(study_dir / run, study.runs.index(run), read_jobs(study_dir, study))
+    if not attempts:
+        raise RunError(f"{run} has no log yet", explain(gather(study_dir, study, (run,))[0]))
+    if asked.list:
+        show_list(attempts)
+    else:
+        show(attempts, asked.attempt, asked.rank, asked.lines)
+    return 0
+
+
+def show_list(attempts: list[Attempt]) -> None:
+    """One line for each attempt, oldest first."""
+    for number, attempt in enumerate(attempts, 1):
+        time = datetime.fromtimestamp(last_change(attempt))
+        ranks = ", ".join(map(str, attempt.logs))
+        print(f"{number}  {attempt.label}; rank {ranks}; last written {time:%Y-%m-%d %H:%M:%S}")
+
+
+def show(attempts: list[Attempt], number: int | None, rank: int, lines: int | None) -> None:
+    """Print one log, or its last lines."""
+    attempt = choose(attempts, number)
+    if attempt is None:
+        raise SettingsError(f"there is no attempt {number}", f"choose from 1 to {len(attempts)}; see --list")
+    if rank not in attempt.logs:
+        known = ", ".join(map(str, attempt.logs))
+        raise SettingsError(f"{attempt.label} has no log of rank {rank}", f"it has rank {known}")
+    path = attempt.logs[rank]
+    print(f"{attempt.label}: {path}", file=sys.stderr, flush=True)
+    text = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    sys.stdout.writelines(text if lines is None else text[-lines:])
+
+
+if __name__ == "__main__":
+    _front.run(main)

@@ -1,0 +1,45 @@
+"""Say in one sentence why each run is not done, and what to do.
+
+From the study's own files, squeue, sacct and the logs, whichever of them can be had. What nobody knows is
+called unknown. Words in brackets are SLURM's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import _front
+
+from slurm.evidence import gather
+from slurm.explain import explain
+from slurm.state import find_target
+from vae.study import read_study
+
+EXAMPLES = """\
+  python jobs/why.py chest                      # every run of the study runs/chest that is not done
+  python jobs/why.py chest/linear-s0            # one run
+  python jobs/why.py /shared/runs/chest/linear-s0
+"""
+
+
+def main() -> int:
+    """Print one sentence for each run asked for; for a study, those that are done are only counted."""
+    parser = _front.Parser(__doc__, EXAMPLES)
+    parser.add_argument("what", metavar="STUDY|STUDY/RUN", help="a study or one of its runs, or the folder")
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
+    )
+    asked = parser.parse_args()
+    study_dir, run = find_target(asked.what, asked.runs_dir)
+    study = read_study(study_dir)
+    cases = gather(study_dir, study, (run,) if run else study.runs)
+    told = [case for case in cases if run or not case.is_done]
+    for case in told:
+        print(explain(case))
+    if num_done := len(cases) - len(told):
+        print(f"{num_done} of {len(cases)} {'run is' if len(cases) == 1 else 'runs are'} done")
+    return 0
+
+
+if __name__ == "__main__":
+    _front.run(main)

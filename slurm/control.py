@@ -1,0 +1,200 @@
+"""Changes what is queued or running of a study: cancel, hold, release, and how many runs train at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from data_prep.errors import ClusterError
+from slurm.state import JobRecord, Scheduler, ask_scheduler, is_running_here, read_jobs
+from vae.study import Study
+
+COMMAND_LIMIT_S = 60
+# A local process saves when it is asked to end; longer than the launcher itself waits for it.
+LOCAL_END_S = 70.0
+
+# Those that wait come first: a report that waits for the end of a scoring would start when that is cancelled.
+LAST_FIRST = ("report", "evaluate", "train")
+
+# A job that has ended since squeue was asked is no failure.
+OVER = re.compile("already (finished|completing|completed)|Invalid job id|No error", re.IGNORECASE)
+
+Asked = int | Literal["hold", "release"]
+
+
+def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
+    """Cancel what is queued or running of a study, or of one run; returns one line for each job.
+
+    A running training is asked to end and saves. Packing goes on: other studies may want the images.
+
+    Raises:
+        ClusterError: SLURM does not answer, or will not cancel.
+    """
+    records = read_jobs(study_dir, study)
+    scheduler = known_queue(records)
+    said = []
+    for kind in LAST_FIRST:
+        for record in [record for record in records if record.kind == kind]:
+            if run and kind == "report":  # it tells of the other runs too
+                continue
+            wanted = [study.runs.index(run)] if run else record.indices
+            live = [
+                index for index in record.indices if index in wanted and is_live(record, index, scheduler)
+            ]
+            if live:
+                end(record, live, is_all=not run)
+                said.append(f"cancelled: {kind} {names(record, live, study)} ({told(record, live, run)})")
+    return said
+
+
+def end(record: JobRecord, live: list[int], is_all: bool) -> None:
+    """End one job: an array at once, elements one by one, a local launch together with its process."""
+    if record.cluster == "local":
+        end_local(int(record.id), with_launcher=is_all)
+    elif is_all:
+        ask("scancel", "--quiet", record.id)
+    else:
+        ask("scancel", "--quiet", *(record.element(index) for index in live))
+
+
+def told(record: JobRecord, live: list[int], run: str) -> str:
+    """The id by which a job, or its only element meant, is known."""
+    if record.cluster == "local":
+        return f"process {record.id}"
+    return f"job {record.element(live[0]) if run else record.id}"
+
+
+def throttle(study_dir: Path, study: Study, asked: Asked) -> list[str]:
+    """Hold, release, or set how many runs may train (and be scored) at once; returns one line for each array.
+
+    Raises:
+        ClusterError: SLURM does not answer or will not do it, or the study runs on this machine.
+    """
+    if isinstance(asked, int) and asked < 1:
+        raise ClusterError(f"{asked} runs at once", "give 1 or more, or hold")
+    records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
+    scheduler = known_queue(records)
+    said = []
+    for record in records:
+        live = [index for index in record.indices if is_live(record, index, scheduler)]
+        if not live:
+            continue
+        if record.cluster == "local":
+            raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
+        if asked == "hold":
+            ask("scontrol", "uhold", record.id)  # by its owner, so that the owner may release it
+            said.append(f"held: {record.kind} {names(record, live, study)} (job {record.id})")
+        elif asked == "release":
+            ask("scontrol", "release", record.id)
+            said.append(f"released: {record.kind} {names(record, live, study)} (job {record.id})")
+        elif record.is_array:
+            ask("scontrol", "update", f"JobId={record.id}", f"ArrayTaskThrottle={asked}")
+            said.append(f"at most {asked} at once: {record.kind} (job {record.id})")
+    return said
+
+
+def known_queue(records: list[JobRecord]) -> Scheduler:
+    """The queue, which must be known before anything is changed.
+
+    Raises:
+        ClusterError: SLURM does not answer.
+    """
+    scheduler = ask_scheduler(records)
+    if scheduler.queue is None:
+        raise ClusterError(
+            "squeue does not answer, so nobody knows what is queued or running", "try again later"
+        )
+    return scheduler
+
+
+def is_live(record: JobRecord, index: int, scheduler: Scheduler) -> bool:
+    """Whether one element is queued or running."""
+    if record.cluster == "local":
+        return is_running_here(record)
+    return record.element(index) in (scheduler.queue or {})
+
+
+def names(record: JobRecord, indices: Iterable[int], study: Study) -> str:
+    """The runs a job works on; of the report, the study."""
+    if record.kind == "report":
+        return "of the study"
+    runs = [study.runs[index] for index in indices]
+    return ", ".join(runs) if len(runs) <= 6 else f"{', '.join(runs[:5])}, ... ({len(runs)} runs)"
+
+
+def ask(*command: str) -> None:
+    """Have SLURM do something; it is no failure that a job has ended in the meantime.
+
+    Raises:
+        ClusterError: SLURM's own words on why not.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ClusterError(f"{command[0]} could not be asked: {error}", "try again later") from error
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    if done.returncode and not (lines and all(OVER.search(line) for line in lines)):
+        raise ClusterError(f"SLURM refused `{' '.join(command)}`: {' '.join(' '.join(lines).split())}")
+
+
+# --- this machine --------------------------------------------------------------------------------
+
+
+def end_local(pid: int, with_launcher: bool) -> None:
+    """Ask a local job's process to save and end, and wait for that; with its launcher, nothing follows it.
+
+    Asked again and again: processes that are just starting miss it.
+
+    Raises:
+        ClusterError: it does not end.
+    """
+    launcher = launcher_of(pid) if with_launcher else None
+    if launcher is not None:
+        with suppress(ProcessLookupError):
+            os.kill(launcher, signal.SIGTERM)  # ends its job as Ctrl-C does
+    give_up = time.monotonic() + LOCAL_END_S
+    for _ in ticks(give_up):
+        if launcher is None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if not any(map(is_alive, (pid, launcher))):
+            return
+    raise ClusterError(f"process {pid} does not end", f"kill -9 {pid}")
+
+
+def ticks(give_up: float) -> Iterator[None]:
+    """One step a second until `give_up`, in the time of the monotonic clock."""
+    while time.monotonic() < give_up:
+        yield
+        time.sleep(1)
+
+
+def is_alive(pid: int | None) -> bool:
+    """Whether a process exists and is no zombie."""
+    return pid is not None and (words := stat_of(pid)) is not None and words[0] != "Z"
+
+
+def launcher_of(pid: int) -> int | None:
+    """The `jobs/launch.py` that started a local job; None if it is gone."""
+    words = stat_of(pid)
+    if words is None:
+        return None
+    with suppress(OSError):
+        if b"launch.py" in Path(f"/proc/{words[1]}/cmdline").read_bytes():
+            return int(words[1])
+    return None
+
+
+def stat_of(pid: int) -> list[str] | None:
+    """State, parent, ... of a process, from /proc; None without it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def build_parser() -> _front.Parser:
     add(
         "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
     )
+    add(
+        "--max-parallel",
+        type=int,
+        metavar="N",
+        help="on SLURM: runs that train at once, and that are scored at once (as many as there is room for)",
+    )
     add("--dry-run", action="store_true", help="show the runs and the exact sbatch texts; change nothing")
     add("--wait", action="store_true", help="on SLURM: stay until the report is there and print the scores")
     add("--extractor", choices=weights.EXTRACTORS, default="inception", help="network behind FID and IS")
@@ -106,6 +112,8 @@ class Launch:
     gang: Gang
     cluster: Cluster
     profile: ClusterProfile
+    max_parallel: int
+    """Runs that may train at once on SLURM; 0 = as many as there is room for."""
 
     def requests(self) -> tuple[JobRequest, ...]:
         """The jobs that are missing now."""
@@ -113,7 +121,11 @@ class Launch:
             self.study_dir, self.study, tuple(self.configs), self.data.folder, self.data.num_shards
         )
         if self.cluster == "slurm":
-            return decide(facts, self.gang, self.profile.pack_jobs)
+            requests = decide(facts, self.gang, self.profile.pack_jobs)
+            return tuple(
+                replace(request, max_parallel=self.max_parallel) if request.gang else request
+                for request in requests
+            )
         if job := facts.any_job():
             raise ClusterError(
                 f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
@@ -128,6 +140,8 @@ class Launch:
 def read_launch(asked: Any) -> Launch:
     """Turn flags into a launch; reads what is there, writes nothing."""
     gang = Gang(asked.gpus, asked.nodes)
+    if asked.max_parallel is not None and asked.max_parallel < 1:
+        raise SettingsError(f"--max-parallel {asked.max_parallel}; allowed: at least 1")
     profile = read_profile(asked.profile)
     cluster = choose_cluster(asked)
     data = find_data(asked.data, asked.size)
@@ -148,7 +162,7 @@ def read_launch(asked: Any) -> Launch:
     }
     own_weights = str(Path(asked.inception_weights).resolve()) if asked.inception_weights else ""
     study = with_known_runs(study_dir, Study(name, tuple(configs), asked.extractor, own_weights))
-    return Launch(study_dir, study, configs, data, gang, cluster, profile)
+    return Launch(study_dir, study, configs, data, gang, cluster, profile, asked.max_parallel or 0)
 
 
 def choose_cluster(asked: Any) -> Cluster:

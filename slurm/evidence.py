@@ -60,7 +60,7 @@ def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Sc
         "study": shlex.quote(shown(run_dir.parent)),
         "kind": kind,
         "is_done": is_scored(run_dir, study),
-        "was_started": (run_dir / METRICS_FILE).exists(),
+        "was_started": (run_dir / METRICS_FILE).exists() or (run_dir / "logs").is_dir(),
         "progress": where(run_dir) if kind == "train" else "",
         "waits_for": "",
         "busy": busy,

@@ -114,6 +114,8 @@ class JobRequest:
     is_array: bool = True
     gang: Gang | None = None
     """Processes and GPUs of each element; None = one process without a GPU."""
+    max_parallel: int = 0
+    """Elements that may run at once; 0 = as many as there is room for."""
 
     @property
     def name(self) -> str:
@@ -255,7 +257,7 @@ def sbatch_flags(request: JobRequest, profile: ClusterProfile, code_dir: Path) -
     mem_gb = profile.pack_mem_gb if request.kind == "pack" else mem_gb
     flags = {
         "job-name": request.name,
-        "array": index_list(request.tasks) if request.is_array else None,
+        "array": array_spec(request) if request.is_array else None,
         "partition": profile.partition if request.gang else profile.cpu_partition or profile.partition,
         "account": profile.account,
         "qos": profile.qos,
@@ -324,6 +326,11 @@ def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> s
     runner = [shlex.quote(python), "-u", "-m", "submitit.core._submit", shlex.quote(str(jobs_dir))]
     container = [profile.container] if profile.container else []
     return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join([*container, *runner])])
+
+
+def array_spec(request: JobRequest) -> str:
+    """The indices of an array, and how many elements may run at once: `0-2,5%2`."""
+    return index_list(request.tasks) + (f"%{request.max_parallel}" if request.max_parallel else "")
 
 
 def index_list(indices: Iterable[int]) -> str:

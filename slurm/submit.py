@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.errors import ClusterError
@@ -231,7 +232,8 @@ def run_element(request: JobRequest, index: int, watch: Callable[[JobRequest, in
             **visible_gpus(request),
         )
         job = executor.submit(request.tasks[index])
-    add_record(request.folder, JobRecord.of(request, job.job_id, "local"))
+    # this element's record alone: the others have processes of their own
+    add_record(request.folder, replace(JobRecord.of(request, job.job_id, "local"), indices=(index,)))
     try:
         while not job.done():
             watch(request, index)

@@ -89,6 +89,7 @@ MISTAKES = {
     "no slurm": (("--cluster", "slurm"), r"no SLURM answers here"),
     "no packed images": (("--data", "nowhere"), r"nowhere"),
     "unknown profile": (("--profile", "alpin"), r'Unknown profile "alpin"\. Known: '),
+    "none at once": (("--max-parallel", "0"), r"--max-parallel 0; allowed: at least 1"),
     "uneven nodes": (("--gpus", "3", "--nodes", "2"), r"--gpus 3 cannot be spread evenly over --nodes 2"),
     "more gpus than images in a batch": (("--gpus", "16"), r"batch_size 8 cannot be shared by 16"),
     "batch above data": (("--run.batch_size", "100"), r"batch_size 100 is more than the 70 training images"),

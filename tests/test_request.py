@@ -181,3 +181,10 @@ def test_index_lists_are_short() -> None:
     assert index_list([0]) == "0"
     assert index_list([3, 1, 0, 2, 7, 9, 10]) == "0-3,7,9-10"
     assert sbatch_flag("requeue", "") == "#SBATCH --requeue"
+
+
+def test_at_most_so_many_elements_run_at_once() -> None:
+    train = decide(replace(NEW, is_packed=True), Gang(), pack_jobs=4)[0]
+    text = sbatch_text(replace(train, max_parallel=1), ClusterProfile(), CODE, "python")
+    assert "#SBATCH --array=0-1%1\n" in text
+    assert text.replace("%1\n", "\n", 1) == sbatch_text(train, ClusterProfile(), CODE, "python")

@@ -49,6 +49,33 @@ def test_every_run_has_a_row_and_scores_have_their_label(tmp_path: Path) -> None
     assert "\x1b" not in shown.stdout
 
 
+def test_watching_ends_when_every_run_is_done(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", Study("chest", ("linear-s0",), "smoke"))
+    command = [sys.executable, str(REPOSITORY / "jobs" / "status.py"), "chest", "--watch", "2"]
+    watching = subprocess.Popen(
+        [*command, "--runs-dir", str(tmp_path)], env=child_environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert watching.stdout is not None
+    first = [watching.stdout.readline() for _ in range(5)]
+    assert first[2].split() == ["linear-s0", "missing", "0"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", first[4].strip())
+    run_dir = tmp_path / "chest" / "linear-s0"
+    card = {"checkpoint_sha256": "ab", "extractor": "smoke", "label": "", "scores": {}}
+    write_json(run_dir / SCORES_FILE, card)
+    write_json(run_dir / DONE_FILE, {"weights_sha256": "ab"})
+    rest, _ = watching.communicate(timeout=30)
+    assert watching.returncode == 0
+    assert re.findall(r"^linear-s0 +(\w+)", rest, re.M)[-1] == "done"
+
+
+def test_slurm_is_not_asked_all_the_time(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", Study("chest"))
+    for seconds in ("0", "-3"):
+        shown = status("chest", "--runs-dir", str(tmp_path), f"--watch={seconds}")
+        assert (shown.returncode, shown.stdout) == (2, "")
+        assert shown.stderr == f"error: --watch {seconds}; allowed: at least 2 seconds\n"
+
+
 def test_an_unknown_study_names_the_known_ones(tmp_path: Path) -> None:
     prepare_study(tmp_path / "chest", Study("chest"))
     shown = status("cest", "--runs-dir", str(tmp_path))

@@ -46,7 +46,8 @@ def follow_jobs(study_dir: Path, study: Study) -> None:
     while True:
         for state in study_states(study_dir, study):
             if told.get(state.name) != state.state:
-                log.info("%s: %s %s", state.name, state.state, state.detail)
+                detail = f" ({state.detail})" if state.detail else ""
+                log.info("%s: %s%s", state.name, state.state, detail)
                 told[state.name] = state.state
         records = read_records(study_dir)
         ids = {record.id for record in records}

@@ -259,7 +259,8 @@ def ended(case: Case) -> tuple[str, str]:
             f"{AGAIN}; if it happens again, raise {setting} or warning_s in the profile",
         )
     if how == "cancelled":
-        return f"{job} was cancelled{' before it started' if case.reason else case.progress}", AGAIN
+        never_ran = case.state == "CANCELLED" and case.reason
+        return f"{job} was cancelled{' before it started' if never_ran else case.progress}", AGAIN
     words = {
         "node": "lost its node",
         "preempted": "was preempted and not requeued",

@@ -133,6 +133,14 @@ def test_how_a_job_ended(known: dict[str, Any], expected: str) -> None:
     assert expected in said
 
 
+def test_an_account_that_is_silent_is_not_taken_for_a_job_that_never_ran() -> None:
+    notice = "*** JOB 8 ON n1 CANCELLED AT 2026-01-31T16:45:00 ***"
+    said = sentence(
+        job="8_0", state="GONE", reason="sacct does not answer", notice=notice, progress=" at step 5"
+    )
+    assert "was cancelled at step 5; " in said
+
+
 def test_runs_without_a_job() -> None:
     assert sentence() == "linear-s0: has not been launched yet; launch it."
     assert "stopped and no job of it is known" in sentence(was_started=True)

@@ -245,7 +245,9 @@ def import_pydicom() -> None:
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
-        raise DataError("DICOM files need the `dicom` extra", "in the repository: pip install -e '.[dicom]'") from error
+        raise DataError(
+            "DICOM files need the `dicom` extra", "in the repository: pip install -e '.[dicom]'"
+        ) from error
 
 
 def _dicom_patient(path: Path) -> str:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
-DEMO   := --gpus 1 --data phantom:192 --study demo --cluster debug --extractor smoke --run.epochs 2 --run.batch_size 8 --run.log_every_steps 2
+DEMO   := --gpus 1 --data phantom:128 --study demo --cluster debug --extractor smoke --run.epochs 2 --run.batch_size 8 --run.log_every_steps 2
 
 .PHONY: help install demo test check bench clean
 .DEFAULT_GOAL := help

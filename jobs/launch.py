@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,19 @@ from data_prep.errors import ClusterError, SettingsError
 from slurm.follow import LocalFollower, follow_jobs
 from slurm.place import Cluster
 from slurm.profile import ClusterProfile, read_profile
-from slurm.request import Gang, JobRequest, check_path, decide
+from slurm.request import Gang, JobRequest, check_path, decide, with_cap
+from slurm.snapshot import Snapshot, take_snapshot
 from slurm.state import REPORT_FILE, RunState, only_launcher, study_facts, study_states
-from slurm.submit import as_shell, check_accepted, run_debug, run_local, script, slurm_answers, submit
+from slurm.submit import (
+    as_shell,
+    check_accepted,
+    max_array_size,
+    run_debug,
+    run_local,
+    script,
+    slurm_answers,
+    submit,
+)
 from slurm.tables import console, scores_table, states_table
 from vae import weights
 from vae.config import VARIANT_GROUPS, RunConfig
@@ -71,7 +81,7 @@ def build_parser() -> _front.Parser:
         help="a folder that jobs/pack.py made; or what it packs (a folder of images, a CSV, phantom:N),\n"
         f"then packed to {SHARDS_DIR}/NAME first. Without it: the only packed data under {SHARDS_DIR}/",
     )
-    add("--size", type=int, default=256, metavar="PX", help="side of the images if a SOURCE is packed")
+    add("--size", type=int, metavar="PX", help="side of the images if a SOURCE is packed (default: 256)")
     add("--study", metavar="NAME", help="folder under --runs-dir (default: named after the data)")
     add("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run of each variant per seed")
     add(
@@ -114,6 +124,8 @@ class Launch:
     profile: ClusterProfile
     max_parallel: int
     """Runs that may train at once on SLURM; 0 = as many as there is room for."""
+    code: Snapshot
+    """What the jobs will run."""
 
     def requests(self) -> tuple[JobRequest, ...]:
         """The jobs that are missing now."""
@@ -121,11 +133,8 @@ class Launch:
             self.study_dir, self.study, tuple(self.configs), self.data.folder, self.data.num_shards
         )
         if self.cluster == "slurm":
-            requests = decide(facts, self.gang, self.profile.pack_jobs)
-            return tuple(
-                replace(request, max_parallel=self.max_parallel) if request.gang else request
-                for request in requests
-            )
+            requests = decide(facts, self.gang, self.profile.pack_jobs, max_array_size())
+            return with_cap(requests, self.max_parallel)
         if job := facts.any_job():
             raise ClusterError(
                 f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
@@ -162,7 +171,8 @@ def read_launch(asked: Any) -> Launch:
     }
     own_weights = str(Path(asked.inception_weights).resolve()) if asked.inception_weights else ""
     study = with_known_runs(study_dir, Study(name, tuple(configs), asked.extractor, own_weights))
-    return Launch(study_dir, study, configs, data, gang, cluster, profile, asked.max_parallel or 0)
+    code = take_snapshot(study_dir)
+    return Launch(study_dir, study, configs, data, gang, cluster, profile, asked.max_parallel or 0, code)
 
 
 def choose_cluster(asked: Any) -> Cluster:
@@ -242,6 +252,8 @@ def prepare(launch: Launch) -> None:
     """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
     write_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
+    if launch.cluster != "debug":  # which runs in this very process
+        launch.code.write()
     states = {state.name: state.state for state in launch.states()}
     for name, config in launch.configs.items():
         if states[name] not in ("done", "scoring", "trained"):
@@ -251,14 +263,14 @@ def prepare(launch: Launch) -> None:
 def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -> int:
     """Run or submit the jobs; returns the exit code: 0 if all that could be done is done or queued."""
     if launch.cluster == "slurm":
-        submit(requests, launch.profile)
+        submit(requests, launch.profile, launch.code.folder)
         if not must_wait:
             show(launch)
             print(f"\nto see how far it is: python jobs/status.py {shlex.quote(str(launch.study_dir))}")
             return 0
         follow_jobs(launch.study_dir, launch.study)
     elif launch.cluster == "local":
-        for reason in run_local(requests, LocalFollower()):
+        for reason in run_local(requests, launch.code.folder, LocalFollower()):
             log.error("failed: %s", reason)
     else:
         run_debug(requests)
@@ -291,7 +303,7 @@ def show_plan(launch: Launch, requests: Sequence[JobRequest], words: Sequence[st
     keys = [request.key for request in requests]
     for request in requests:
         if launch.cluster == "slurm":
-            print(f"{as_shell(request, keys)}\n{script(request, launch.profile)}EOF\n)\n")
+            print(f"{as_shell(request, keys)}\n{script(request, launch.profile, launch.code.folder)}EOF\n)\n")
         else:
             print(f"{request.kind}: {', '.join(Path(task.path).name for task in request.tasks.values())}")
     if not requests:
@@ -313,7 +325,7 @@ def main() -> int:
         requests = launch.requests()
         if launch.cluster == "slurm":
             for request in requests:
-                check_accepted(request, launch.profile)
+                check_accepted(request, launch.profile, launch.code.folder)
         prepare(launch)
         return carry_out(launch, requests, asked.wait)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.errors import ClusterError
+from slurm.request import shares
 from slurm.state import JobRecord, Scheduler, ask_scheduler, is_running_here, read_jobs
 from vae.study import Study
 
@@ -81,11 +83,15 @@ def throttle(study_dir: Path, study: Study, asked: Asked) -> list[str]:
         raise ClusterError(f"{asked} runs at once", "give 1 or more, or hold")
     records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
     scheduler = known_queue(records)
+    alive = {
+        record: live
+        for record in records
+        if (live := [index for index in record.indices if is_live(record, index, scheduler)])
+    }
+    arrays = collections.Counter(record.kind for record in alive if record.is_array)
+    caps = {kind: shares(asked, count) for kind, count in arrays.items()} if isinstance(asked, int) else {}
     said = []
-    for record in records:
-        live = [index for index in record.indices if is_live(record, index, scheduler)]
-        if not live:
-            continue
+    for record, live in alive.items():
         if record.cluster == "local":
             raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
         if asked == "hold":
@@ -95,8 +101,9 @@ def throttle(study_dir: Path, study: Study, asked: Asked) -> list[str]:
             ask("scontrol", "release", record.id)
             said.append(f"released: {record.kind} {names(record, live, study)} (job {record.id})")
         elif record.is_array:
-            ask("scontrol", "update", f"JobId={record.id}", f"ArrayTaskThrottle={asked}")
-            said.append(f"at most {asked} at once: {record.kind} (job {record.id})")
+            cap = caps[record.kind].pop(0)  # several arrays of one kind share what was asked for
+            ask("scontrol", "update", f"JobId={record.id}", f"ArrayTaskThrottle={cap}")
+            said.append(f"at most {cap} at once: {record.kind} (job {record.id})")
     return said
 
 

@@ -16,10 +16,6 @@ PROFILES_DIR = Path(__file__).parent / "profiles"
 WORD = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:;=@+/&|*()\[\]-]*")
 FLAG_NAME = re.compile(r"[a-z][a-z-]*")
 
-# A job is asked to save this long before its time limit; a limit that leaves less than three times as much
-# for work would only restart the job over and over.
-LEAST_LIMIT_PER_WARNING = 4
-
 
 @dataclass(frozen=True)
 class ClusterProfile:
@@ -73,8 +69,8 @@ class ClusterProfile:
     report_limit_min: int = 30
     """Time limit of joining the shards, and of writing the report."""
 
-    warning_s: int = 180
-    """Seconds before a time limit at which a job is asked to save; SLURM may be a minute off."""
+    warning_s: int = 0
+    """Seconds before a time limit at which a job is asked to save; 0 = from the saves measured so far."""
 
     setup: tuple[str, ...] = ()
     """Shell lines before the job's command (`module load cuda`); the job stops if one fails."""
@@ -118,14 +114,10 @@ class ClusterProfile:
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} = {getattr(self, name)}; allowed: 0 or more")
         for name in ("train_limit_min", "evaluate_limit_min", "pack_limit_min", "report_limit_min"):
-            limit_s = 60 * getattr(self, name)
-            if limit_s < LEAST_LIMIT_PER_WARNING * self.warning_s or limit_s == 0:
-                raise SettingsError(
-                    f"{name} = {limit_s // 60} min leaves too little beside a warning of {self.warning_s} s",
-                    f"allow at least {LEAST_LIMIT_PER_WARNING} times the warning, or lower warning_s",
-                )
-        if self.warning_s < 1:
-            raise SettingsError(f"warning_s = {self.warning_s}; allowed: at least 1")
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} = {getattr(self, name)}; allowed: at least 1")
+        if self.warning_s < 0:
+            raise SettingsError(f"warning_s = {self.warning_s}; allowed: 0 or more")
 
 
 def check_word(name: str, value: str) -> None:

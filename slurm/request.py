@@ -8,9 +8,10 @@ Nothing here reads a disk or talks to SLURM: state.py finds out what is there, s
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,11 +28,29 @@ JOBS_DIR = "jobs"
 # torch is being imported would otherwise kill the job. A trap in the batch script does not reach the tasks.
 LAUNCHER = 'bash -c \'trap "" USR2; exec "$@"\' task'
 
+# A task that cannot reach SLURM itself (inside a container, say) leaves a file; the script asks for it.
+REQUEUE = """\
+job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
+if rm {jobs_dir}/"$job.requeue" 2>/dev/null; then scontrol requeue "$job"; fi
+exit "${{code:-0}}"
+"""
+
 # Ranks end together; when one has ended well and another has not after this long, it never will.
 WAIT_FOR_RANKS_S = 300
 
 # A script names this many of its elements.
 MAX_NAMED = 12
+
+# SLURM's own default: array indices are below this.
+MAX_ARRAY_SIZE = 1001
+
+# A job is warned this long before its time limit if no save of its run was ever measured, ...
+FIRST_WARNING_S = 180
+# ... else three times as long as the slowest took, and SLURM may be a minute late; but at least so long.
+LEAST_WARNING_S = 120
+WARNING_SLACK_S = 60
+# A limit that leaves less than three times the warning for work would only restart the job over and over.
+LEAST_LIMIT_PER_WARNING = 4
 
 
 # --- what is there ---------------------------------------------------------------------------
@@ -50,6 +69,8 @@ class RunFacts:
     """Id of the queued or running job that trains it, as in `123_4`; empty if there is none."""
     evaluate_job: str = ""
     """Id of the queued or running job that scores it."""
+    stop_s: float = 0.0
+    """Longest time it has ever needed to save and, at the end of an epoch, validate; 0 = never measured."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +129,7 @@ class JobRequest:
     folder: Path
     """Study (or data) folder; logs and pickles go to its `jobs/`."""
     tasks: Mapping[int, Task]
-    """Work by array index."""
+    """Work by position: of the run in its study, of the part in its packing."""
     after: tuple[str, ...] = ()
     """What it waits for: `aftercorr:train` (a key of this plan) or `afterok:123_4` (a job's id)."""
     is_array: bool = True
@@ -116,6 +137,10 @@ class JobRequest:
     """Processes and GPUs of each element; None = one process without a GPU."""
     max_parallel: int = 0
     """Elements that may run at once; 0 = as many as there is room for."""
+    offset: int = 0
+    """Position of the element with array index 0: SLURM bounds the index, and a study may be longer."""
+    stop_s: float = 0.0
+    """Longest time that any of its runs has needed to save and stop, in seconds; 0 = never measured."""
 
     @property
     def name(self) -> str:
@@ -123,11 +148,13 @@ class JobRequest:
         return f"{self.folder.name}-{self.key}"
 
 
-def decide(facts: StudyFacts, gang: Gang, pack_jobs: int) -> tuple[JobRequest, ...]:
+def decide(
+    facts: StudyFacts, gang: Gang, pack_jobs: int, max_array_size: int = MAX_ARRAY_SIZE
+) -> tuple[JobRequest, ...]:
     """The jobs to submit, in order: only what is neither done nor queued nor running."""
-    pack = decide_pack(facts, pack_jobs)
-    train = decide_train(facts, gang, after_data=_after_data(facts, pack))
-    evaluate = decide_evaluate(facts, gang)
+    pack = decide_pack(facts, min(pack_jobs, max_array_size))
+    train = decide_train(facts, gang, _after_data(facts, pack), max_array_size)
+    evaluate = decide_evaluate(facts, gang, max_array_size)
     report = decide_report(facts, evaluate)
     return (*pack, *train, *evaluate, *report)
 
@@ -151,46 +178,59 @@ def _after_data(facts: StudyFacts, pack: tuple[JobRequest, ...]) -> tuple[str, .
     return (f"afterok:{facts.pack_job}",) if facts.pack_job else ()
 
 
-def decide_train(facts: StudyFacts, gang: Gang, after_data: tuple[str, ...]) -> tuple[JobRequest, ...]:
-    """One array over all runs that are neither trained nor being trained."""
-    tasks = {
-        run.index: TrainTask(str(facts.study_dir / run.name))
-        for run in facts.runs
-        if not run.is_trained and not run.train_job
-    }
-    if not tasks:
-        return ()
-    return (JobRequest("train", "train", facts.study_dir, tasks, after_data, gang=gang),)
+def decide_train(
+    facts: StudyFacts, gang: Gang, after_data: tuple[str, ...], max_array_size: int
+) -> tuple[JobRequest, ...]:
+    """One array over all runs that are not trained nor being trained; several if SLURM's are too short."""
+    due = [run for run in facts.runs if not run.is_trained and not run.train_job]
+    chunks: dict[int, list[RunFacts]] = {}
+    for run in due:
+        chunks.setdefault(run.index // max_array_size, []).append(run)
+    return tuple(
+        JobRequest(
+            key=numbered("train", chunk),
+            kind="train",
+            folder=facts.study_dir,
+            tasks={run.index: TrainTask(str(facts.study_dir / run.name)) for run in runs},
+            after=after_data,
+            gang=gang,
+            offset=chunk * max_array_size,
+            stop_s=max(run.stop_s for run in runs),
+        )
+        for chunk, runs in chunks.items()
+    )
 
 
-def decide_evaluate(facts: StudyFacts, gang: Gang) -> tuple[JobRequest, ...]:
+def decide_evaluate(facts: StudyFacts, gang: Gang, max_array_size: int) -> tuple[JobRequest, ...]:
     """Arrays over the runs without scores, one for each thing that their runs wait for.
 
     Each element waits for the element of the same index (aftercorr) of one training array, so a run that
     fails holds up nobody else's scores. SLURM wants the same indices on both sides.
     """
     scoring = Gang(gang.gpus_per_node)  # one node has room enough, and is found sooner
-    waits: dict[str, dict[int, Task]] = {}
+    waits: dict[tuple[str, int], dict[int, Task]] = {}
     for run in facts.runs:
         if run.is_scored or run.evaluate_job:
             continue
-        if run.is_trained:
-            after = ""
-        elif run.train_job:
-            after = "aftercorr:" + run.train_job.split("_")[0]
-        else:
-            after = "aftercorr:train"  # decide_train takes every other run
-        waits.setdefault(after, {})[run.index] = EvaluateTask(str(facts.study_dir / run.name))
+        chunk = run.index // max_array_size
+        after, offset = "", chunk * max_array_size
+        if run.train_job and not run.is_trained:
+            array, _, element = run.train_job.partition("_")
+            after, offset = f"aftercorr:{array}", run.index - int(element) if element else offset
+        elif not run.is_trained:
+            after = f"aftercorr:{numbered('train', chunk)}"  # decide_train takes every other run
+        waits.setdefault((after, offset), {})[run.index] = EvaluateTask(str(facts.study_dir / run.name))
     return tuple(
         JobRequest(
-            key="evaluate" if number == 0 else f"evaluate-{number}",
+            key=numbered("evaluate", number),
             kind="evaluate",
             folder=facts.study_dir,
             tasks=tasks,
             after=(after,) if after else (),
             gang=scoring,
+            offset=offset,
         )
-        for number, (after, tasks) in enumerate(waits.items())
+        for number, ((after, offset), tasks) in enumerate(waits.items())
     )
 
 
@@ -205,6 +245,37 @@ def decide_report(facts: StudyFacts, evaluate: tuple[JobRequest, ...]) -> tuple[
     return (JobRequest("report", "report", facts.study_dir, tasks, after, is_array=False),)
 
 
+def numbered(key: str, number: int) -> str:
+    """`train`, `train-1`, `train-2`, ..."""
+    return f"{key}-{number}" if number else key
+
+
+def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ...]:
+    """The requests, with at most `cap` runs that train, and that are scored, at once; 0 = no cap.
+
+    Raises:
+        SettingsError: there are more training arrays than that, and each runs one element at least.
+    """
+    trains = sum(request.kind == "train" for request in requests)
+    if 0 < cap < trains:
+        raise SettingsError(
+            f"--max-parallel {cap}, but the study takes {trains} arrays, each of which runs one run at least",
+            f"use --max-parallel {trains} or more, or launch fewer --seeds at a time",
+        )
+    if not cap:
+        return requests
+    capped = {}
+    for kind in ("train", "evaluate"):
+        keys = [request.key for request in requests if request.kind == kind]
+        capped |= dict(zip(keys, shares(cap, len(keys)), strict=True))
+    return tuple(replace(request, max_parallel=capped.get(request.key, 0)) for request in requests)
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """`total` shared out evenly, the first ones a little more; at least 1 each."""
+    return [max(1, total // parts + (part < total % parts)) for part in range(parts)]
+
+
 # --- how to ask SLURM for it -----------------------------------------------------------------
 
 
@@ -214,10 +285,10 @@ def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, py
     Raises:
         SettingsError: a path holds what sbatch would read as something else.
     """
-    jobs_dir = request.folder / JOBS_DIR
-    for path in (jobs_dir, code_dir):
+    for path in (request.folder, code_dir):
         check_path(path)
-    flags = [sbatch_flag(name, value) for name, value in sbatch_flags(request, profile, code_dir).items()]
+    code = shlex.quote(str(code_dir))
+    flags = [sbatch_flag(name, value) for name, value in sbatch_flags(request, profile).items()]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -225,10 +296,11 @@ def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, py
             *flags,
             "",
             "set -eo pipefail  # a setup line that fails stops the job",
-            f"export PYTHONPATH={shlex.quote(str(code_dir))} SUBMITIT_EXECUTOR=slurm",
             *profile.setup,
-            srun_command(request, profile, python),
-            "",
+            f"cd {code}  # where Python looks first",
+            f'export SUBMITIT_EXECUTOR=slurm PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+            f"{srun_command(request, profile, python)} || code=$?",
+            REQUEUE.format(jobs_dir=shlex.quote(str(request.folder / JOBS_DIR))),
         ]
     )
 
@@ -237,7 +309,7 @@ def describe(request: JobRequest) -> str:
     """One line that says what the job is: its work, and which array index means what."""
     if not request.is_array:
         return f"{request.kind} {request.folder.name}"
-    elements = [f"{index} = {element_name(task)}" for index, task in request.tasks.items()]
+    elements = [f"{index - request.offset} = {element_name(task)}" for index, task in request.tasks.items()]
     shown = elements if len(elements) <= MAX_NAMED else [*elements[:MAX_NAMED], "..."]
     return f"{request.kind} {request.folder.name}: " + ", ".join(shown)
 
@@ -249,7 +321,7 @@ def element_name(task: Task) -> str:
     return Path(task.path).name
 
 
-def sbatch_flags(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> dict[str, str]:
+def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
     """Every flag of the job, by name; an empty value means a bare flag."""
     gang = request.gang or Gang()
     element = "%A_%a" if request.is_array else "%j"
@@ -268,11 +340,10 @@ def sbatch_flags(request: JobRequest, profile: ClusterProfile, code_dir: Path) -
         "cpus-per-task": cpus_per_task(request, profile),
         "mem": f"{mem_gb}G" if mem_gb else None,
         "time": limit_min(request.kind, profile),
-        "signal": f"USR2@{profile.warning_s}",
+        "signal": f"USR2@{warning_s(request, profile)}",
         "requeue": True,
         "open-mode": "append",  # an attempt adds to the log of the one before
         "kill-on-invalid-dep": "yes",  # or it would wait for ever for a job that has failed
-        "chdir": code_dir,
         "output": request.folder / JOBS_DIR / f"{element}.log",
     }
     kept = {name: "" if value is True else str(value) for name, value in flags.items() if value}
@@ -308,6 +379,35 @@ def limit_min(kind: Kind, profile: ClusterProfile) -> int:
     return int(getattr(profile, f"{kind}_limit_min"))
 
 
+def warning_s(request: JobRequest, profile: ClusterProfile) -> int:
+    """Seconds before its time limit at which the job is asked to save and stop.
+
+    Raises:
+        SettingsError: the limit leaves too little time for work beside it.
+    """
+    limit_s = 60 * limit_min(request.kind, profile)
+    if request.kind != "train" and not profile.warning_s:  # it has nothing to save
+        return min(LEAST_WARNING_S, limit_s // LEAST_LIMIT_PER_WARNING)
+    wanted = profile.warning_s or measured_warning_s(request.stop_s)
+    if limit_s < LEAST_LIMIT_PER_WARNING * wanted:
+        setting = "report" if request.kind == "finalize" else request.kind
+        why = f", for its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
+        raise SettingsError(
+            f"{setting}_limit_min = {limit_s // 60} leaves too little beside the warning that {request.name} "
+            f"gets {wanted} s before it{why}",
+            f"allow at least {math.ceil(LEAST_LIMIT_PER_WARNING * wanted / 60)} minutes, "
+            "or set a shorter warning_s in the profile",
+        )
+    return wanted
+
+
+def measured_warning_s(stop_s: float) -> int:
+    """The warning that a run needs whose slowest save (and validation) took `stop_s` seconds."""
+    if not stop_s:
+        return FIRST_WARNING_S
+    return max(LEAST_WARNING_S, math.ceil(3 * stop_s) + WARNING_SLACK_S)
+
+
 def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> str:
     """The job's work: one process per GPU, all of which end when one fails.
 
@@ -330,7 +430,8 @@ def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> s
 
 def array_spec(request: JobRequest) -> str:
     """The indices of an array, and how many elements may run at once: `0-2,5%2`."""
-    return index_list(request.tasks) + (f"%{request.max_parallel}" if request.max_parallel else "")
+    indices = [index - request.offset for index in request.tasks]
+    return index_list(indices) + (f"%{request.max_parallel}" if request.max_parallel else "")
 
 
 def index_list(indices: Iterable[int]) -> str:

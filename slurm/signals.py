@@ -6,15 +6,19 @@ is ready kills nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from data_prep.errors import ClusterError
 from slurm.place import Place
+
+log = logging.getLogger(__name__)
 
 WARNING = signal.SIGUSR2
 
@@ -70,7 +74,7 @@ def leave(place: Place, stop: StopFlag) -> NoReturn:
 
     After TERM alone it is for SLURM, or the user who cancelled the job, to decide what comes next.
     """
-    if stop.was_warned:
+    if stop.was_warned or not stop.was_terminated:  # then it was another rank that was warned
         hand_over(place, stop.before)
     if place.cluster == "debug":
         raise KeyboardInterrupt
@@ -88,18 +92,28 @@ def hand_over(place: Place, before: object) -> NoReturn:
         raise KeyboardInterrupt
     if place.rank > 0:
         sys.exit(0)
-    if callable(before):
-        before(WARNING, None)  # checkpoint(), requeue, exit
-    else:
-        requeue(place.job)
+    try:
+        if callable(before):
+            before(WARNING, None)  # checkpoint(), requeue, exit
+        else:
+            requeue(place.job)
+    except (OSError, subprocess.SubprocessError) as error:
+        ask_batch_script(place, error)
     sys.exit(1)  # the step must end now, whatever became of the request
+
+
+def ask_batch_script(place: Place, error: Exception) -> None:
+    """Have the job's script requeue it when this process cannot, as in a container without SLURM's programs.
+
+    Raises:
+        ClusterError: the job was submitted by hand, so its script is not ours.
+    """
+    if place.cluster != "slurm" or not (folder := os.environ.get("SUBMITIT_FOLDER")):
+        raise ClusterError(f"job {place.job} could not be requeued: {error}", "submit it again; it goes on")
+    log.info("cannot requeue from here (%s); the job's script will", error)
+    Path(folder, f"{place.job}.requeue").touch()
 
 
 def requeue(job: str) -> None:
     """Put this job, or this one element of an array, back into the queue."""
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ClusterError(
-            f"job {job} could not be requeued: {error}", "submit it again; it goes on"
-        ) from error
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)

@@ -30,6 +30,7 @@ from vae.study import (
     is_scored,
     is_trained,
     read_json,
+    read_metrics,
     read_study,
 )
 
@@ -59,16 +60,19 @@ class JobRecord:
     """Array indices, which are positions in study.yaml."""
     host: str
     """Machine it was submitted from."""
+    offset: int = 0
+    """Position of the element with array index 0."""
 
     @classmethod
     def of(cls, request: JobRequest, job: str, cluster: str) -> JobRecord:
         """The record of a request that has just become job `job`."""
         is_array = request.is_array and cluster == "slurm"
-        return cls(job, request.kind, cluster, is_array, tuple(request.tasks), socket.gethostname())
+        host = socket.gethostname()
+        return cls(job, request.kind, cluster, is_array, tuple(request.tasks), host, request.offset)
 
     def element(self, index: int) -> str:
         """Id of one element, as squeue and sacct write it."""
-        return f"{self.id}_{index}" if self.is_array else self.id
+        return f"{self.id}_{index - self.offset}" if self.is_array else self.id
 
 
 def read_records(folder: Path) -> list[JobRecord]:
@@ -312,7 +316,8 @@ def study_facts(
         trained, scored = is_trained(study_dir / name), is_scored(study_dir / name, study)
         train_job = "" if trained else live_job("train", index, records, scheduler)
         evaluate_job = "" if scored else live_job("evaluate", index, records, scheduler)
-        return RunFacts(name, index, trained, scored, train_job, evaluate_job)
+        stop_s = 0.0 if trained else slowest_stop_s(study_dir / name)
+        return RunFacts(name, index, trained, scored, train_job, evaluate_job, stop_s)
 
     return StudyFacts(
         study_dir,
@@ -362,6 +367,14 @@ def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Schedul
         if record.element(index) in scheduler.queue:
             return record.element(index)
     return ""
+
+
+def slowest_stop_s(run_dir: Path) -> float:
+    """Longest time a run has taken to save, and to validate if a warning comes just then; 0 = unknown."""
+    lines = read_metrics(run_dir)
+    saves = [line["seconds"] for line in lines if line["kind"] == "save"]
+    validations = [line.get("val_seconds", 0.0) for line in lines if line["kind"] == "epoch"]
+    return max(saves, default=0.0) + max(validations, default=0.0)
 
 
 def progress(run_dir: Path) -> dict[str, Any]:

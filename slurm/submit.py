@@ -24,13 +24,11 @@ from data_prep.errors import ClusterError
 from data_prep.files import write_text
 from slurm.place import alone
 from slurm.profile import ClusterProfile
-from slurm.request import JOBS_DIR, JobRequest, limit_min, sbatch_text
+from slurm.request import JOBS_DIR, MAX_ARRAY_SIZE, JobRequest, limit_min, sbatch_text
 from slurm.state import JobRecord, add_record
 from slurm.task import Task
 
 log = logging.getLogger(__name__)
-
-CODE_DIR = Path(__file__).resolve().parent.parent
 
 # Set by a scheduler or launcher around us; a job that inherits them would believe them.
 LEAKED = re.compile(
@@ -62,9 +60,19 @@ def slurm_answers() -> bool:
     return ping.returncode == 0 and " UP" in ping.stdout
 
 
-def script(request: JobRequest, profile: ClusterProfile) -> str:
-    """The exact text that `submit` gives to sbatch."""
-    return sbatch_text(request, profile, CODE_DIR, profile.python or sys.executable)
+def max_array_size() -> int:
+    """SLURM's bound on array indices; its usual one if it does not tell."""
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return MAX_ARRAY_SIZE
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown.stdout, re.M)
+    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
+
+
+def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
+    """The exact text that `submit` gives to sbatch; the job runs the code in `code_dir`."""
+    return sbatch_text(request, profile, code_dir, profile.python or sys.executable)
 
 
 def sbatch_command(request: JobRequest, ids: dict[str, str]) -> list[str]:
@@ -76,16 +84,16 @@ def sbatch_command(request: JobRequest, ids: dict[str, str]) -> list[str]:
     return ["sbatch", "--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
 
 
-def check_accepted(request: JobRequest, profile: ClusterProfile) -> None:
+def check_accepted(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> None:
     """Have SLURM check the script without submitting it.
 
     Raises:
         ClusterError: SLURM's own words on what it does not accept.
     """
-    _sbatch(["sbatch", "--test-only"], script(request, profile), request)
+    _sbatch(["sbatch", "--test-only"], script(request, profile, code_dir), request)
 
 
-def submit(requests: Sequence[JobRequest], profile: ClusterProfile) -> dict[str, str]:
+def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Path) -> dict[str, str]:
     """Submit the requests in order; returns the job id of each key. Each is recorded as soon as it is queued.
 
     Raises:
@@ -95,18 +103,18 @@ def submit(requests: Sequence[JobRequest], profile: ClusterProfile) -> dict[str,
         log.warning("not passed on: %s; put such settings into a cluster profile", ", ".join(ignored))
     ids: dict[str, str] = {}
     for request in requests:
-        ids[request.key] = submit_one(request, profile, ids)
+        ids[request.key] = submit_one(request, profile, code_dir, ids)
         log.info("submitted %s: job %s", request.name, ids[request.key])
     return ids
 
 
-def submit_one(request: JobRequest, profile: ClusterProfile, ids: dict[str, str]) -> str:
+def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids: dict[str, str]) -> str:
     """Queue one job or array, record it, and put the pickles where its elements look for them."""
     jobs_dir = request.folder / JOBS_DIR
     jobs_dir.mkdir(parents=True, exist_ok=True)
     limit = limit_min(request.kind, profile)
     pickles = {index: write_pickle(jobs_dir, task, limit) for index, task in request.tasks.items()}
-    text = script(request, profile)
+    text = script(request, profile, code_dir)
     try:
         answer = _sbatch(sbatch_command(request, ids), text, request)
     except ClusterError:
@@ -114,10 +122,10 @@ def submit_one(request: JobRequest, profile: ClusterProfile, ids: dict[str, str]
             path.unlink()
         raise
     job = answer.strip().split(";")[0]  # `--parsable` may add the cluster's name
-    add_record(request.folder, JobRecord.of(request, job, "slurm"))
+    record = JobRecord.of(request, job, "slurm")
+    add_record(request.folder, record)
     for index, path in pickles.items():
-        element = f"{job}_{index}" if request.is_array else job
-        path.rename(jobs_dir / f"{element}_submitted.pkl")
+        path.rename(jobs_dir / f"{record.element(index)}_submitted.pkl")
     write_text(jobs_dir / f"{job}.sbatch", text)
     return job
 
@@ -173,13 +181,16 @@ def shell_name(key: str) -> str:
 # --- this machine ----------------------------------------------------------------------------
 
 
-def run_local(requests: Sequence[JobRequest], watch: Callable[[JobRequest, int], None]) -> list[str]:
+Watch = Callable[[JobRequest, int], None]
+
+
+def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> list[str]:
     """Run the requests here, one element after another, one process per GPU; returns what failed.
 
     An element is skipped if the one it waits for failed; the report always comes. `watch` is called now and
     then with what is running. Ctrl-C ends the processes.
     """
-    return _run_in_order(requests, lambda request, index: run_element(request, index, watch))
+    return _run_in_order(requests, lambda request, index: run_element(request, index, code_dir, watch))
 
 
 def run_debug(requests: Sequence[JobRequest]) -> list[str]:
@@ -217,13 +228,13 @@ def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -
     return False
 
 
-def run_element(request: JobRequest, index: int, watch: Callable[[JobRequest, int], None]) -> str:
+def run_element(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
     """Run one element in processes of its own; returns why it failed, or nothing."""
     from submitit import LocalExecutor
 
     jobs_dir = request.folder / JOBS_DIR
     processes = request.gang.gpus_per_node if request.gang else 1
-    with _environment(clean_environment() | {"PYTHONPATH": str(CODE_DIR)}), _without_ctrl_c():
+    with _at_home(code_dir), _without_ctrl_c():
         executor = LocalExecutor(jobs_dir, max_num_timeout=UNLIMITED_RESTARTS)
         executor.update_parameters(
             timeout_min=LOCAL_LIMIT_MIN,
@@ -315,13 +326,17 @@ def _without_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """Replace this process's environment for a while: submitit's children inherit it."""
-    before = dict(os.environ)
+def _at_home(code_dir: Path) -> Iterator[None]:
+    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us."""
+    environment, folder = dict(os.environ), Path.cwd()
+    others = os.environ.get("PYTHONPATH")
+    wanted = clean_environment() | {"PYTHONPATH": f"{code_dir}:{others}" if others else str(code_dir)}
     os.environ.clear()
     os.environ.update(wanted)
+    os.chdir(code_dir)  # where Python looks first
     try:
         yield
     finally:
+        os.chdir(folder)
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)

@@ -73,7 +73,8 @@ def test_line_breaks_and_odd_flags_are_refused() -> None:
             ClusterProfile(**settings)  # type: ignore[arg-type]
 
 
-def test_a_limit_that_leaves_no_time_to_work_is_refused() -> None:
-    ClusterProfile(train_limit_min=12, warning_s=180)
-    with pytest.raises(SettingsError, match="train_limit_min = 11 min leaves too little"):
-        ClusterProfile(train_limit_min=11, warning_s=180)
+def test_limits_and_warnings_are_whole_times() -> None:
+    with pytest.raises(SettingsError, match="train_limit_min = 0; allowed: at least 1"):
+        ClusterProfile(train_limit_min=0)
+    with pytest.raises(SettingsError, match="warning_s = -1; allowed: 0 or more"):
+        ClusterProfile(warning_s=-1)

@@ -10,7 +10,19 @@ import pytest
 
 from data_prep.errors import SettingsError
 from slurm.profile import ClusterProfile, read_profile
-from slurm.request import Gang, JobRequest, RunFacts, StudyFacts, decide, index_list, sbatch_flag, sbatch_text
+from slurm.request import (
+    Gang,
+    JobRequest,
+    RunFacts,
+    StudyFacts,
+    array_spec,
+    decide,
+    describe,
+    index_list,
+    sbatch_flag,
+    sbatch_text,
+    with_cap,
+)
 from slurm.task import EvaluateTask, PackTask, TrainTask
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -140,7 +152,7 @@ def test_script_says_what_the_site_wants_said() -> None:
         constraint="a&b",
         container="apptainer exec --nv x.sif",
         python="python3",
-        drop=("kill-on-invalid-dep", "chdir"),
+        drop=("kill-on-invalid-dep", "open-mode"),
         extra={"reservation": "course", "exclusive": ""},
     )
     lines = sbatch_text(train, profile, CODE, profile.python).splitlines()
@@ -152,11 +164,11 @@ def test_script_says_what_the_site_wants_said() -> None:
         "--exclusive",
     ):
         assert f"#SBATCH {line}" in lines
-    assert not [line for line in lines if "kill-on-invalid-dep" in line or "gpus-per-node" in line]
-    assert (
-        lines[-1]
-        == "    apptainer exec --nv x.sif python3 -u -m submitit.core._submit /shared/runs/chest/jobs"
-    )
+    assert not [
+        line for line in lines if "#SBATCH" in line and ("invalid-dep" in line or "open-mode" in line)
+    ]
+    runner = "apptainer exec --nv x.sif python3 -u -m submitit.core._submit /shared/runs/chest/jobs"
+    assert f"    {runner} || code=$?" in lines
 
 
 def test_script_never_asks_for_what_breaks_gpu_numbering_or_accounting() -> None:
@@ -188,3 +200,77 @@ def test_at_most_so_many_elements_run_at_once() -> None:
     text = sbatch_text(replace(train, max_parallel=1), ClusterProfile(), CODE, "python")
     assert "#SBATCH --array=0-1%1\n" in text
     assert text.replace("%1\n", "\n", 1) == sbatch_text(train, ClusterProfile(), CODE, "python")
+
+
+def study_of(count: int, **facts: object) -> StudyFacts:
+    """A packed study of so many runs of which nothing is done, but for `facts` of each."""
+    runs = tuple(RunFacts(f"linear-s{seed}", seed, **facts) for seed in range(count))  # type: ignore[arg-type]
+    return StudyFacts(STUDY, runs, DATA)
+
+
+def test_a_study_above_the_largest_array_is_split_and_its_evaluations_in_the_same_way() -> None:
+    requests = decide(study_of(2500), Gang(), pack_jobs=4, max_array_size=1001)
+    assert keys(requests) == {
+        "train": (),
+        "train-1": (),
+        "train-2": (),
+        "evaluate": ("aftercorr:train",),
+        "evaluate-1": ("aftercorr:train-1",),
+        "evaluate-2": ("aftercorr:train-2",),
+        "report": ("afterany:evaluate", "afterany:evaluate-1", "afterany:evaluate-2"),
+    }
+    specs = {request.key: array_spec(request) for request in requests if request.is_array}
+    assert specs["train"] == specs["evaluate"] == "0-1000"
+    assert specs["train-1"] == specs["evaluate-1"] == "0-1000"
+    assert specs["train-2"] == specs["evaluate-2"] == "0-497"
+    last = requests[2]
+    assert last.tasks[2002] == TrainTask(f"{STUDY}/linear-s2002")
+    assert describe(last).startswith("train chest: 0 = linear-s2002, 1 = linear-s2003, ")
+
+
+def test_an_evaluation_takes_the_array_indices_of_the_training_that_is_under_way() -> None:
+    """Even if SLURM's largest array has changed since."""
+    runs = (RunFacts("linear-s0", 4, train_job="8_1"), RunFacts("linear-s1", 5, train_job="8_2"))
+    (evaluate, _) = decide(StudyFacts(STUDY, runs, DATA), Gang(), 4, max_array_size=1001)
+    assert (evaluate.after, array_spec(evaluate)) == (("aftercorr:8",), "1-2")
+
+
+def test_packing_takes_no_more_elements_than_an_array_may_have() -> None:
+    assert len(decide(NEW, Gang(), pack_jobs=8, max_array_size=3)[0].tasks) == 3
+
+
+def test_a_cap_is_shared_by_the_arrays_of_a_split_study() -> None:
+    requests = decide(study_of(2500), Gang(), pack_jobs=4, max_array_size=1001)
+    caps = {request.key: request.max_parallel for request in with_cap(requests, 8)}
+    assert [caps[key] for key in ("train", "train-1", "train-2")] == [3, 3, 2]
+    assert [caps[key] for key in ("evaluate", "evaluate-1", "evaluate-2")] == [3, 3, 2]
+    assert caps["report"] == 0
+    assert with_cap(requests, 0) == requests
+    with pytest.raises(SettingsError, match="--max-parallel 2, but the study takes 3 arrays"):
+        with_cap(requests, 2)
+
+
+@pytest.mark.parametrize(
+    ("stop_s", "expected"), [(0.0, 180), (0.5, 120), (20.0, 120), (30.5, 152), (200.0, 660)]
+)
+def test_the_warning_comes_from_measured_saves(stop_s: float, expected: int) -> None:
+    """Nothing measured: 180 s; else three times the slowest stop and SLURM's slack of a minute."""
+    train = decide(study_of(2, stop_s=stop_s), Gang(), 4)[0]
+    assert f"#SBATCH --signal=USR2@{expected}\n" in sbatch_text(train, ClusterProfile(), CODE, "python")
+
+
+def test_a_limit_that_leaves_no_time_to_save_is_refused() -> None:
+    train, evaluate, report = decide(study_of(1, stop_s=100.0), Gang(), 4)
+    short = ClusterProfile(train_limit_min=23, evaluate_limit_min=2, report_limit_min=1)
+    with pytest.raises(
+        SettingsError, match=r"train_limit_min = 23 leaves too little .* 360 s before"
+    ) as caught:
+        sbatch_text(train, short, CODE, "python")
+    assert caught.value.hint.startswith("allow at least 24 minutes")
+    sbatch_text(train, replace(short, train_limit_min=24), CODE, "python")
+    # these have nothing to save
+    assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, short, CODE, "python")
+    assert "#SBATCH --signal=USR2@15\n" in sbatch_text(report, short, CODE, "python")
+    # what the profile says goes, within reason
+    with pytest.raises(SettingsError, match="evaluate_limit_min = 2"):
+        sbatch_text(evaluate, replace(short, warning_s=60), CODE, "python")

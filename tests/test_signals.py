@@ -101,3 +101,26 @@ def test_a_warning_before_python_is_ready_kills_nothing(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGUSR2)
     assert process.communicate(timeout=30)[0] == "alive\n"
     assert process.returncode == 0
+
+
+def test_a_process_without_scontrol_has_the_jobs_script_requeue_it(tmp_path: Path) -> None:
+    done = run_python(f"""
+        os.environ |= {{"SUBMITIT_FOLDER": {str(tmp_path)!r}, "PATH": "/nowhere"}}
+        requeue = lambda number, frame: subprocess.run(["scontrol", "requeue", "5_2"])
+        hand_over(alone().__class__("slurm", "5_2", 0, 0, 2, 0, 1, "n1", 1), requeue)
+    """)
+    assert done.returncode == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["5_2.requeue"]
+
+
+def test_a_rank_that_was_not_warned_itself_hands_over_with_the_others() -> None:
+    done = run_python("""
+        signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued"), sys.exit(7)))
+        for rank, code in ((0, 7), (1, 0)):
+            try:
+                leave(alone().__class__("slurm", "5", 0, rank, 2, 0, 1, "n1", 1), StopFlag())
+            except SystemExit as end:
+                print(rank, end.code == code)
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    """)
+    assert done.stdout == "requeued\n0 True\n1 True\n"

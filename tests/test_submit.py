@@ -28,8 +28,8 @@ from slurm.submit import (
 from slurm.task import Task
 
 STUDY = Path("/shared/runs/chest")
-# so that the jobs find this module, which their pickles name
-WITH_TESTS = f"{Path(__file__).parent.parent}:{Path(__file__).parent}"
+CODE = Path("/shared/runs/chest/code/0123456789ab")
+TESTS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,41 @@ def test_a_dry_run_writes_ids_it_does_not_know_as_shell_variables() -> None:
 def test_the_script_is_bash() -> None:
     for request in plan(STUDY, "a b"):
         profile = ClusterProfile(setup=("module load cuda",), container="apptainer exec 'my image.sif'")
-        subprocess.run(["bash", "-n"], input=script(request, profile), text=True, check=True)
+        subprocess.run(["bash", "-n"], input=script(request, profile, CODE), text=True, check=True)
 
 
-def test_a_failing_setup_line_stops_the_job() -> None:
-    text = script(plan(STUDY, "x")[0], ClusterProfile(setup=("false",)))
-    text = text.replace("srun ", "echo reached ")
-    done = subprocess.run(["bash"], input=text, text=True, capture_output=True)
-    assert (done.returncode, done.stdout) == (1, "")
+def run_script(folder: Path, profile: ClusterProfile, srun: str) -> tuple[int, str]:
+    """Run the script of a job with other programs for srun and scontrol; returns its exit code and output."""
+    for name, body in {"srun": srun, "scontrol": 'echo "scontrol $*"'}.items():
+        path = folder / "bin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    (folder / "jobs").mkdir()
+    text = script(plan(folder, "x")[0], profile, TESTS)
+    env = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}
+    done = subprocess.run(["bash"], input=text, text=True, capture_output=True, env=env)
+    return done.returncode, done.stdout
 
 
-def test_a_failing_command_is_the_exit_code_of_the_job() -> None:
-    text = script(plan(STUDY, "x")[0], ClusterProfile())
-    head, _ = text.split("srun ")
-    assert subprocess.run(["bash"], input=f"{head}bash -c 'exit 7'", text=True).returncode == 7
+def test_a_failing_setup_line_stops_the_job(tmp_path: Path) -> None:
+    assert run_script(tmp_path, ClusterProfile(setup=("false",)), "echo reached") == (1, "")
+
+
+def test_a_failing_command_is_the_exit_code_of_the_job(tmp_path: Path) -> None:
+    assert run_script(tmp_path, ClusterProfile(), "exit 7") == (7, "")
+
+
+def test_a_job_ends_well_with_its_command(tmp_path: Path) -> None:
+    assert run_script(tmp_path, ClusterProfile(), 'echo "$PWD"') == (0, f"{TESTS}\n")
+
+
+def test_the_script_requeues_the_job_that_could_not_do_it_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    code, text = run_script(folder, ClusterProfile(), f"touch '{folder}/jobs/8_3.requeue'; exit 1")
+    assert (code, text) == (1, "scontrol requeue 8_3\n")
+    assert list((folder / "jobs").iterdir()) == []
 
 
 def test_an_outer_job_does_not_leak_into_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +166,8 @@ def test_local_runs_one_process_per_gpu_and_blocks_only_what_depends_on_a_failur
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,8")
-    monkeypatch.setattr("slurm.submit.CODE_DIR", WITH_TESTS)
-    reasons = run_local(plan(tmp_path, "bad", "good", gpus=2), watch_nothing)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # so that the jobs find this module
+    reasons = run_local(plan(tmp_path, "bad", "good", gpus=2), TESTS.parent, watch_nothing)
     assert len(reasons) == 1
     assert reasons[0].startswith("train bad: ")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("rank*")) == [
@@ -165,14 +186,14 @@ def test_local_runs_one_process_per_gpu_and_blocks_only_what_depends_on_a_failur
 def test_an_interrupted_local_launch_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.submit.CODE_DIR", WITH_TESTS)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # so that the jobs find this module
 
     def interrupt(request: JobRequest, index: int) -> None:
         if (tmp_path / "train" / "slow" / "rank-1-of-2").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_local(plan(tmp_path, "slow", gpus=2), interrupt)
+        run_local(plan(tmp_path, "slow", gpus=2), TESTS.parent, interrupt)
     mark = str(tmp_path / "jobs").encode()
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if mark in _read(p)]
     assert left == []

@@ -16,6 +16,8 @@ from data_prep.files import write_json
 from vae.study import PROVENANCE_FILE, read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Beside a copy of the code that a launch has made for its jobs: what `code` said at that moment.
+SNAPSHOT_FILE = "snapshot.json"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -41,6 +43,8 @@ def versions() -> dict[str, str]:
 
 def code() -> dict[str, str]:
     """The commit this code is at, and the changes on top of it as a diff with its SHA-256."""
+    if launched := read_json(REPOSITORY / SNAPSHOT_FILE):
+        return launched
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
     if commit is None:
         return {"commit": "unknown: not a git checkout"}

@@ -1,0 +1,68 @@
+"""A copy of the code for every launch: jobs run what was launched, whatever is edited while they wait.
+
+runs/<study>/code/<digest>/     the packages, and snapshot.json with the commit and the changes on top of it
+
+The folder's name is a digest of its files, so launches of the same code share one copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.files import fsync_path, temporary_path, write_json
+from vae.provenance import REPOSITORY, SNAPSHOT_FILE, code
+
+log = logging.getLogger(__name__)
+
+FOLDER = "code"
+PACKAGES = ("data_prep", "vae", "slurm", "jobs")
+KINDS = (".py", ".yaml", ".sbatch")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Code as it is at one moment, and where a copy of it lies or will lie."""
+
+    folder: Path
+    files: dict[str, bytes]
+    """Content by path within the repository."""
+
+    def write(self) -> None:
+        """Put the copy in its folder unless it is there; a kill leaves either nothing or all of it."""
+        if self.folder.exists():
+            return
+        if earlier := [path.name for path in self.folder.parent.glob("[0-9a-f]*")]:
+            log.info("the code differs from that of earlier launches: %s is new beside %s", self, earlier)
+        part = temporary_path(self.folder)
+        try:
+            for name, content in self.files.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_bytes(content)
+                fsync_path(part / name)
+            write_json(part / SNAPSHOT_FILE, {**code(), "snapshot": self.folder.name})
+            part.rename(self.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        fsync_path(self.folder.parent)
+
+    def __str__(self) -> str:
+        return self.folder.name
+
+
+def take_snapshot(study_dir: Path, repository: Path = REPOSITORY) -> Snapshot:
+    """The code of `repository` as it is now; nothing is written yet."""
+    paths = sorted(
+        path
+        for package in PACKAGES
+        for path in (repository / package).rglob("*")
+        if path.suffix in KINDS and path.is_file()
+    )
+    files = {str(path.relative_to(repository)): path.read_bytes() for path in paths}
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return Snapshot(study_dir / FOLDER / digest.hexdigest()[:12], files)

@@ -1,0 +1,75 @@
+"""slurm/snapshot.py: what was launched is what runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY
+
+from slurm.snapshot import FOLDER, take_snapshot
+
+CODE = {
+    "vae/model.py": "LAYERS = 4\n",
+    "slurm/profiles/site.yaml": "partition: gpu\n",
+    "jobs/launch.py": "\n",
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A small repository, with files that are not code beside it."""
+    for name, text in {
+        **CODE,
+        "vae/notes.txt": "x",
+        "runs/x/code.py": "x",
+        "vae/__pycache__/m.pyc": "x",
+    }.items():
+        (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository" / name).write_text(text)
+    return tmp_path / "repository"
+
+
+def test_the_copy_holds_the_code_and_nothing_else(repository: Path, tmp_path: Path) -> None:
+    snapshot = take_snapshot(tmp_path, repository)
+    assert not (tmp_path / FOLDER).exists()
+    snapshot.write()
+    found = {str(path.relative_to(snapshot.folder)) for path in snapshot.folder.rglob("*") if path.is_file()}
+    assert found == {*CODE, "snapshot.json"}
+    assert (snapshot.folder / "vae" / "model.py").read_text() == "LAYERS = 4\n"
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [snapshot.folder.name]
+
+
+def test_same_code_same_folder_and_any_change_another(repository: Path, tmp_path: Path) -> None:
+    first = take_snapshot(tmp_path, repository)
+    first.write()
+    stamp = (first.folder / "snapshot.json").stat().st_mtime_ns
+    again = take_snapshot(tmp_path, repository)
+    again.write()
+    assert again.folder == first.folder
+    assert (first.folder / "snapshot.json").stat().st_mtime_ns == stamp
+    (repository / "vae" / "model.py").write_text("LAYERS = 5\n")
+    edited = take_snapshot(tmp_path, repository)
+    edited.write()
+    assert edited.folder != first.folder
+    assert (first.folder / "vae" / "model.py").read_text() == "LAYERS = 4\n"
+    (repository / "vae" / "model.py").rename(repository / "vae" / "models.py")
+    assert take_snapshot(tmp_path, repository).folder.name not in {first.folder.name, edited.folder.name}
+
+
+def test_code_in_the_copy_knows_what_was_launched(tmp_path: Path) -> None:
+    snapshot = take_snapshot(tmp_path)
+    snapshot.write()
+    said = json.loads((snapshot.folder / "snapshot.json").read_text())
+    ask = "import json, vae.provenance as p; print(json.dumps([str(p.REPOSITORY), p.code()]))"
+    command = [sys.executable, "-c", ask]
+    done = subprocess.run(command, cwd=snapshot.folder, capture_output=True, check=True)
+    folder, code = json.loads(done.stdout)
+    assert folder == str(snapshot.folder)
+    assert code == said
+    assert code["snapshot"] == snapshot.folder.name
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert code["commit"] == (head.stdout.strip() or "unknown: not a git checkout")

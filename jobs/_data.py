@@ -25,24 +25,37 @@ class Data:
     """What they are packed from."""
 
 
-def find_data(asked: str | None, size_px: int) -> Data:
-    """The data asked for, or the only packed ones.
+def find_data(asked: str | None, size_px: int | None) -> Data:
+    """The data asked for, or the only packed ones; without a size, packed images keep theirs.
 
     Raises:
-        SettingsError, DataError: there are none, or they cannot be used.
+        SettingsError, DataError: there are none, they cannot be used, or they are packed in another size.
     """
-    if asked is None:
-        return packed_data(only_packed(SHARDS_DIR))
-    if (Path(asked) / MANIFEST_FILE).exists():
-        return packed_data(Path(asked))
-    from data_prep.packer import PackOptions, is_packed, plan
+    if asked is None or (Path(asked) / MANIFEST_FILE).exists():
+        data = packed_data(only_packed(SHARDS_DIR) if asked is None else Path(asked))
+        refuse_other_size(data.folder, data.image_size_px, size_px)
+        return data
+    from data_prep.packer import PLAN_FILE, PackOptions, is_packed, plan, read_plan
 
+    options = PackOptions(size_px=size_px or PackOptions.size_px)
     out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
-    planned = plan(asked, out, PackOptions(size_px=size_px), write=False)
+    if (out / PLAN_FILE).exists():
+        refuse_other_size(out, read_plan(out).options.size_px, options.size_px)
+    planned = plan(asked, out, options, write=False)
     if is_packed(out):
         return packed_data(out)
     num_train_images = sum(len(shard.items) for shard in planned.shards if shard.split == "train")
-    return Data(out, size_px, num_train_images, len(planned.shards), asked)
+    return Data(out, options.size_px, num_train_images, len(planned.shards), asked)
+
+
+def refuse_other_size(folder: Path, size_px: int, asked_px: int | None) -> None:
+    """Raise SettingsError if images packed at `size_px` are asked for in another size."""
+    if asked_px not in (None, size_px):
+        raise SettingsError(
+            f"the images in {folder} are {size_px} px wide, not the {asked_px} px asked for",
+            f"use --size {size_px}, or pack them again: "
+            f"python jobs/pack.py SOURCE {SHARDS_DIR}/{folder.name}-{asked_px} --size {asked_px}",
+        )
 
 
 def write_plan(data: Data) -> None:

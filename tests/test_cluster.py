@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from devcluster import DevCluster, wait_for
-from tiny import REPOSITORY, make_run, make_shards
+from tiny import REPOSITORY, TINY_FLAGS, make_run, make_shards
 
 from slurm.state import REPORT_FILE
 from vae.study import Study, prepare_study, read_json, read_metrics
@@ -23,17 +23,7 @@ from vae.study import Study, prepare_study, read_json, read_metrics
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 PROFILE = str(Path(__file__).parent / "devcluster.yaml")
-TINY = (
-    "--extractor",
-    "smoke",
-    "--run.widths",
-    "[4,8,8,16]",
-    "--run.latent_dim",
-    "8",
-    "--run.batch_size",
-    "8",
-)
-TINY = (*TINY, "--run.trackers", "[]", "--run.log_every_steps", "5")
+TINY = (*TINY_FLAGS, "--run.log_every_steps", "5")
 SHORT = (*TINY, "--run.epochs", "1")
 # Left in the environment by a job, a launcher or a shell start-up file; none of it may reach our jobs.
 LEAKED = {

@@ -11,23 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import child_environment
+from tiny import REPOSITORY, TINY_FLAGS, child_environment
 
+from data_prep.packer import PackOptions, plan
 from vae.config import read_settings
 from vae.study import Study, is_trained, read_json, read_metrics, read_run
 
-REPOSITORY = Path(__file__).parent.parent
-TINY = (
-    "--extractor",
-    "smoke",
-    "--run.widths",
-    "[4,8,8,16]",
-    "--run.latent_dim",
-    "8",
-    "--run.batch_size",
-    "8",
-)
-SHORT = (*TINY, "--run.epochs", "1", "--run.trackers", "[]")
+SHORT = (*TINY_FLAGS, "--run.epochs", "1")
 
 
 def environment() -> dict[str, str]:
@@ -52,7 +42,7 @@ def folder(tmp_path: Path, shards: Path) -> Path:
 def test_help_and_dry_run_import_no_torch(folder: Path, words: tuple[str, ...]) -> None:
     script = str(REPOSITORY / "jobs" / "launch.py")
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", script, "--variant", "both", "--gpus", "2", *TINY, *words],
+        [sys.executable, "-X", "importtime", script, "--variant", "both", "--gpus", "2", *TINY_FLAGS, *words],
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -73,7 +63,7 @@ def test_help_teaches(tmp_path: Path) -> None:
 
 
 def test_dry_run_shows_runs_scripts_and_the_command_and_changes_nothing(folder: Path) -> None:
-    words = ("--variant", "both", "--gpus", "2", "--cluster", "slurm", *TINY)
+    words = ("--variant", "both", "--gpus", "2", "--cluster", "slurm", *TINY_FLAGS)
     done = launch(folder, *words, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^linear-s0 +missing", done.stdout, re.M)
@@ -103,6 +93,7 @@ MISTAKES = {
     ),
     "bad setting": (("--run.lr", "-1"), r"lr = -1\.0; allowed: above 0"),
     "typing error": (("--gpu", "2"), r"--gpu"),
+    "another size": (("--size", "64"), r"the images in .* are 32 px wide, not the 64 px asked for\n"),
     "no folder": (("--runs-dir", "shards/tiny/manifest.json/runs"), r".*manifest\.json is not a folder"),
     "path that slurm misreads": (("--runs-dir", "a%j"), r"misread"),
 }
@@ -111,22 +102,40 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_clear_line_and_changes_nothing(folder: Path, name: str) -> None:
     words, expected = MISTAKES[name]
-    done = launch(folder, "--variant", "linear", "--gpus", "1", *TINY, *words)
+    done = launch(folder, "--variant", "linear", "--gpus", "1", *TINY_FLAGS, *words)
     assert done.returncode == 2, done.stderr
     assert re.match(f"error: .*{expected}", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
 
 
+def test_a_source_that_is_packed_in_another_size_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    source, out = "phantom:16", tmp_path / "shards" / "phantom-16"
+    plan(source, out, PackOptions(size_px=32))
+    before = (out / "plan.json").read_text()
+    words = ("--variant", "linear", "--data", source, *TINY_FLAGS, "--dry-run")
+    for given, size in ((("--size", "64"), 64), ((), 256)):
+        done = launch(tmp_path, *words, *given)
+        assert done.returncode == 2
+        said = (
+            f"error: the images in {out} are 32 px wide, not the {size} px asked for\nhint: use --size 32, or"
+        )
+        assert done.stderr.startswith(said)
+    assert "linear-s0" in launch(tmp_path, *words, "--size", "32").stdout
+    assert (out / "plan.json").read_text() == before
+
+
 def test_without_data_it_says_what_to_give(tmp_path: Path) -> None:
-    done = launch(tmp_path, "--variant", "linear", "--gpus", "1", *TINY)
+    done = launch(tmp_path, "--variant", "linear", "--gpus", "1", *TINY_FLAGS)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no packed images under shards/\nhint: give --data")
 
 
 def test_several_data_sets_must_be_chosen_from(folder: Path, shards: Path) -> None:
     (folder / "shards" / "other").symlink_to(shards)
-    done = launch(folder, "--variant", "linear", "--gpus", "1", *TINY)
+    done = launch(folder, "--variant", "linear", "--gpus", "1", *TINY_FLAGS)
     assert done.stderr.startswith(
         "error: several packed data sets under shards/: shards/other, shards/tiny\n"
     )
@@ -178,8 +187,8 @@ def test_local_processes_train_and_later_launches_add_runs(folder: Path) -> None
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on_at_that_step(folder: Path) -> None:
-    words = ("--variant", "direct", "--gpus", "1", "--cluster", "local", "--study", "cut", *TINY)
-    words = (*words, "--run.trackers", "[]", "--run.log_every_steps", "1", "--run.epochs", "400")
+    words = ("--variant", "direct", "--gpus", "1", "--cluster", "local", "--study", "cut", *TINY_FLAGS)
+    words = (*words, "--run.log_every_steps", "1", "--run.epochs", "400")
     command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words, "--run.max_steps", "200"]
     process = subprocess.Popen(
         command,

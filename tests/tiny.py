@@ -34,6 +34,19 @@ TINY = {
     "trackers": (),
 }
 
+# The same for the launcher.
+TINY_FLAGS = (
+    "--extractor",
+    "smoke",
+    "--run.widths",
+    "[4,8,8,16]",
+    "--run.latent_dim",
+    "8",
+    "--run.batch_size",
+    "8",
+)
+TINY_FLAGS = (*TINY_FLAGS, "--run.trackers", "[]")
+
 
 def blob(index: int) -> np.ndarray:
     """A bright smooth spot whose place and size depend on `index`, uint8 [SIZE_PX, SIZE_PX]."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -49,10 +50,14 @@ class Place:
         """Names one attempt of one job."""
         return f"{self.job}-r{self.restart}"
 
-    def as_attempt(self) -> dict[str, str | int]:
+    def as_attempt(self) -> dict[str, str | int | float]:
         """What provenance.json should know about this attempt."""
         nodes = os.environ.get("SLURM_JOB_NODELIST", "") if self.cluster == "slurm" else self.node
-        return {"cluster": self.cluster, "job": self.job, "restart": self.restart, "nodes": nodes}
+        attempt: dict[str, str | int | float] = {"cluster": self.cluster, "job": self.job}
+        attempt |= {"restart": self.restart, "nodes": nodes, "cpus": self.cpus}
+        if (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
+            attempt["gpus"] = int(gpus) * self.num_nodes
+        return attempt
 
 
 def alone() -> Place:
@@ -93,6 +98,37 @@ def _local_place() -> Place:
     job = f"local-{env['SUBMITIT_LOCAL_JOB_ID']}"
     cpus = max(1, num_cpus() // world_size)
     return Place("local", job, 0, rank, world_size, rank, 1, socket.gethostname(), cpus)
+
+
+# What provenance.json calls the times that SLURM tells, and what squeue calls them.
+TIMES = {
+    "submitted_s": "SubmitTime",
+    "eligible_s": "EligibleTime",
+    "allocated_s": "StartTime",
+    "ends_s": "EndTime",
+}
+
+
+def times_of(place: Place) -> dict[str, float]:
+    """When this job was submitted (or requeued), could have started, did, and must end; in Unix seconds.
+
+    Empty where SLURM does not tell, as on nodes without its programs.
+    """
+    if place.cluster != "slurm":
+        return {}
+    form = ",".join(f"{name}:30" for name in TIMES.values())
+    try:
+        shown = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={place.job}", f"--Format={form}"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        moments = [datetime.fromisoformat(word).timestamp() for word in shown.stdout.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):  # a time may be N/A
+        return {}
+    return dict(zip(TIMES, moments, strict=False))
 
 
 def num_cpus() -> int:

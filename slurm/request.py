@@ -264,7 +264,7 @@ def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ..
         )
     if not cap:
         return requests
-    capped = {}
+    capped: dict[str, int] = {}
     for kind in ("train", "evaluate"):
         keys = [request.key for request in requests if request.kind == kind]
         capped |= dict(zip(keys, shares(cap, len(keys)), strict=True))

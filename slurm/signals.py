@@ -7,10 +7,12 @@ is ready kills nothing.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +36,7 @@ class StopFlag:
         """`at_once` is called by the handler itself, for work that has no safe moment to wait for."""
         self.was_warned = False
         self.was_terminated = False
+        self._expires_s = math.inf
         self._at_once = at_once
         self._pid = os.getpid()
         self.before = signal.signal(WARNING, self._note)
@@ -44,7 +47,12 @@ class StopFlag:
         signal.signal(signal.SIGTERM, self._note)
         return self
 
+    def expire_at(self, moment_s: float) -> None:
+        """Count as warned from this moment on (Unix seconds), for a warning may get lost."""
+        self._expires_s = moment_s
+
     def __call__(self) -> bool:
+        self.was_warned = self.was_warned or time.time() >= self._expires_s
         return self.was_warned or self.was_terminated
 
     def _note(self, number: int, frame: object) -> None:

@@ -30,8 +30,8 @@ from vae.study import (
     is_scored,
     is_trained,
     read_json,
-    read_metrics,
     read_study,
+    slowest_stop_s,
 )
 
 log = logging.getLogger(__name__)
@@ -367,14 +367,6 @@ def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Schedul
         if record.element(index) in scheduler.queue:
             return record.element(index)
     return ""
-
-
-def slowest_stop_s(run_dir: Path) -> float:
-    """Longest time a run has taken to save, and to validate if a warning comes just then; 0 = unknown."""
-    lines = read_metrics(run_dir)
-    saves = [line["seconds"] for line in lines if line["kind"] == "save"]
-    validations = [line.get("val_seconds", 0.0) for line in lines if line["kind"] == "epoch"]
-    return max(saves, default=0.0) + max(validations, default=0.0)
 
 
 def progress(run_dir: Path) -> dict[str, Any]:

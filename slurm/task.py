@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
-from slurm.place import Place, find_place, joined
+from slurm.place import Place, find_place, joined, times_of
 from slurm.signals import StopFlag, hand_over, ignore_warnings, leave
-from vae.study import PROVENANCE_FILE, read_json, read_study
+from vae.study import PROVENANCE_FILE, read_json, read_study, slowest_stop_s
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 # A job that was started again this often without one more saved step will not get any further.
 MAX_IDLE_RESTARTS = 3
+
+# Without a warning, a run stops by itself this long before its job's end, beside the time it takes to save
+# twice. SLURM's warning comes earlier (request.measured_warning_s).
+LAST_CHANCE_S = 20
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,14 @@ class TrainTask(Task):
         stop = StopFlag().note_termination()
         write_logs_to(run_dir / "logs", "train", place)
         refuse_idle_restarts(run_dir, place)
+        times = times_of(place) if place.rank == 0 else {}
+        if "ends_s" in times:
+            stop.expire_at(times["ends_s"] - 2 * slowest_stop_s(run_dir) - LAST_CHANCE_S)
         with joined(place, run_dir):
             from vae.ranks import disconnect  # these import torch, which reads the variables set above
             from vae.trainer import train
 
-            is_complete = train(run_dir, should_stop=stop, attempt=place.as_attempt())
+            is_complete = train(run_dir, should_stop=stop, attempt=place.as_attempt() | times)
             disconnect()
         if not is_complete:
             leave(place, stop)

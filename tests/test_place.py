@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import ClusterError
-from slurm.place import PORTS, Place, alone, await_meeting, find_place, free_port, joined, publish_meeting
+from slurm.place import (
+    PORTS,
+    Place,
+    alone,
+    await_meeting,
+    find_place,
+    free_port,
+    joined,
+    publish_meeting,
+    times_of,
+)
 
 SLURM = {
     "SLURM_JOB_ID": "31",
@@ -62,7 +72,10 @@ def test_an_array_element_is_named_by_array_and_index(monkeypatch: pytest.Monkey
     set_environment(monkeypatch, {**SLURM, **array})
     place = find_place()
     assert (place.job, place.tag) == ("30_1", "30_1-r2")
-    assert place.as_attempt() == {"cluster": "slurm", "job": "30_1", "restart": 2, "nodes": "n[1-2]"}
+    known = {"cluster": "slurm", "job": "30_1", "restart": 2, "nodes": "n[1-2]", "cpus": 6}
+    assert place.as_attempt() == known
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    assert place.as_attempt() == {**known, "gpus": 8}
 
 
 def test_local_processes_win_over_a_slurm_shell_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +149,22 @@ def test_a_free_port_can_be_bound_and_a_taken_one_is_not_offered(monkeypatch: py
         monkeypatch.setattr("random.SystemRandom.sample", lambda _self, ports, _count: list(ports))
         with pytest.raises(ClusterError, match="no free TCP port"):
             free_port()
+
+
+def test_slurm_tells_when_the_job_was_asked_for_and_must_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue's times are local; a time that it does not know, or no squeue, means that nothing is known."""
+    said = "2026-01-31T16:00:00  2026-01-31T16:01:00  2026-01-31T16:02:00  2026-01-31T17:02:00"
+    squeue = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    squeue.write_text(f"#!/bin/sh\necho '{said}'\n")
+    squeue.chmod(0o755)
+    times = times_of(FIRST)
+    assert times["allocated_s"] - times["submitted_s"] == 120
+    assert times["ends_s"] - times["eligible_s"] == 61 * 60
+    squeue.write_text("#!/bin/sh\necho '2026-01-31T16:00:00 N/A N/A N/A'\n")
+    assert times_of(FIRST) == {}
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert times_of(FIRST) == {}
+    assert times_of(alone()) == {}

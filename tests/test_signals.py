@@ -124,3 +124,14 @@ def test_a_rank_that_was_not_warned_itself_hands_over_with_the_others() -> None:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     """)
     assert done.stdout == "requeued\n0 True\n1 True\n"
+
+
+def test_a_lost_warning_is_made_up_for_before_the_end() -> None:
+    done = run_python("""
+        stop = StopFlag()
+        stop.expire_at(time.time() + 0.5)
+        early = stop()
+        time.sleep(0.6)
+        print(early, stop(), stop.was_warned)
+    """)
+    assert done.stdout == "False True True\n"

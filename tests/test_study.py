@@ -11,15 +11,18 @@ from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
 from vae.study import (
     Study,
+    add_launch,
     check_name,
     is_scored,
     is_trained,
     prepare_run,
     prepare_study,
+    read_launches,
     read_metrics,
     read_run,
     read_study,
     run_name,
+    slowest_stop_s,
 )
 
 
@@ -79,3 +82,27 @@ def test_half_written_metrics_line_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_launches_are_kept_in_order_and_a_broken_last_line_is_left_out(tmp_path: Path) -> None:
+    assert read_launches(tmp_path) == []
+    add_launch(tmp_path, ["a", "two words"], ["linear-s0"])
+    add_launch(tmp_path, ["b"], [])
+    with (tmp_path / "launches.jsonl").open("a") as file:
+        file.write('{"time": "20')
+    assert [launch["command"] for launch in read_launches(tmp_path)] == [["a", "two words"], ["b"]]
+    assert [launch["command"][0] for launch in read_launches(tmp_path, "linear-s0")] == ["a"]
+    assert read_launches(tmp_path)[0]["time"][:2] == "20"
+
+
+def test_the_longest_stop_is_the_slowest_save_and_validation_together(tmp_path: Path) -> None:
+    assert slowest_stop_s(tmp_path) == 0.0
+    lines = [
+        {"kind": "save", "step": 1, "seconds": 0.5},
+        {"kind": "epoch", "step": 2, "val_seconds": 3.0},
+        {"kind": "save", "step": 2, "seconds": 2.0},
+        {"kind": "epoch", "step": 4},
+        {"kind": "step", "step": 4},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert slowest_stop_s(tmp_path) == 5.0

@@ -1,6 +1,7 @@
 """A study: a folder of runs that are compared with each other, and what is already there.
 
 runs/<study>/study.yaml            this file's Study
+runs/<study>/launches.jsonl        every command that started work on it: time, command, runs
 runs/<study>/<variant>-s<seed>/    one run: run.yaml, checkpoints/, done.json, scores.json, ...
 """
 
@@ -9,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import RunError, SettingsError
+from data_prep.files import write_text
 from vae.config import RunConfig, differences, read_settings, write_settings
 
 STUDY_FILE = "study.yaml"
@@ -21,6 +25,7 @@ RUN_FILE = "run.yaml"
 DONE_FILE = "done.json"
 SCORES_FILE = "scores.json"
 METRICS_FILE = "metrics.jsonl"
+LAUNCHES_FILE = "launches.jsonl"
 PROVENANCE_FILE = "provenance.json"
 
 # Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
@@ -153,8 +158,34 @@ def is_scored(run_dir: Path, study: Study) -> bool:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All whole lines of metrics.jsonl, oldest first; a half-written last line is left out."""
+    return _read_lines(run_dir / METRICS_FILE)
+
+
+def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> None:
+    """Remember a command, word by word, that is about to start work on `runs`; one launcher at a time."""
+    launch = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": list(command), "runs": list(runs)}
+    known = [*read_launches(study_dir), launch]
+    write_text(study_dir / LAUNCHES_FILE, "".join(json.dumps(line) + "\n" for line in known))
+
+
+def read_launches(study_dir: Path, run: str = "") -> list[dict[str, Any]]:
+    """The launches of a study, or those that started work on one run, oldest first: time, command, runs."""
+    launches = _read_lines(study_dir / LAUNCHES_FILE)
+    return [launch for launch in launches if not run or run in launch["runs"]]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; none if there is no such file."""
     try:
-        text = (run_dir / METRICS_FILE).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def slowest_stop_s(run_dir: Path) -> float:
+    """Longest time a run has taken to save, and to validate if a warning comes just then; 0 = unknown."""
+    lines = read_metrics(run_dir)
+    saves = [line["seconds"] for line in lines if line["kind"] == "save"]
+    validations = [line.get("val_seconds", 0.0) for line in lines if line["kind"] == "epoch"]
+    return max(saves, default=0.0) + max(validations, default=0.0)

@@ -42,7 +42,16 @@ from slurm.submit import (
 from slurm.tables import console, scores_table, states_table
 from vae import weights
 from vae.config import VARIANT_GROUPS, RunConfig
-from vae.study import Study, check_name, check_run, prepare_run, prepare_study, run_name, with_known_runs
+from vae.study import (
+    Study,
+    add_launch,
+    check_name,
+    check_run,
+    prepare_run,
+    prepare_study,
+    run_name,
+    with_known_runs,
+)
 
 EXAMPLES = """\
   python jobs/launch.py --variant both --gpus 4                      # the study of the report
@@ -227,15 +236,22 @@ def check_writable(folder: Path) -> None:
 
 
 def check_this_machine(gang: Gang) -> None:
-    """Raise ClusterError if a local run needs several nodes, or more GPUs than there are."""
+    """Raise ClusterError if a local run needs several nodes, or more GPUs than there are; warn of none."""
     if gang.nodes > 1:
         raise ClusterError(f"--nodes {gang.nodes}, but this is one machine and no SLURM", "use --nodes 1")
-    if shutil.which("nvidia-smi") is None:
-        return
-    shown = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    gpus = sum(line.startswith("GPU ") for line in shown.stdout.splitlines())
-    if 0 < gpus < gang.gpus:
+    gpus = num_gpus_here()
+    if gpus == 0:
+        log.warning("warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU", gang.gpus)
+    elif gpus < gang.gpus:
         raise ClusterError(f"--gpus {gang.gpus}, but this machine has {gpus}", f"use --gpus {gpus}")
+
+
+def num_gpus_here() -> int:
+    """GPUs of this machine, as NVIDIA's driver counts them; torch, which knows more, would take seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    shown = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return sum(line.startswith("GPU ") for line in shown.stdout.splitlines())
 
 
 def warn_of_private_folders(launch: Launch) -> None:
@@ -258,6 +274,14 @@ def prepare(launch: Launch) -> None:
     for name, config in launch.configs.items():
         if states[name] not in ("done", "scoring", "trained"):
             prepare_run(launch.study_dir / name, config)
+
+
+def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[str]) -> None:
+    """Keep the command with the study, if it is about to start anything."""
+    tasks = [task for request in requests if request.gang for task in request.tasks.values()]
+    runs = dict.fromkeys(Path(task.path).name for task in tasks)  # a run is trained, then scored
+    if requests:
+        add_launch(launch.study_dir, ["python", "jobs/launch.py", *words], list(runs))
 
 
 def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -> int:
@@ -306,9 +330,10 @@ def show_plan(launch: Launch, requests: Sequence[JobRequest], words: Sequence[st
             print(f"{as_shell(request, keys)}\n{script(request, launch.profile, launch.code.folder)}EOF\n)\n")
         else:
             print(f"{request.kind}: {', '.join(Path(task.path).name for task in request.tasks.values())}")
-    if not requests:
+    if requests:
+        print("to do it: python jobs/launch.py " + shlex.join(word for word in words if word != "--dry-run"))
+    else:
         print("nothing is missing")
-    print("to do it: python jobs/launch.py " + shlex.join(word for word in words if word != "--dry-run"))
 
 
 def main() -> int:
@@ -327,6 +352,7 @@ def main() -> int:
             for request in requests:
                 check_accepted(request, launch.profile, launch.code.folder)
         prepare(launch)
+        note_launch(launch, requests, words)
         return carry_out(launch, requests, asked.wait)
 
 

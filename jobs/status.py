@@ -9,6 +9,7 @@ missing    never started                 unknown    SLURM does not answer
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import nullcontext, suppress
 from datetime import datetime
@@ -23,7 +24,7 @@ from rich.text import Text
 from data_prep.errors import SettingsError
 from slurm.state import REPORT_FILE, RunState, find_study, study_states
 from slurm.tables import console, scores_table, states_table
-from vae.study import read_study
+from vae.study import read_launches, read_study
 
 EXAMPLES = """\
   python jobs/status.py chest                   # the study runs/chest
@@ -74,6 +75,9 @@ def picture(study_dir: Path, states: list[RunState]) -> Group:
     parts: list[Table | Text] = [states_table(states)]
     if any(state.scores for state in states):
         parts += [Text(), scores_table(states)]
+    if launches := read_launches(study_dir):
+        launch = launches[-1]
+        parts += [Text(f"\nlaunched {launch['time']}: {shlex.join(launch['command'])}", overflow="fold")]
     if (report := study_dir / REPORT_FILE).exists():
         parts += [Text(f"\nreport: {report}", overflow="ignore", no_wrap=True)]
     return Group(*parts)

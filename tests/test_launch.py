@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tiny import REPOSITORY, TINY_FLAGS, child_environment
 
 from data_prep.packer import PackOptions, plan
 from vae.config import read_settings
-from vae.study import Study, is_trained, read_json, read_metrics, read_run
+from vae.study import Study, is_trained, read_json, read_launches, read_metrics, read_run
 
 SHORT = (*TINY_FLAGS, "--run.epochs", "1")
 
@@ -152,9 +153,15 @@ def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_
     assert report == folder / "runs" / report.parent.name / "report.html"
     assert report.exists()
 
+    (started,) = read_launches(report.parent)
+    assert started["command"] == ["python", "jobs/launch.py", *words]
+    assert started["runs"] == ["linear-s0", "direct-s0"]
+    provenance = read_json(report.parent / "linear-s0" / "provenance.json") or {}
+    assert provenance["command"] == started["command"]
+
     stamps = {path: path.stat().st_mtime_ns for path in report.parent.rglob("*") if path.is_file()}
     again = launch(folder, *words, "--dry-run")
-    assert "nothing is missing" in again.stdout
+    assert again.stdout.endswith("\nnothing is missing\n")
     again = launch(folder, *words)
     assert again.returncode == 0
     changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
@@ -169,6 +176,8 @@ def test_local_processes_train_and_later_launches_add_runs(folder: Path) -> None
     words = ("--gpus", "2", "--cluster", "auto", "--study", "grow", *SHORT)
     done = launch(folder, "--variant", "linear", *words)
     assert done.returncode == 0, done.stderr
+    if shutil.which("nvidia-smi") is None:
+        assert done.stderr.count("no NVIDIA GPU here; --gpus 2 means as many processes on the CPU") == 1
     study_dir = folder / "runs" / "grow"
     assert read_run(study_dir / "linear-s0").image_size_px == 32
     attempt = (read_json(study_dir / "linear-s0" / "provenance.json") or {})["attempts"][0]

@@ -6,11 +6,13 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vae import provenance
+from vae.study import add_launch
 
 
 @pytest.fixture
@@ -52,3 +54,12 @@ def test_attempts_add_up_and_count_the_restarts(tmp_path: Path) -> None:
     assert [attempt["job"] for attempt in written["attempts"]] == ["7", "8"]
     assert written["data_fingerprint"] == "f" * 64
     assert written["versions"]["python"].startswith("3.")
+
+
+def test_a_job_is_traced_to_the_launch_that_started_it(tmp_path: Path) -> None:
+    add_launch(tmp_path, ["python", "jobs/launch.py", "--gpus", "4"], ["a", "b"])
+    add_launch(tmp_path, ["python", "jobs/launch.py", "--gpus", "2"], ["b"])
+    assert provenance.command_of(tmp_path / "a", {"job": "7"})[-1] == "4"
+    assert provenance.command_of(tmp_path / "b", {"job": "8"})[-1] == "2"
+    assert provenance.command_of(tmp_path / "a", {}) == sys.argv  # started by hand
+    assert provenance.command_of(tmp_path / "c", {"job": "9"}) == sys.argv

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_json
-from vae.study import PROVENANCE_FILE, read_json
+from vae.goodput import with_work
+from vae.study import PROVENANCE_FILE, read_json, read_launches, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Beside a copy of the code that a launch has made for its jobs: what `code` said at that moment.
@@ -74,9 +75,15 @@ def _git(*words: str) -> str | None:
 
 
 def record_attempt(run_dir: Path, data_fingerprint: str, attempt: dict[str, Any]) -> int:
-    """Add this attempt to provenance.json; returns how many came before it (the restarts)."""
+    """Add this attempt to provenance.json; returns how many came before it (the restarts).
+
+    What the attempt before it did is noted there first: its lines after the step that this one begins at
+    are about to be dropped from metrics.jsonl.
+    """
     known = read_json(run_dir / PROVENANCE_FILE) or {}
     earlier: list[dict[str, Any]] = known.get("attempts", [])
+    if earlier:
+        earlier[-1] = with_work(earlier[-1], read_metrics(run_dir))
     started: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
@@ -86,8 +93,14 @@ def record_attempt(run_dir: Path, data_fingerprint: str, attempt: dict[str, Any]
         **code(),
         "versions": versions(),
         "data_fingerprint": data_fingerprint,
-        "command": sys.argv,
+        "command": command_of(run_dir, attempt),
         "attempts": [*earlier, started],
     }
     write_json(run_dir / PROVENANCE_FILE, record)
     return len(earlier)
+
+
+def command_of(run_dir: Path, attempt: dict[str, Any]) -> list[str]:
+    """The words somebody typed: the launch that a job comes from, else this process's own command."""
+    launches = read_launches(run_dir.parent, run_dir.name) if "job" in attempt else []
+    return launches[-1]["command"] if launches else sys.argv

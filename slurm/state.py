@@ -13,13 +13,14 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import only_holder, write_json
 from slurm.request import JobRequest, RunFacts, StudyFacts
+from vae.goodput import goodput, has_mark
 from vae.study import (
     DONE_FILE,
     METRICS_FILE,
@@ -30,6 +31,7 @@ from vae.study import (
     is_scored,
     is_trained,
     read_json,
+    read_metrics,
     read_study,
     slowest_stop_s,
 )
@@ -37,6 +39,8 @@ from vae.study import (
 log = logging.getLogger(__name__)
 
 JOBS_FILE = "jobs.json"
+JOBS_LOCK_FILE = ".jobs.lock"
+JOBS_LOCK_WAIT_S = 10.0
 LOCK_FILE = ".launch.lock"
 REPORT_FILE = "report.html"
 ANSWER_LIMIT_S = 30
@@ -62,6 +66,8 @@ class JobRecord:
     """Machine it was submitted from."""
     offset: int = 0
     """Position of the element with array index 0."""
+    end: str = ""
+    """How a local job was ended on purpose: cancelled or interrupted. Of its own jobs SLURM knows that."""
 
     @classmethod
     def of(cls, request: JobRequest, job: str, cluster: str) -> JobRecord:
@@ -96,8 +102,25 @@ def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
 
 def add_record(folder: Path, record: JobRecord) -> None:
     """Remember a submitted job."""
-    jobs = [asdict(known) for known in [*read_records(folder), record]]
-    write_json(folder / JOBS_FILE, {"jobs": jobs})
+    with _changing(folder) as records:
+        records.append(record)
+
+
+def note_end(folder: Path, job: str, how: str) -> None:
+    """Remember that local job `job` is ended on purpose; what was noted first stands."""
+    with _changing(folder) as records:
+        records[:] = [replace(known, end=known.end or how) if known.id == job else known for known in records]
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[list[JobRecord]]:
+    """The records of a folder, written back after the block; a launcher and `cancel` may meet here."""
+    with only_holder(folder / JOBS_LOCK_FILE, JOBS_LOCK_WAIT_S) as is_ours:
+        if not is_ours:
+            raise ClusterError(f"another process keeps {folder / JOBS_FILE} locked", "end it, and try again")
+        records = read_records(folder)
+        yield records
+        write_json(folder / JOBS_FILE, {"jobs": [asdict(record) for record in records]})
 
 
 @contextmanager
@@ -133,10 +156,17 @@ class Scheduler:
     exits: dict[str, str] = field(default_factory=dict)
     """Exit code and signal of each job that sacct knows, as in `1:0`."""
 
+    def can_never_start(self, element: str) -> bool:
+        """Whether a job is pending for ever, because what it waits for has failed."""
+        return (self.queue or {}).get(element, ("", ""))[1] == "DependencyNeverSatisfied"
+
     def state(self, record: JobRecord, index: int) -> tuple[str, str]:
-        """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN."""
+        """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN.
+
+        A local job that was ended on purpose is CANCELLED or INTERRUPTED.
+        """
         if record.cluster == "local":
-            return ("RUNNING" if is_running_here(record) else "GONE"), ""
+            return ("RUNNING" if is_running_here(record) else record.end.upper() or "GONE"), ""
         element = record.element(index)
         if self.queue is None:
             return "UNKNOWN", "squeue does not answer"
@@ -227,6 +257,8 @@ class RunState:
     scores: dict[str, float]
     label: str
     """What the scores must carry with them, as in `smoke, not comparable`."""
+    goodput: float | None = None
+    """Share of its allocated time, in 0..1, spent in steps whose results survived; see vae/goodput.py."""
 
 
 def study_states(study_dir: Path, study: Study) -> list[RunState]:
@@ -246,6 +278,7 @@ def run_state(
     scores = read_json(run_dir / SCORES_FILE) or {}
     attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
     values = {name: score.get("value") for name, score in scores.get("scores", {}).items()}
+    start, tail = _ends(run_dir / METRICS_FILE)
     return RunState(
         name=run_dir.name,
         state=state,
@@ -253,7 +286,8 @@ def run_state(
         restarts=max(0, len(attempts) - 1),
         scores={name: value for name, value in values.items() if isinstance(value, (int, float))},
         label=scores.get("label", ""),
-        **progress(run_dir),
+        goodput=goodput(attempts, tail if has_mark(tail) else read_metrics(run_dir)),
+        **_progress(start, tail),
     )
 
 
@@ -269,7 +303,7 @@ def _merge(
         return ("scoring" if kind == "evaluate" else "training"), reason
     if state in QUEUED:
         return ("trained" if kind == "evaluate" else "queued"), reason
-    if kind == "evaluate" and state in ("", "GONE"):
+    if kind == "evaluate" and state in ("", "GONE", "INTERRUPTED"):
         return "trained", ""
     words = {
         "": "missing",
@@ -277,11 +311,16 @@ def _merge(
         "UNKNOWN": "unknown",
         "CANCELLED": "cancelled",
         "COMPLETED": "stopped",
+        "INTERRUPTED": "stopped",
     }
     if not state and (run_dir / METRICS_FILE).exists():
         return "stopped", ""
-    detail = reason if state in words else f"{kind} {state}"
-    return words.get(state, "failed"), detail
+    detail = [reason if state in words else f"{kind} {state}"]
+    if state == "INTERRUPTED":
+        detail = ["interrupted"]
+    if state in ("CANCELLED", "INTERRUPTED") and (saved := saved_step(run_dir)):
+        detail += [f"saved at step {saved:,}"]
+    return words.get(state, "failed"), ", ".join(filter(None, detail))
 
 
 def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> tuple[str, str]:
@@ -364,14 +403,18 @@ def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Schedul
                 f"squeue does not answer, so job {record.id} may still be running",
                 f"try again later; if that SLURM is gone for good, remove the study's {JOBS_FILE}",
             )
-        if record.element(index) in scheduler.queue:
-            return record.element(index)
+        element = record.element(index)
+        if element in scheduler.queue and not scheduler.can_never_start(element):
+            return element
     return ""
 
 
 def progress(run_dir: Path) -> dict[str, Any]:
     """Where the training is, from metrics.jsonl: step, total_steps, epoch, loss, images_per_s, eta_s."""
-    start, tail = _ends(run_dir / METRICS_FILE)
+    return _progress(*_ends(run_dir / METRICS_FILE))
+
+
+def _progress(start: dict[str, Any], tail: list[dict[str, Any]]) -> dict[str, Any]:
     steps = [line for line in tail if line.get("kind") == "step"]
     last: dict[str, Any] = next((line for line in reversed(tail) if "step" in line), {})
     total = int(start.get("total_steps", 0))
@@ -389,6 +432,11 @@ def progress(run_dir: Path) -> dict[str, Any]:
         "images_per_s": newest.get("images_per_s"),
         "eta_s": eta_s,
     }
+
+
+def saved_step(run_dir: Path) -> int:
+    """The newest step that a training can go on from; 0 if none is saved."""
+    return max((int(path.name[5:]) for path in run_dir.glob("checkpoints/step_*")), default=0)
 
 
 def _ends(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slurm.state import RunState
+from vae.goodput import duration
 
 # The figures to compare runs by; scores.json and the report hold the rest.
 HEADINGS = {
@@ -36,7 +37,7 @@ def states_table(states: Iterable[RunState]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for heading in ("step", "epoch", "loss\nnats/image", "images/s", "left", "restarts"):
+    for heading in ("step", "epoch", "loss\nnats/image", "images/s", "left", "restarts", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note")
     for state in states:
@@ -49,6 +50,7 @@ def states_table(states: Iterable[RunState]) -> Table:
             number(state.images_per_s, ",.0f"),
             duration(state.eta_s) if state.state == "training" else "",
             str(state.restarts),
+            number(state.goodput, ".0%"),
             state.detail,
         )
     return table
@@ -73,17 +75,3 @@ def scores_table(states: Iterable[RunState]) -> Table:
 def number(value: float | None, form: str) -> str:
     """A number, or nothing where there is none."""
     return "" if value is None else format(value, form)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as `45 s`, `12 min`, `3 h 20 min` or `2 d 3 h`."""
-    if seconds is None:
-        return ""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

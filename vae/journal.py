@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,9 @@ class Journal:
         self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
         self._pace_start, self._pace_steps = time.monotonic(), 0
         self._progress: Progress | None = None
+        # of this attempt, for the save lines; see vae/goodput.py
+        self._start_s, self._start_cpu_s = time.time(), time.process_time()
+        self._save_s, self._saves, self._val_s = 0.0, 0, 0.0
 
     def start(self, step: int, epoch_sums: list[float], restarts: int) -> None:
         """Begin an attempt at `step`, with the sums of the epoch it is in the middle of."""
@@ -63,6 +67,7 @@ class Journal:
         kept = [line for line in read_metrics(self.run_dir) if line["step"] <= step]
         write_text(self.run_dir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
         totals = {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
+        self._start_s, self._start_cpu_s = time.time(), time.process_time()
         self._write({"kind": "start", "step": step, **totals, "restarts": restarts})
         ranks = f"{self.accelerator.num_processes} rank(s) on {self.accelerator.device.type}"
         log.info("%s: begins at step %d of %d with %s", self.run_dir.name, step, self.total_steps, ranks)
@@ -138,8 +143,12 @@ class Journal:
         self._say(step, f"loss {values['loss']:,.1f} nats/image, {values['images_per_s']:,.0f} images/s")
 
     def log_epoch(self, step: int, validation: dict[str, float] | None) -> None:
-        """Write the means of the epoch that ends at `step` down, and the validation losses if any."""
+        """Write the means of the epoch that ends at `step` down, and the validation losses if any.
+
+        `val_seconds` among the latter is what the validation has cost.
+        """
         self.settle(step)
+        self._val_s += (validation or {}).get("val_seconds", 0.0)
         images = self.steps_per_epoch * self.config.batch_size
         bce, kl = (reduce_sum(self._epoch_sums) / images).tolist()
         self._epoch_sums.zero_()
@@ -160,9 +169,25 @@ class Journal:
         self._restart_pace()  # validation is not training
 
     def log_save(self, step: int, seconds: float) -> None:
-        """Note that a checkpoint was saved, and what it cost."""
-        self._write({"kind": "save", "step": step, "seconds": round(seconds, 3)})
+        """Note that a checkpoint was saved, what it cost, and what the attempt has used so far."""
+        self._save_s, self._saves = self._save_s + seconds, self._saves + 1
+        self._write({"kind": "save", "step": step, "seconds": round(seconds, 3), **self._used()})
         self._restart_pace()
+
+    def _used(self) -> dict[str, float]:
+        """Seconds of this attempt by purpose; CPU cores this process kept busy, and its peaks in GiB."""
+        elapsed_s = time.time() - self._start_s
+        used = {
+            "train_s": elapsed_s - self._save_s - self._val_s,
+            "save_s": self._save_s,
+            "saves": self._saves,
+            "val_s": self._val_s,
+            "cores": (time.process_time() - self._start_cpu_s) / max(elapsed_s, 1e-9),
+            "host_gb": peak_memory_gb(),
+        }
+        if self.accelerator.device.type == "cuda":
+            used["gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        return {name: round(value, 3) for name, value in used.items()}
 
     def epoch_sums(self) -> list[float]:
         """(bce, kl) sums over all ranks of the epoch so far, for a checkpoint in the middle of it."""
@@ -187,6 +212,11 @@ class Journal:
         if self.accelerator.is_main_process:
             with (self.run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "time": time.time()}) + "\n")
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held, in GiB; pages of mapped shards count as well."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def _progress_bar() -> Progress:

@@ -61,16 +61,17 @@ def train(
     """
     if is_trained(run_dir):
         return True
+    attempt = {"started_s": round(time.time(), 3), **(attempt or {})}
     config = read_run(run_dir)
     accelerator = start_accelerator(config, run_dir)
     if not accelerator.is_main_process:
-        return run_to_end(run_dir, config, accelerator, should_stop, attempt or {})
+        return run_to_end(run_dir, config, accelerator, should_stop, attempt)
     with only_holder(run_dir / LOCK_FILE, LOCK_WAIT_S) as is_ours:
         if not is_ours:
             raise RunError(
                 f"another process is training {run_dir}", "wait for it, or end it; two would spoil the run"
             )
-        return run_to_end(run_dir, config, accelerator, should_stop, attempt or {})
+        return run_to_end(run_dir, config, accelerator, should_stop, attempt)
 
 
 def run_to_end(
@@ -124,7 +125,7 @@ def run_to_end(
             is_last, ends_epoch = step == total_steps, step % plan.steps_per_epoch == 0
             if ends_epoch:
                 is_validated = is_last or step // plan.steps_per_epoch % config.val_every_epochs == 0
-                journal.log_epoch(step, learner.validate(val_split) if is_validated else None)
+                journal.log_epoch(step, timed(learner.validate, val_split) if is_validated else None)
             must_stop, save_is_due = agreement.any(should_stop(), saves.is_due(ends_epoch))
             if must_stop or save_is_due or is_last:
                 journal.settle(step)  # a run that went wrong must not replace a good checkpoint
@@ -174,6 +175,13 @@ def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator)
         )
     rank, world_size = accelerator.process_index, accelerator.num_processes
     return BatchPlan(len(split), config.batch_size, config.seed, rank, world_size)
+
+
+def timed(validate: Callable[[ImageSplit], dict[str, float]], split: ImageSplit) -> dict[str, float]:
+    """The losses of a validation pass, and what it has cost as `val_seconds`."""
+    started = time.monotonic()
+    losses = validate(split)
+    return {**losses, "val_seconds": round(time.monotonic() - started, 3)}
 
 
 class SaveClock:

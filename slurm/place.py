@@ -147,6 +147,7 @@ def joined(place: Place, folder: Path) -> Iterator[None]:
         ClusterError: rank 0 could not be found.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(place.cpus))
+    os.environ.setdefault("NCCL_DEBUG", "WARN")  # says what went wrong, and nothing else
     path = folder / f".rendezvous-{place.tag}.json"
     if place.world_size == 1:  # no process group, nobody to meet
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
-from tiny import make_run, train_on_ranks
+from tiny import child_environment, make_run, train_on_ranks
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
@@ -99,3 +103,30 @@ def test_one_rank_agrees_with_itself(tmp_path: Path) -> None:
     agreement = Agreement(start_accelerator(RunConfig(trackers=()), tmp_path))
     assert agreement.any(True, False) == [True, False]
     assert agreement.from_main("step_00000001") == "step_00000001"
+
+
+def test_a_rank_that_meets_nobody_names_itself_and_the_place(tmp_path: Path) -> None:
+    code = """
+        import datetime, pathlib, vae.ranks as ranks
+        from data_prep.errors import RunError
+        ranks.MEETING_TIME_LIMIT = datetime.timedelta(seconds=1)
+        try:
+            ranks.start_accelerator(ranks.RunConfig(trackers=()), pathlib.Path())
+        except RunError as error:
+            print(error, "|", error.hint)
+    """
+    with socket.socket() as nobody:  # holds the port without listening
+        nobody.bind(("127.0.0.1", 0))
+        port = str(nobody.getsockname()[1])
+        ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env = {**child_environment(), **ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.stdout.startswith(f"rank 1 on {socket.gethostname()} did not meet the others"), done.stderr
+    assert f"127.0.0.1:{port} (network interface: chosen by the library)" in done.stdout
+    assert "NCCL_SOCKET_IFNAME" in done.stdout

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,26 +34,48 @@ def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
 
     Raises:
         SettingsError: the precision or a tracker is not available here.
-        RunError: fewer ranks came together than WORLD_SIZE says.
+        RunError: the ranks did not meet, or fewer came together than WORLD_SIZE says.
     """
     on_gpu = torch.cuda.is_available()
     mixed_precision = choose_precision(config.precision, on_gpu)
     _check_trackers(config.trackers)
     # One process may train several runs one after another, each with its own precision.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        cpu=not on_gpu,
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=MEETING_TIME_LIMIT),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            GradScalerKwargs(init_scale=first_loss_scale(config)),
-        ],
-    )
+    with naming_the_meeting():
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            cpu=not on_gpu,
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=MEETING_TIME_LIMIT),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                GradScalerKwargs(init_scale=first_loss_scale(config)),
+            ],
+        )
     check_world_size(accelerator)
     return accelerator
+
+
+@contextmanager
+def naming_the_meeting() -> Iterator[None]:
+    """Say who could not reach whom when ranks do not come together.
+
+    Raises:
+        RunError: names this rank, its host, and where it looked for rank 0.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        rank, host = os.environ.get("RANK"), socket.gethostname()
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        interface = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by the library"
+        raise RunError(
+            f"rank {rank} on {host} did not meet the others at {where} (network interface: {interface}): "
+            + str(error).splitlines()[0],
+            "if the nodes have several networks, name the right one in the profile's setup lines: "
+            "export NCCL_SOCKET_IFNAME=... GLOO_SOCKET_IFNAME=...",
+        ) from error
 
 
 def choose_precision(precision: str, on_gpu: bool) -> str:

@@ -23,6 +23,7 @@ import _front
 from _data import SHARDS_DIR, Data, find_data, safe_name, write_plan
 
 from data_prep.errors import ClusterError, SettingsError
+from slurm.control import clear_away
 from slurm.follow import LocalFollower, follow_jobs
 from slurm.place import Cluster
 from slurm.profile import ClusterProfile, read_profile
@@ -287,6 +288,8 @@ def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[
 def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -> int:
     """Run or submit the jobs; returns the exit code: 0 if all that could be done is done or queued."""
     if launch.cluster == "slurm":
+        if requests and (dead := clear_away(launch.study_dir, launch.study)):
+            log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
         submit(requests, launch.profile, launch.code.folder)
         if not must_wait:
             show(launch)

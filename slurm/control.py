@@ -15,7 +15,7 @@ from typing import Literal
 
 from data_prep.errors import ClusterError
 from slurm.request import shares
-from slurm.state import JobRecord, Scheduler, ask_scheduler, is_running_here, read_jobs
+from slurm.state import JobRecord, Scheduler, ask_scheduler, is_running_here, note_end, read_jobs
 from vae.study import Study
 
 COMMAND_LIMIT_S = 60
@@ -51,9 +51,22 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
                 index for index in record.indices if index in wanted and is_live(record, index, scheduler)
             ]
             if live:
+                if record.cluster == "local":
+                    note_end(study_dir, record.id, "cancelled")
                 end(record, live, is_all=not run)
                 said.append(f"cancelled: {kind} {names(record, live, study)} ({told(record, live, run)})")
     return said
+
+
+def clear_away(study_dir: Path, study: Study) -> list[str]:
+    """Cancel what waits for a job that has failed, where SLURM does not do so itself; returns the ids."""
+    records = read_jobs(study_dir, study)
+    scheduler = ask_scheduler(records)
+    elements = [record.element(index) for record in records for index in record.indices]
+    dead = [element for element in elements if scheduler.can_never_start(element)]
+    if dead:
+        ask("scancel", "--quiet", *dead)
+    return dead
 
 
 def end(record: JobRecord, live: list[int], is_all: bool) -> None:

@@ -84,6 +84,9 @@ class ClusterProfile:
     drop: tuple[str, ...] = ()
     """Flags of sbatch that the site refuses, as in [kill-on-invalid-dep, mem]."""
 
+    rename: dict[str, str] | None = None
+    """Flags of sbatch that the site wants under another name, as in {mem: mem-per-node}."""
+
     extra: dict[str, str] | None = None
     """Further flags of sbatch, as in {reservation: course}; an empty value gives a bare flag."""
 
@@ -97,7 +100,8 @@ class ClusterProfile:
             check_word(name, getattr(self, name))
         for flag, value in (self.extra or {}).items():
             check_word(f"extra.{flag}", value)
-        for flag in (*self.drop, *(self.extra or {})):
+        renamed = self.rename or {}
+        for flag in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
             if not FLAG_NAME.fullmatch(flag):
                 raise SettingsError(f"{flag!r} is not the name of an sbatch flag", "write it without dashes")
         for name in ("container", "python"):

@@ -347,8 +347,9 @@ def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]
         "output": request.folder / JOBS_DIR / f"{element}.log",
     }
     kept = {name: "" if value is True else str(value) for name, value in flags.items() if value}
-    kept |= profile.extra or {}
-    return {name: value for name, value in kept.items() if name not in profile.drop}
+    renamed = profile.rename or {}
+    kept = {renamed.get(name, name): value for name, value in kept.items() if name not in profile.drop}
+    return kept | (profile.extra or {})
 
 
 def sbatch_flag(name: str, value: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from devcluster import cluster  # noqa: F401  (a fixture)
+from devcluster import bare_cluster, cluster  # noqa: F401  (fixtures)
 from tiny import REPOSITORY, make_run, make_shards
 
 from data_prep.files import sha256_file

@@ -49,6 +49,8 @@ class DevCluster:
 
     folder: Path
     has_accounting: bool = True
+    settings: str = ""
+    """Further lines of slurm.conf."""
     pids: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -106,7 +108,7 @@ class DevCluster:
         )
         (self.folder / "gres.conf").write_text(lines + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        self.conf.write_text(slurm_conf(self.folder, ports, self.has_accounting))
+        self.conf.write_text(slurm_conf(self.folder, ports, self.has_accounting) + self.settings)
         dbd = self.folder / "slurmdbd.conf"
         dbd.write_text(slurmdbd_conf(self.folder, ports[1]))
         dbd.chmod(0o600)
@@ -342,11 +344,22 @@ def load(folder: Path) -> DevCluster:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     """One running cluster for all tests of a session; they skip where it cannot run, which CI forbids."""
+    yield from running(DevCluster(tmp_path_factory.mktemp("slurm")))
+
+
+@pytest.fixture(scope="session")
+def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    """Another one, at a site without accounts that allows short arrays only and requeues nothing unasked."""
+    settings = "MaxArraySize=3\nJobRequeue=0\n"
+    yield from running(DevCluster(tmp_path_factory.mktemp("bare"), has_accounting=False, settings=settings))
+
+
+def running(dev: DevCluster) -> Iterator[DevCluster]:
+    """The cluster while it is up."""
     try:
-        require()
+        require(dev.has_accounting)
     except Unavailable as error:
         pytest.skip(str(error))
-    dev = DevCluster(tmp_path_factory.mktemp("slurm"))
     dev.up()
     yield dev
     dev.down()

@@ -153,6 +153,7 @@ def test_script_says_what_the_site_wants_said() -> None:
         container="apptainer exec --nv x.sif",
         python="python3",
         drop=("kill-on-invalid-dep", "open-mode"),
+        rename={"time": "time-min"},
         extra={"reservation": "course", "exclusive": ""},
     )
     lines = sbatch_text(train, profile, CODE, profile.python).splitlines()
@@ -162,6 +163,7 @@ def test_script_says_what_the_site_wants_said() -> None:
         "--constraint=a&b",
         "--reservation=course",
         "--exclusive",
+        "--time-min=1440",
     ):
         assert f"#SBATCH {line}" in lines
     assert not [

@@ -162,8 +162,8 @@ def remarks(profile: ClusterProfile, site: Site, partition: Partition) -> dict[s
 def one_line(name: str, value: Any) -> str:
     """One setting as a line of YAML."""
     plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump({name: plain}, default_flow_style=None, width=10_000, allow_unicode=True)
-    return text.strip()
+    text = yaml.safe_dump([plain], default_flow_style=True, width=10_000, allow_unicode=True)
+    return f"{name}: {text.strip()[1:-1]}"
 
 
 def write_draft(path: Path, text: str) -> None:

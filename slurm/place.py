@@ -57,6 +57,8 @@ class Place:
         attempt |= {"restart": self.restart, "nodes": nodes, "cpus": self.cpus}
         if (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
             attempt["gpus"] = int(gpus) * self.num_nodes
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            attempt["visible_gpus"] = visible
         return attempt
 
 

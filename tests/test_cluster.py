@@ -391,6 +391,8 @@ def test_a_warned_element_restarts_alone_and_its_delay_is_no_alarm(full_site: Si
     ), said
     site.until(lambda: site.status("alone") == {"linear-s0": "done", "direct-s0": "done"})
     assert [len(attempts(run_dir)) for run_dir in (first, last)] == [1, 2]
+    one, other = attempts(first)[0], attempts(last)[0]  # side by side, each with a GPU of its own
+    assert (one["nodes"], one["visible_gpus"]) != (other["nodes"], other["visible_gpus"])
 
 
 def test_a_job_that_its_site_starts_over_and_over_in_vain_stops(full_site: Site) -> None:

@@ -72,10 +72,11 @@ def test_an_array_element_is_named_by_array_and_index(monkeypatch: pytest.Monkey
     set_environment(monkeypatch, {**SLURM, **array})
     place = find_place()
     assert (place.job, place.tag) == ("30_1", "30_1-r2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     known = {"cluster": "slurm", "job": "30_1", "restart": 2, "nodes": "n[1-2]", "cpus": 6}
     assert place.as_attempt() == known
-    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
-    assert place.as_attempt() == {**known, "gpus": 8}
+    set_environment(monkeypatch, {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    assert place.as_attempt() == {**known, "gpus": 8, "visible_gpus": "0,1,2,3"}
 
 
 def test_local_processes_win_over_a_slurm_shell_around_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from slurm.state import (
     progress,
     read_jobs,
     read_records,
+    saved_step,
 )
 from vae.study import METRICS_FILE, PROVENANCE_FILE, RUN_FILE, Study, is_scored, is_trained, read_json
 
@@ -62,6 +63,7 @@ def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Sc
         "is_done": is_scored(run_dir, study),
         "was_started": (run_dir / METRICS_FILE).exists() or (run_dir / "logs").is_dir(),
         "progress": where(run_dir) if kind == "train" else "",
+        "saved": saved_step(run_dir) if kind == "train" else 0,
         "waits_for": "",
         "busy": busy,
     }

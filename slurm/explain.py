@@ -30,7 +30,7 @@ class Case:
     """Id of the newest job of that kind, as in `8_0`; empty if there never was one."""
     is_local: bool = False
     state: str = ""
-    """That job's state in SLURM's words, GONE (ended, nobody knows how) or UNKNOWN."""
+    """That job's state in SLURM's words, INTERRUPTED, GONE (ended, nobody knows how) or UNKNOWN."""
     reason: str = ""
     """Why it is pending, in SLURM's words."""
     start: str = ""
@@ -43,6 +43,8 @@ class Case:
     """The job it depends on and what that is doing."""
     progress: str = ""
     """How far it is, as in `at step 250 of 1,000`."""
+    saved: int = 0
+    """The newest step that the training can go on from."""
     error: str = ""
     """The last error line of its newest log."""
     notice: str = ""
@@ -258,9 +260,11 @@ def ended(case: Case) -> tuple[str, str]:
             f"{job} came to its time limit{case.progress} and was not requeued",
             f"{AGAIN}; if it happens again, raise {setting} or warning_s in the profile",
         )
-    if how == "cancelled":
-        never_ran = case.state == "CANCELLED" and case.reason
-        return f"{job} was cancelled{' before it started' if never_ran else case.progress}", AGAIN
+    if how == "cancelled" or case.state == "INTERRUPTED":
+        if case.state == "CANCELLED" and case.reason:
+            return f"{job} was cancelled before it started", AGAIN
+        saved = f", saved at step {case.saved:,}" if case.saved else ""
+        return f"{job} was {how or 'interrupted'}{case.progress}{saved}", AGAIN
     words = {
         "node": "lost its node",
         "preempted": "was preempted and not requeued",

@@ -25,7 +25,7 @@ from data_prep.files import write_text
 from slurm.place import alone
 from slurm.profile import ClusterProfile
 from slurm.request import JOBS_DIR, MAX_ARRAY_SIZE, JobRequest, limit_min, sbatch_text
-from slurm.state import JobRecord, add_record
+from slurm.state import JobRecord, add_record, note_end, read_records
 from slurm.task import Task
 
 log = logging.getLogger(__name__)
@@ -250,6 +250,7 @@ def run_element(request: JobRequest, index: int, code_dir: Path, watch: Watch) -
             watch(request, index)
             time.sleep(LOCAL_POLL_S)
     except BaseException:
+        note_end(request.folder, job.job_id, "interrupted")
         end_processes(job._process)  # type: ignore[attr-defined]  # submitit's cancel() saves nothing
         raise
     if has_succeeded(jobs_dir, job.job_id, processes):
@@ -288,6 +289,8 @@ def failure(request: JobRequest, index: int, jobs_dir: Path, job: str) -> str:
     from submitit.core.utils import pickle_load
 
     name = f"{request.kind} {Path(request.tasks[index].path).name}"
+    if end := next((record.end for record in read_records(request.folder) if record.id == job), ""):
+        return f"{name} was {end}"
     for path in sorted(jobs_dir.glob(f"{job}_*_result.pkl")):
         outcome, value = pickle_load(path)
         if outcome == "error":

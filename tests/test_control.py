@@ -14,6 +14,7 @@ from tiny import REPOSITORY, child_environment, make_shards
 
 from data_prep.errors import ClusterError
 from slurm.control import OVER, cancel, throttle
+from slurm.explain import AGAIN
 from slurm.state import JobRecord, add_record, read_records
 from vae.study import Study, prepare_study
 
@@ -118,7 +119,8 @@ def test_a_running_study_saves_when_cancelled_and_goes_on_and_its_logs_are_shown
 
     assert f"cancelled: train linear-s0 (job {train})" in act("cancel", "ended")
     site.until(lambda: site.status("ended")["linear-s0"] == "cancelled", 60)
-    assert re.search(r"was cancelled at step \d+ of 80,000; run the same", act("why", "ended/linear-s0"))
+    said = act("why", "ended/linear-s0")
+    assert re.search(r"was cancelled at step \d+ of 80,000, saved at step \d+; run the same", said)
     assert list(run_dir.glob("checkpoints/step_*"))
     assert act("logs", "ended/linear-s0", "--list").startswith(
         f"1  train, job {train}_0; rank 0; last written"
@@ -189,10 +191,34 @@ def test_a_local_study_is_cancelled_with_its_launcher_and_goes_on(tmp_path: Path
     finally:
         launcher.terminate()  # ends its job, too
         launcher.communicate()
-    assert read_records(study_dir) == [record]  # the other run was not begun
+    assert [known.id for known in read_records(study_dir)] == [record.id]  # the other run was not begun
     assert list((study_dir / "linear-s0").glob("checkpoints/step_*"))
     assert door("cancel", "here", folder=tmp_path, env=env) == "nothing of here is queued or running\n"
     said = door("why", "here", folder=tmp_path, env=env).splitlines()
-    assert f"the training process {record.id} " in said[0]
+    step = last_step(study_dir / "linear-s0")
+    cause = f"was cancelled at step {step:,} of 80,000, saved at step {step:,}"
+    assert said[0] == f"linear-s0: the training process {record.id} {cause}; {AGAIN}."
+    shown = door("status", "here", folder=tmp_path, env=env)
+    assert re.search(rf"^linear-s0 +cancelled .* saved at step {step:,}$", shown, re.M)
     assert said[1] == "direct-s0: has not been launched yet; launch it."
     assert "step 5 of 80000" in door("logs", "here/linear-s0", folder=tmp_path, env=env)
+
+
+@pytest.mark.slow
+def test_one_local_run_is_cancelled_and_its_launcher_says_so_and_goes_on(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards" / "tiny")
+    words = ["--variant", "linear", "--gpus", "1", "--data", "shards/tiny", "--study", "one", *TINY]
+    words += ["--run.epochs", "10000", "--cluster", "local"]
+    command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words]
+    env = child_environment()
+    launcher = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    run_dir = tmp_path / "runs" / "one" / "linear-s0"
+    try:
+        wait_for(lambda: last_step(run_dir) >= 20, 120, lambda: str(launcher.poll()))
+        door("cancel", "one/linear-s0", folder=tmp_path, env=env)
+        _, said = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 1
+    assert "failed: train linear-s0 was cancelled\n" in said
+    assert (tmp_path / "runs" / "one" / "report.html").exists()

@@ -101,6 +101,11 @@ ENDED = [
     ({"state": "NODE_FAIL", "exit": "0:0"}, "lost its node at step 5 of 9; run the same launch command"),
     ({"state": "PREEMPTED", "exit": "0:0"}, "was preempted and not requeued at step 5 of 9"),
     ({"state": "CANCELLED", "exit": "0:15"}, f"was cancelled at step 5 of 9; {AGAIN}."),
+    (
+        {"state": "CANCELLED", "exit": "0:15", "saved": 4},
+        f"was cancelled at step 5 of 9, saved at step 4; {AGAIN}.",
+    ),
+    ({"state": "INTERRUPTED", "saved": 5}, f"was interrupted at step 5 of 9, saved at step 5; {AGAIN}."),
     ({"state": "CANCELLED", "reason": "before it started"}, f"was cancelled before it started; {AGAIN}."),
     ({"state": "COMPLETED", "exit": "0:0"}, "ended well, but the run is not complete at step 5 of 9"),
     # without accounts, SLURM's words in the log are all there is

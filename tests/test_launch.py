@@ -208,6 +208,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_at_that_step(folder: Path) ->
         text=True,
         start_new_session=True,
     )
+
+    def door(name: str, *more: str) -> str:
+        words = [sys.executable, str(REPOSITORY / "jobs" / name), *more]
+        return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True).stdout
+
     run_dir = folder / "runs" / "cut" / "direct-s0"
     give_up = time.monotonic() + 60
     while len(read_metrics(run_dir)) < 10:
@@ -220,6 +225,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_at_that_step(folder: Path) ->
     assert "run the same command again to go on" in text
     assert not is_trained(run_dir)
     stopped_at = read_metrics(run_dir)[-1]["step"]
+    told = f"interrupted, saved at step {stopped_at}"
+    assert told in door("status.py", "cut")
+    assert f"was interrupted at step {stopped_at} of 200, saved at step {stopped_at}; run" in door(
+        "why.py", "cut"
+    )
     assert subprocess.run(command, cwd=folder, env=environment(), capture_output=True).returncode == 0
     attempts = (read_json(run_dir / "provenance.json") or {})["attempts"]
     assert [attempt["from_step"] for attempt in attempts] == [0, stopped_at]

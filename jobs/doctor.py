@@ -171,7 +171,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)  # the probe is cancelled as after Ctrl-C
 
     tally, site = Tally(), ask_site()
-    here = look_here(asked.runs_dir, with_gpus=not has_programs())
+    here = look_here(asked.runs_dir, with_gpus=not (has_programs() or asked.profile))
     checks = [*check_here(here), check_slurm(has_programs(), site, is_needed=bool(asked.profile))]
     if site is not None and not asked.probe:
         checks.append(check_shared_kind(here))

@@ -219,7 +219,7 @@ def check_site(site: Site, profile: ClusterProfile) -> list[Check]:
         check_arrays(site.config),
         check_kill_wait(site.config),
         check_process_tracking(site.config),
-        check_accounting(site, profile),
+        check_accounting(site),
     ]
     return checks
 
@@ -366,7 +366,7 @@ def check_process_tracking(config: dict[str, str]) -> Check:
     return Check("process tracking", "ok", f"{kind}: {who}")
 
 
-def check_accounting(site: Site, profile: ClusterProfile) -> Check:
+def check_accounting(site: Site) -> Check:
     """sacct tells how jobs ended."""
     account = f", default account {site.account}" if site.account else ""
     if site.has_accounts:

@@ -236,17 +236,19 @@ def cut_patients(items: list[Item], options: PackOptions, name: str) -> tuple[li
 
 def refuse_shared_patients(splits: dict[str, list[Item]]) -> None:
     """Raise DataError if a patient has images in two splits."""
-    side: dict[str, str] = {}
-    shared = {
-        item.group
-        for split in SPLITS
-        for item in splits[split]
-        if item.group and side.setdefault(item.group, split) != split
-    }
+    first: dict[str, tuple[str, Item]] = {}
+    shared: dict[str, str] = {}  # by patient, where two of the images lie
+    for split in SPLITS:
+        for item in splits[split]:
+            there, other = first.setdefault(item.group, (split, item))
+            if item.group and there != split:
+                files = f"{other.path or other.key} in {there}, {item.path or item.key} in {split}"
+                shared.setdefault(item.group, files)
     if shared:
-        some = ", ".join(sorted(shared)[:3])
+        some = "; ".join(f"{patient}: {files}" for patient, files in sorted(shared.items())[:3])
+        count = "1 patient has" if len(shared) == 1 else f"{len(shared)} patients have"
         raise DataError(
-            f"{len(shared)} patient(s) have images in two splits, such as {some}",
+            f"{count} images in two splits, such as {some}",
             "correct the splits of the source, or leave them out to have them cut by patient",
         )
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,9 @@ def _list(path: Path) -> tuple[Path, list[Item]]:
     if not path.is_dir():
         raise DataError(f"no images at {str(path)!r}", f"give {SOURCES_HELP}")
     root = _descend(path.resolve())
-    return root, [_file_item(root, file) for file in sorted(_walk(root))]
+    files = sorted(_walk(root))
+    refuse_splits_in_classes(root, files)
+    return root, [_file_item(root, file) for file in files]
 
 
 def _phantoms(count: int) -> Source:
@@ -139,6 +141,27 @@ def _descend(root: Path) -> Path:
 
 def _has_splits(root: Path) -> bool:
     return any(path.name in SPLIT_NAMES for path in root.iterdir())
+
+
+def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
+    """Raise DataError if a folder that would be a class holds train or test: it is a data set of its own.
+
+    Its class would be its name, and its splits would be lost.
+    """
+    inner: dict[Path, None] = {}
+    for file in files:
+        folders = file.relative_to(root).parts[:-1]
+        first = 2 if folders and folders[0] in SPLIT_NAMES else 1  # below the class
+        for depth in range(first, len(folders)):
+            if folders[depth] in ("train", "test"):
+                inner[root.joinpath(*folders[:depth])] = None
+                break
+    if inner:
+        raise DataError(
+            f"{root} holds folders with a split of their own, which would be taken for classes",
+            f"did you mean {' or '.join(map(str, list(inner)[:4]))}? To pack several, or classes "
+            "that each have a train and a test folder, list the files in a CSV: path,label,split",
+        )
 
 
 def _walk(root: Path) -> Iterator[Path]:

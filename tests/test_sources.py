@@ -56,6 +56,25 @@ def test_class_is_the_first_folder_and_deeper_ones_are_not(tmp_path: Path) -> No
     ]
 
 
+def test_parent_of_data_sets_with_splits_is_refused(tmp_path: Path) -> None:
+    kaggle(tmp_path / "full_224", train=4, test=2)
+    kaggle(tmp_path / "originals", train=4, test=2)
+    with pytest.raises(DataError, match="would be taken for classes") as caught:
+        find_items(str(tmp_path), tmp_path)
+    assert str(caught.value.hint).startswith(
+        f"did you mean {tmp_path / 'full_224'} or {tmp_path / 'originals'}? "
+    )
+
+
+@pytest.mark.parametrize("inner", ["NORMAL/train/a.png", "train/NORMAL/test/a.png", "deep/set/train/X/a.png"])
+def test_class_with_a_split_of_its_own_is_refused(tmp_path: Path, inner: str) -> None:
+    touch(tmp_path, "PNEUMONIA/b.png", inner)
+    if not inner.startswith("train"):
+        touch(tmp_path, inner.replace("train", "test"))
+    with pytest.raises(DataError, match="would be taken for classes"):
+        find_items(str(tmp_path), tmp_path)
+
+
 def test_linked_folder_is_entered_but_a_circle_is_not(tmp_path: Path) -> None:
     touch(tmp_path / "far", "a.png")
     touch(tmp_path / "source", "NORMAL/b.png")

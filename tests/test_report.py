@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from test_page import Reader
 from tiny import REPOSITORY, child_environment
 
-from vae.report import number, score_table, spread, write_report
+from vae.report import in_words, number, score_table, spread, write_report
 from vae.study import Study, prepare_study
+from vae.trainer import train
 
 
 @pytest.fixture
@@ -56,21 +58,76 @@ def test_the_report_is_one_file_that_opens_offline(study_dir: Path) -> None:
     ]
 
 
-def test_scores_stand_beside_the_figures_of_the_report(study_dir: Path) -> None:
+def first_rows(study_dir: Path) -> dict[str, list[str]]:
+    """Rows of the table of FID and Inception score by their first cell."""
+    page = (study_dir / "report.md").read_text()
+    section = page.split("## FID and Inception score")[1].split("\n## ")[0]
+    return {row[0]: row for row in table_rows(section)}
+
+
+def test_a_score_stands_beside_that_of_real_images(study_dir: Path) -> None:
     write_report(study_dir)
-    rows = {row[0]: row for row in table_rows((study_dir / "report.md").read_text()) if len(row) == 6}
+    rows = first_rows(study_dir)
     for column, name in ((1, "rfid_paper"), (2, "gfid_paper"), (3, "is_reconstructions"), (4, "is_samples")):
         assert rows["linear-s0"][column] == number(score_of(study_dir, "linear-s0", name))
     assert rows["direct-s0"][2] == "-"
     assert rows["real images"][2] == number(score_of(study_dir, "linear-s0", "floor_paper"))
-    assert rows["report, first iteration (linear)"][1:5] == ["0.447", "-", "2.479", "-"]
-    assert rows["report, second iteration (direct)"][1:5] == ["0.133", "-", "3.014", "-"]
+
+
+def test_published_figures_stand_beside_scores_of_the_same_extractor_only(study_dir: Path) -> None:
+    page = Reader(write_report(study_dir).read_text()).text
+    assert not any(word in page for word in ("0.447", "3.014", "can be compared with care", "published, "))
+    assert "compare them with no other number" in page
+    path = study_dir / "study.yaml"
+    path.write_text(path.read_text().replace("smoke", "inception"))
+    assert "can be compared with care" in Reader(write_report(study_dir).read_text()).text
+    rows = first_rows(study_dir)
+    assert rows["published, first iteration (linear)"][1:5] == ["0.447", "-", "2.479", "-"]
+    assert rows["published, second iteration (direct)"][1:5] == ["0.133", "-", "3.014", "-"]
+
+
+def test_scores_are_named_in_words_in_sentences(study_dir: Path) -> None:
+    page = Reader(write_report(study_dir).read_text()).text
+    assert "No FID of samples, FID-2048 of samples and Inception score of samples for direct-s0: " in page
+    assert in_words(["ssim"]) == "SSIM"
+
+
+def test_the_time_of_every_run_and_attempt_is_told(study_dir: Path) -> None:
+    """The stopped run goes on, so that it has two attempts; no scheduler tells how long they waited."""
+    train(study_dir / "linear-s1")
+    write_report(study_dir)
+    page = (study_dir / "report.md").read_text()
+    section = page.split("## Where the time went")[1].split("\n## ")[0]
+    rows = {row[0]: row for row in table_rows(section)}
+    assert rows["run"][1:] == [
+        *("in the queue", "start-up", "useful steps", "steps done again", "saving", "validation", "useful")
+    ]
+    assert {"linear-s0", "direct-s0", "linear-s1", "all runs"} <= rows.keys()
+    assert rows["linear-s0"][1] == "-"
+    assert re.fullmatch(r"\d+%", rows["all runs"][-1])
+    assert "linear-s1: 2 attempts" in section
+    assert "from step 0, 6 steps" in rows
+    assert rows["from step 6, 18 steps"][1] == "1 x cpu"
+    assert "train_limit_min 15 " in section.replace("\\", "")
+
+
+def test_times_of_a_cluster_are_added_up(study_dir: Path) -> None:
+    path = study_dir / "linear-s0" / "provenance.json"
+    known = json.loads(path.read_text())
+    (attempt,) = known["attempts"]
+    began_s = attempt["started_s"]
+    waited = {"submitted_s": began_s - 7260, "eligible_s": began_s - 3660, "allocated_s": began_s - 60}
+    path.write_text(json.dumps({**known, "attempts": [{**attempt, **waited, "device": "cuda"}]}))
+    write_report(study_dir)
+    row = next(row for row in table_rows((study_dir / "report.md").read_text()) if row[1] == "60 min")
+    assert (row[0], len(row)) == ("linear-s0", 9)
+    assert 0.016 < float(row[-1]) < 1.0  # GPU-hours: a minute and the training
 
 
 def test_smoke_scores_are_labelled_wherever_they_stand(study_dir: Path) -> None:
     label = "smoke, not comparable"
     write_report(study_dir)
-    for row in table_rows((study_dir / "report.md").read_text()):
+    for row in table_rows((study_dir / "report.md").read_text().split("## Where the time went")[0]):
         if row[0] in ("linear-s0", "direct-s0", "real images") and len(row) in (6, 8) and "scored" not in row:
             assert row[-1] == label
     assert f"FID and IS here: {label}." in (study_dir / "report.html").read_text()
@@ -112,7 +169,6 @@ def test_settings_provenance_and_cards_are_told(study_dir: Path) -> None:
     assert ["latent_dim", "256", "8", "8", "8"] in table_rows((study_dir / "report.md").read_text())
     assert "not a clinical quality measure" in page
     assert "exact distance by the nuclear norm" in page
-    assert "at most about 2" in page
 
 
 def test_text_from_files_is_not_taken_for_markup(study_dir: Path) -> None:
@@ -165,7 +221,8 @@ def test_scores_of_other_weights_are_not_shown(study_dir: Path) -> None:
 def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
     prepare_study(tmp_path / "none", Study("none", ("linear-s0",)))
     page = Reader(write_report(tmp_path / "none").read_text()).text
-    for text in ("it was never started", "No run has logged a loss yet", "No run is scored yet", "0.447"):
+    no_times = "No attempt has left times yet"
+    for text in ("it was never started", "No run has logged a loss yet", no_times, "at most about 2"):
         assert text in page
 
 
@@ -173,9 +230,9 @@ def test_several_seeds_give_a_mean_and_a_deviation(study_dir: Path) -> None:
     shutil.rmtree(study_dir / "linear-s1")
     shutil.copytree(study_dir / "linear-s0", study_dir / "linear-s1")
     write_report(study_dir)
-    rows = {row[0]: row for row in table_rows((study_dir / "report.md").read_text()) if len(row) == 6}
+    rows = first_rows(study_dir)
     fid = number(score_of(study_dir, "linear-s0", "rfid_paper"))
-    assert rows["linear, mean of 2 seeds"][1] == f"{fid} ± 0"
+    assert rows["linear, mean ± standard deviation of 2 seeds"][1] == f"{fid} ± 0"
     assert spread([1.0, 2.0, 3.0]) == "2.000 ± 1"
 
 

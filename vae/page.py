@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# A phone shows so many columns side by side.
+WIDE_COLUMNS = 3
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
        max-width: 68rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
-p { margin: .5rem 0; max-width: 48rem; overflow-wrap: anywhere; }
+p { margin: .5rem 0; max-width: 48rem; }
+h1, h2, h3, p, figcaption, summary { overflow-wrap: anywhere; }
 .warning { border-left: 4px solid #b45309; background: #fef6e7; padding: .5rem .8rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .9rem; }
@@ -29,6 +32,16 @@ figcaption { font-size: .9rem; margin-bottom: .3rem; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 @media print { .scroll { overflow: visible; } }
+/* on a phone each row of a wide table becomes a list, so nothing scrolls sideways */
+@media (max-width: 45rem) {
+  td { overflow-wrap: anywhere; min-width: 0; }
+  .wide thead { display: none; }
+  .wide table, .wide tbody, .wide tr, .wide td { display: block; }
+  .wide tr { border-bottom: 2px solid #888; padding: .4rem 0; }
+  .wide td { border: 0; padding: .1rem 0; text-align: left; white-space: normal; }
+  .wide td:first-child { font-weight: 600; }
+  .wide td[data-head]:not(:first-child)::before { content: attr(data-head) ": "; color: #555; }
+}
 """
 
 
@@ -108,16 +121,22 @@ def _html(block: Block) -> str:
 
 
 def _html_table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="number"' if i in table.numbers else "" for i in range(len(cells))]
+    """The table; in a wide one each cell knows its column's head, for pages too narrow for columns."""
+    is_wide = len(table.head) > WIDE_COLUMNS
+    kinds = [' class="number"' if i in table.numbers else "" for i in range(len(table.head))]
+    heads = [f' data-head="{html.escape(name)}"' if is_wide and name else "" for name in table.head]
+
+    def row(cells: Sequence[str], tag: str, attributes: Sequence[str]) -> str:
         inside = [
-            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
+            f"<{tag}{kind}{more}>{html.escape(cell)}</{tag}>"
+            for cell, kind, more in zip(cells, kinds, attributes, strict=True)
         ]
         return f"<tr>{''.join(inside)}</tr>"
 
-    body = "\n".join(row(cells, "td") for cells in table.rows)
-    head = row(table.head, "th")
-    return f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    body = "\n".join(row(cells, "td", heads) for cells in table.rows)
+    head = row(table.head, "th", [""] * len(table.head))
+    style = "scroll wide" if is_wide else "scroll"
+    return f'<div class="{style}"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:

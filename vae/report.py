@@ -18,13 +18,14 @@ from data_prep.files import write_text
 from data_prep.shards import read_manifest
 from vae.config import RunConfig, to_dict
 from vae.figures import write_loss_curves
+from vae.goodput import Account, Attempt, Spent, account, duration, suggestions, total
 from vae.page import Block, Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
 from vae.study import DONE_FILE, PROVENANCE_FILE, SCORES_FILE, read_json, read_metrics, read_run, read_study
 
-# FID and IS as the report gives them, for its two iterations.
-REPORTED = {
-    "report, first iteration (linear)": {"rfid_paper": "0.447", "is_reconstructions": "2.479"},
-    "report, second iteration (direct)": {"rfid_paper": "0.133", "is_reconstructions": "3.014"},
+# FID and IS as the published study gives them, for its two iterations.
+PUBLISHED = {
+    "published, first iteration (linear)": {"rfid_paper": "0.447", "is_reconstructions": "2.479"},
+    "published, second iteration (direct)": {"rfid_paper": "0.133", "is_reconstructions": "3.014"},
 }
 
 PAPER_COLUMNS = {
@@ -40,6 +41,22 @@ OTHER_COLUMNS = {
     "psnr": "PSNR (dB)",
     "bce": "BCE (nats/image)",
     "kl": "KL (nats/image)",
+}
+# What a score is called in a sentence.
+IN_WORDS = {
+    "rfid_paper": "FID of reconstructions",
+    "gfid_paper": "FID of samples",
+    "floor_paper": "FID of real images",
+    "rfid_2048": "FID-2048 of reconstructions",
+    "gfid_2048": "FID-2048 of samples",
+    "floor_2048": "FID-2048 of real images",
+    "is_reconstructions": "Inception score of reconstructions",
+    "is_samples": "Inception score of samples",
+    "is_real": "Inception score of real images",
+    "ssim": "SSIM",
+    "psnr": "PSNR",
+    "bce": "cross-entropy",
+    "kl": "KL divergence",
 }
 # Where the scores of real images stand in these tables.
 YARDSTICKS = {
@@ -72,7 +89,7 @@ LOSS_CAPTION = (
     "Loss per image: cross-entropy summed over pixels + beta x KL. Its minimum is not 0 but the entropy of "
     "the grey values. The first steps may lie above the frame."
 )
-SETTINGS_TEXT = "Settings that some run has changed. The defaults are the report's."
+SETTINGS_TEXT = "Settings that some run has changed. The defaults are the published study's."
 # Under the table of FID and IS, a paragraph each.
 HOW_TO_READ = (
     "Lower FID is better; 0 is a perfect copy. For reconstructions it measures what is lost on the way "
@@ -80,11 +97,21 @@ HOW_TO_READ = (
     "real images is what as many training images score: what a perfect sampler could reach.",
     "The Inception score counts ImageNet classes, which X-rays do not show. Only its distance to the score "
     "of the real images says anything.",
-    "The report's rows can be compared with care. Its code was pytorch-ignite's FID and Inception score on "
-    "1000 class probabilities, and this table repeats that protocol; such a FID is at most about 2 and not "
-    "on the scale of a FID on 2048 activations. But the report does not say whether it scored "
-    "reconstructions or samples, which images, or how many. Its second iteration cannot sample, so its "
-    "figures stand under reconstructions. They come from one training of each model.",
+    "The rows of the published study can be compared with care. Its code was pytorch-ignite's FID and "
+    "Inception score on 1000 class probabilities, and this table repeats that protocol; such a FID is at "
+    "most about 2 and not on the scale of a FID on 2048 activations. But the published study does not say "
+    "whether it scored reconstructions or samples, which images, or how many. Its second iteration cannot "
+    "sample, so its figures stand under reconstructions. They come from one training of each model.",
+)
+HOW_TO_READ_SMOKE = (
+    "These scores come from a tiny network with seeded random weights. They show that the scoring works, and "
+    "nothing about the models: compare them with no other number.",
+)
+TIMES_TEXT = (
+    "Useful is the share of the allocated time that went into training steps whose results survived (also "
+    "called goodput or effective training time). The rest is start-up, steps that an interruption made the "
+    "run do again, saving, and validation. Time in the queue is not allocated time. What an interrupted "
+    "attempt did after its last line of metrics.jsonl is not counted."
 )
 
 
@@ -111,6 +138,12 @@ class Run:
     @property
     def variant(self) -> str:
         return self.config.variant if self.config else MISSING
+
+    def account(self) -> Account:
+        """Where its time went."""
+        known = self.provenance.get("attempts", [])
+        is_done = self.state in ("not scored", "scored")
+        return account(self.name, known, self.metrics, is_done, self.scores.get("host_gb"))
 
     def value(self, name: str) -> float | None:
         """A score, or None where there is none."""
@@ -150,27 +183,33 @@ def _progress(metrics: list[dict[str, Any]]) -> str:
     return f"training is at step {metrics[-1]['step']:,} of {starts[-1]['total_steps']:,}"
 
 
-def write_report(study_dir: Path) -> Path:
-    """Write report.md, scores.csv and report.html of a study; returns the path of report.html.
+def write_report(study_dir: Path, run: str = "") -> Path:
+    """Write report.md, scores.csv and report.html; returns the path of report.html.
+
+    Args:
+        study_dir: folder of the study; what is written goes there.
+        run: only this run of it; what is written goes into the run's folder.
 
     Raises:
         SettingsError: `study_dir` is not a study.
     """
     study = read_study(study_dir)
-    runs = [read(study_dir / name) for name in study.runs]
+    runs = [read(study_dir / name) for name in ([run] if run else study.runs)]
+    folder, title = study_dir / run, f"Run {run}" if run else f"Study {study.name}"
     blocks = [
-        *_opening(study.name, runs),
-        *_score_blocks(runs),
-        *_loss_blocks(study_dir, runs),
+        *_opening(title, runs),
+        *_score_blocks(runs, is_smoke=study.extractor == "smoke"),
+        *_loss_blocks(folder, runs),
         *_image_blocks(runs),
+        *_time_blocks(runs),
         *_settings_blocks(runs),
         *_provenance_blocks(runs),
         *_card_blocks(runs),
     ]
-    write_text(study_dir / "scores.csv", scores_csv(study.name, runs))
-    write_text(study_dir / "report.md", to_markdown(blocks, study_dir))
-    path = study_dir / "report.html"
-    write_text(path, to_html(f"Study {study.name}", blocks))
+    write_text(folder / "scores.csv", scores_csv(study.name, runs))
+    write_text(folder / "report.md", to_markdown(blocks, folder))
+    path = folder / "report.html"
+    write_text(path, to_html(title, blocks))
     return path
 
 
@@ -182,10 +221,10 @@ def score_table(study_dir: Path, names: Sequence[str] = ()) -> str:
     return "\n\n".join([*tables, "\n".join(reasons)]).rstrip()
 
 
-def _opening(name: str, runs: list[Run]) -> list[Block]:
+def _opening(title: str, runs: list[Run]) -> list[Block]:
     head = ["run", "variant", "state", "epochs", "steps", "restarts", "images/s", "val. loss (nats/image)"]
     return [
-        Heading(f"Study {name}", 1),
+        Heading(title, 1),
         Text("Variational autoencoders for chest X-rays: training, scores and images of every run."),
         Text(NOT_CLINICAL),
         *_label_warnings(runs),
@@ -239,40 +278,48 @@ def _data_blocks(runs: list[Run]) -> list[Block]:
     return blocks
 
 
-def _score_blocks(runs: list[Run]) -> list[Block]:
-    blocks: list[Block] = [Heading("FID and Inception score beside the report's figures")]
+def _score_blocks(runs: list[Run], is_smoke: bool) -> list[Block]:
+    beside = "" if is_smoke else " beside the published figures"
+    blocks: list[Block] = [Heading(f"FID and Inception score{beside}")]
     counts = {run.scores["scores"]["rfid_paper"]["protocol"]["n_fake"] for run in runs if run.scores}
     blocks += [Text(f"Scores of {count:,} test images, or as many samples.") for count in sorted(counts)]
-    blocks += [_score_table(runs, PAPER_COLUMNS, with_reported=True)]
-    blocks += [Text(paragraph) for paragraph in HOW_TO_READ]
+    blocks += [_score_table(runs, PAPER_COLUMNS, with_published=not is_smoke)]
+    blocks += [Text(paragraph) for paragraph in (HOW_TO_READ_SMOKE if is_smoke else HOW_TO_READ)]
     blocks += [Heading("Other scores"), _score_table(runs, OTHER_COLUMNS)]
     reasons: dict[str, list[str]] = {}
     for run in runs:
         for name, entry in run.scores.get("scores", {}).items():
             if entry["value"] is None:
                 reasons.setdefault(f"{run.name}: {entry['reason']}", []).append(name)
-    blocks += [Text(f"No {', '.join(names)} for {reason}.") for reason, names in reasons.items()]
+    blocks += [Text(f"No {in_words(names)} for {reason}.") for reason, names in reasons.items()]
     return blocks
 
 
-def _score_table(runs: list[Run], columns: dict[str, str], with_reported: bool = False) -> Table:
-    """One row per run, then means over seeds, real images and, if asked for, the report's own figures."""
+def in_words(names: Sequence[str]) -> str:
+    """Names of scores as a sentence has them: `FID of samples and Inception score of samples`."""
+    words = [IN_WORDS.get(name, name) for name in names]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _score_table(runs: list[Run], columns: dict[str, str], with_published: bool = False) -> Table:
+    """One row per run, then means over seeds, real images and, if asked for, the published figures."""
     rows = [[run.name, *(number(run.value(name)) for name in columns), run.label] for run in runs]
     for variant in dict.fromkeys(run.variant for run in runs):
         peers = [run for run in runs if run.variant == variant and run.scores]
         if len(peers) > 1:
             cells = [spread([run.value(name) for run in peers]) for name in columns]
             labels = ", ".join(dict.fromkeys(run.label for run in peers if run.label))
-            rows.append([f"{variant}, mean of {len(peers)} seeds", *cells, labels])
+            name = f"{variant}, mean ± standard deviation of {len(peers)} seeds"
+            rows.append([name, *cells, labels])
     # the same for all runs of a study, unless they were scored by different extractors
     judged = {run.scores["weights_sha256"]: run for run in reversed(runs) if run.scores}
     for run in judged.values():
         cells = [number(run.value(YARDSTICKS.get(name, ""))) for name in columns]
         rows.append(["real images", *cells, run.label])
-    if with_reported:
+    if with_published:
         rows += [
             [name, *(known.get(column, MISSING) for column in columns), ""]
-            for name, known in REPORTED.items()
+            for name, known in PUBLISHED.items()
         ]
     head, numbers = ["", *columns.values(), "label"], frozenset(range(1, len(columns) + 1))
     if not any(row[-1] for row in rows):
@@ -295,8 +342,8 @@ def spread(values: list[float | None]) -> str:
     return f"{number(statistics.mean(known))} ± {statistics.stdev(known):.2g}"
 
 
-def _loss_blocks(study_dir: Path, runs: list[Run]) -> list[Block]:
-    path = study_dir / "figures" / "loss.png"
+def _loss_blocks(folder: Path, runs: list[Run]) -> list[Block]:
+    path = folder / "figures" / "loss.png"
     heading = Heading("Loss curves")
     if not write_loss_curves(path, {run.name: run.metrics for run in runs}):
         return [heading, Text("No run has logged a loss yet.")]
@@ -323,6 +370,76 @@ def _image_blocks(runs: list[Run]) -> list[Block]:
 def _picture(run: Run, name: str, caption: str) -> Block:
     path = run.folder / "figures" / f"{name}.png"
     return Picture(path, caption) if path.is_file() else Text(f"{caption}: {path} is missing")
+
+
+def _time_blocks(runs: list[Run]) -> list[Block]:
+    """What became of the allocated time, by run and by attempt, and what to ask for next time."""
+    accounts = [run.account() for run in runs]
+    told = [one for one in accounts if one.attempts]
+    if not told:
+        return [Heading("Where the time went"), Text("No attempt has left times yet.")]
+    rows = [(one.run, one.spent) for one in told]
+    if len(told) > 1:
+        rows.append(("all runs", total(spent for _, spent in rows)))
+    blocks: list[Block] = [Heading("Where the time went"), Text(TIMES_TEXT), _time_table("run", rows)]
+    for one in told:
+        if len(one.attempts) > 1:
+            tries = [(_attempt_name(attempt), attempt.spent) for attempt in one.attempts]
+            title = f"{one.run}: {len(tries)} attempts"
+            blocks.append(Details(title, [_time_table("attempt", tries), _peak_table(one.attempts)]))
+    return blocks + [Text(sentence) for sentence in suggestions(accounts)]
+
+
+def _attempt_name(attempt: Attempt) -> str:
+    lost = f", {attempt.steps_lost:,} of them again later" if attempt.steps_lost else ""
+    return f"from step {attempt.first_step:,}, {attempt.steps:,} steps{lost}"
+
+
+def _time_table(what: str, rows: Sequence[tuple[str, Spent]]) -> Table:
+    """A row of times for each name; hours of a kind only where some were spent."""
+    times = ("in the queue", "start-up", "useful steps", "steps done again", "saving", "validation")
+    hours = [
+        (name, field)
+        for name, field in (("GPU-hours", "gpu_hours"), ("CPU-hours", "cpu_hours"))
+        if any(getattr(spent, field) for _, spent in rows)
+    ]
+    cells = [
+        [
+            name,
+            *(
+                MISSING if seconds is None else duration(seconds)
+                for seconds in (
+                    spent.wait_s,
+                    spent.startup_s,
+                    spent.useful_s,
+                    spent.lost_s,
+                    spent.save_s,
+                    spent.val_s,
+                )
+            ),
+            MISSING if spent.goodput is None else f"{spent.goodput:.0%}",
+            *(number(getattr(spent, field)) for _, field in hours),
+        ]
+        for name, spent in rows
+    ]
+    head = [what, *times, "useful", *(name for name, _ in hours)]
+    return Table(head, cells, frozenset(range(1, len(head))))
+
+
+def _peak_table(attempts: Sequence[Attempt]) -> Table:
+    """What the first process of each attempt used."""
+    heads = {"cores": "CPU cores busy", "host_gb": "memory (GiB)", "gpu_gb": "GPU memory (GiB)"}
+    names = [name for name in heads if any(name in attempt.peaks for attempt in attempts)]
+    rows = [
+        [
+            _attempt_name(attempt),
+            f"{attempt.place[1]} x {attempt.place[0]}",
+            *(number(attempt.peaks.get(name)) for name in names),
+        ]
+        for attempt in attempts
+    ]
+    head = ["attempt", "processes", *(heads[name] for name in names)]
+    return Table(head, rows, frozenset(range(2, len(head))))
 
 
 def _settings_blocks(runs: list[Run]) -> list[Block]:
@@ -366,7 +483,10 @@ def _provenance_blocks(runs: list[Run]) -> list[Block]:
             Table(["fact", "value"], [[name, str(text)] for name, text in facts.items()]),
         ]
         attempts = known.get("attempts", [])
-        head = list(dict.fromkeys(key for attempt in attempts for key in attempt))
+        # times are told in a section of their own
+        head = list(
+            dict.fromkeys(k for attempt in attempts for k in attempt if k != "work" and k[-2:] != "_s")
+        )
         rows = [[str(attempt.get(key, "")) for key in head] for attempt in attempts]
         blocks.append(
             Details(f"Attempts: {len(attempts)}", [Table([key.replace("_", " ") for key in head], rows)])
@@ -396,7 +516,7 @@ def _cards(run: Run) -> list[Block]:
     return [
         Table(["fact", "value"], [[key.replace("_", " "), str(text)] for key, text in facts.items()]),
         Table(["score", *(key.replace("_", " ") for key in columns)], rows, frozenset((2, 3, 4))),
-        *(Text(f"{', '.join(names)}: {note}.") for note, names in notes.items() if note),
+        *(Text(f"{in_words(names)}: {note}.") for note, names in notes.items() if note),
     ]
 
 

@@ -34,6 +34,7 @@ from vae.checkpoint import load_trained
 from vae.config import RunConfig
 from vae.data import ImageSplit, load_split, mix, to_unit
 from vae.features import Extractor, Features, cache_key, cached, gather, load_extractor, own_batches, to_8bit
+from vae.journal import peak_memory_gb
 from vae.learner import check_fingerprint
 from vae.losses import bce_per_image, kl_per_image
 from vae.model import NO_SAMPLES, VAE
@@ -97,6 +98,7 @@ def evaluate(run_dir: Path, study: Study) -> dict[str, Any]:
         "device": state.device.type,
         "world_size": state.num_processes,
         "seconds": round(time.monotonic() - started, 1),
+        "host_gb": round(peak_memory_gb(), 3),
         "versions": versions(),
         "scores": scores,
     }

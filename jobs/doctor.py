@@ -167,8 +167,9 @@ def main() -> int:
         raise SettingsError(f"--wait-min {asked.wait_min}; allowed: at least 1")
     if (asked.probe or path) and not has_programs():
         raise ClusterError("no SLURM on this machine (no sbatch)", "run this on a login node of your cluster")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # the probe is cancelled as after Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which cancel the probe as Ctrl-C does
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
     tally, site = Tally(), ask_site()
     here = look_here(asked.runs_dir, with_gpus=not (has_programs() or asked.profile))

@@ -19,6 +19,7 @@ from slurm.probe import LIMIT_MIN, Probe, RankFacts
 from slurm.profile import ClusterProfile
 from slurm.request import Gang
 from slurm.site import Partition, Site
+from slurm.state import QUEUED, RUNNING
 from vae.provenance import versions
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -295,14 +296,12 @@ def check_limits(partition: Partition, profile: ClusterProfile, settings: Iterab
     """No time limit of the profile is above the partition's, or the job would wait for ever."""
     name, most = f"limits in {partition.name}", partition.max_time_min
     limits = {setting: getattr(profile, setting) for setting in settings}
-    asked = ", ".join(f"{setting} {limit} min" for setting, limit in limits.items())
+    asked = ", ".join(f"{setting.split('_')[0]} {limit}" for setting, limit in limits.items())
     if most is None:
-        return Check(name, "ok", f"{asked}; the partition has no limit")
-    seen = f"{asked}; the partition allows {most} min"
+        return Check(name, "ok", f"{asked} min; the partition has none")
+    seen = f"{asked} min; the partition allows {most} min"
     if too_long := [setting for setting, limit in limits.items() if limit > most]:
-        hint = (
-            f"set {' and '.join(too_long)} in the profile to {most} or less; a longer run goes on by itself"
-        )
+        hint = f"set {', '.join(too_long)} in the profile to {most} or less; a longer run goes on by itself"
         return Check(name, "fail", seen, hint)
     return Check(name, "ok", seen)
 
@@ -418,15 +417,16 @@ def check_probe(probe: Probe, here: Here, profile: ClusterProfile, data: Path | 
 def check_job(probe: Probe) -> Check:
     """The job ran and every rank has looked at everything."""
     name, where = "job", " and ".join(sorted({rank.node for rank in probe.ranks}))
-    if probe.state == "PENDING":
+    if probe.state in QUEUED:
         cause, _ = pending_reason(Case("", ""), probe.reason or "None")
         seen = f"job {probe.job} did not start in {probe.waited_s / 60:.1f} min: {cause} ({probe.reason})"
         return Check(
             name, "fail", seen, "it was cancelled; change the profile, or wait longer with --wait-min"
         )
     said = f": {probe.log}" if probe.log else ""
+    how = "was given up" if probe.state in (*RUNNING, "UNKNOWN") else "ended"
     if not probe.ranks:
-        seen = f"job {probe.job} ended ({probe.state}) before it could write anything{said}"
+        seen = f"job {probe.job} {how} ({probe.state}) before it could write anything{said}"
         hint = "check setup, container and python in the profile"
         if not probe.log:
             hint = "the nodes probably do not see this folder: choose a --runs-dir that they share, " + hint
@@ -434,7 +434,7 @@ def check_job(probe: Probe) -> Check:
     unfinished = [f"rank {rank.rank} at {rank.doing}" for rank in probe.ranks if rank.doing]
     unfinished += [f"rank {n}" for n in range(probe.gang.gpus) if n not in {r.rank for r in probe.ranks}]
     if unfinished:
-        seen = f"job {probe.job} on {where} ended ({probe.state}), {', '.join(unfinished)} not done{said}"
+        seen = f"job {probe.job} on {where} {how} ({probe.state}), {', '.join(unfinished)} not done{said}"
         return Check(
             name, "fail", seen, f"a probe may take {LIMIT_MIN} min; the checks below show how far it came"
         )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm.doctor import describe_nodes
+from slurm.doctor import describe_nodes, first
 from slurm.profile import PROFILES_DIR, ClusterProfile
 from slurm.site import NodeKind, Partition, Site
 from vae.study import NAME
@@ -55,11 +55,11 @@ def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
     Raises:
         ClusterError: no partition takes jobs.
     """
-    partition = site.partition(base.partition) if base.partition else choose_partition(site)
+    partition = site.partition(first(base.partition)) if base.partition else choose_partition(site)
     if partition is None or not partition.kinds:
-        raise ClusterError(
-            "no partition takes jobs now, so there is nothing to draft from", "try again later"
-        )
+        which = f'partition "{base.partition}"' if base.partition else "no partition"
+        hint = "wait for the site, or begin from a --profile with another partition"
+        raise ClusterError(f"{which} {'does not take' if base.partition else 'takes'} jobs now", hint)
     cpu = choose_cpu_partition(site) if partition.most_gpus else None
     node = typical(partition)
     gpus = max(1, node.gpus)
@@ -69,7 +69,7 @@ def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
     small = cpu or partition
     return dataclasses.replace(
         base,
-        partition=partition.name,
+        partition=base.partition or partition.name,
         cpu_partition=cpu.name if cpu else "",
         account=base.account or site.account,
         gpu_type=types[0] if len(types) == 1 else "",
@@ -119,7 +119,7 @@ def within(limit_min: int, partition: Partition) -> int:
 
 def profile_text(profile: ClusterProfile, site: Site) -> str:
     """YAML with a comment where a value comes from; what the site leaves open stays as a comment."""
-    partition = site.partition(profile.partition)
+    partition = site.partition(first(profile.partition))
     notes = remarks(profile, site, partition) if partition else {}
     cluster, version = (site.config.get(name, "unknown") for name in ("ClusterName", "SLURM_VERSION"))
     lines = [

@@ -54,6 +54,7 @@ CANCEL_LIMIT_S = 30.0
 MEETING_LIMIT = datetime.timedelta(seconds=60)
 REDUCE_BYTES = 16 << 20
 TOKEN_FILE = "hello"
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Pending for one of these, the job would wait for ever.
 HOPELESS = (
     "PartitionTimeLimit",
@@ -311,20 +312,27 @@ def cancelled_at_the_end(name: str) -> Iterator[None]:
         yield
     finally:
         give_up = time.monotonic() + CANCEL_LIMIT_S
-        while ask("squeue", "--noheader", f"--name={name}") and time.monotonic() < give_up:
-            ask("scancel", "--quiet", f"--name={name}")
-            time.sleep(POLL_S)
+        with uninterrupted():
+            while ask("squeue", "--noheader", f"--name={name}") and time.monotonic() < give_up:
+                ask("scancel", "--quiet", f"--name={name}")
+                time.sleep(POLL_S)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and the like, for this process and those it starts."""
-    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    """Put Ctrl-C and the like off until the end, for this process and for programs that it starts."""
+    noted: list[int] = []
+    heard = [number for number in INTERRUPTS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda got, _: noted.append(got)) for number in heard}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # which programs inherit, handlers they do not
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if noted:
+            raise KeyboardInterrupt
 
 
 def await_end(record: JobRecord, limit_s: float) -> tuple[str, str]:

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from devcluster import DevCluster, wait_for
+from devcluster import DevCluster, free_ports, wait_for
 from tiny import REPOSITORY, TINY_FLAGS
 
 from data_prep.errors import ClusterError, SettingsError
 from slurm import doctor
 from slurm.doctor import Here, Verdict
 from slurm.draft import draft_profile, new_profile_path, profile_text, write_draft
-from slurm.probe import Probe, RankFacts, num_allocated, run_probe
+from slurm.probe import Probe, RankFacts, num_allocated, run_probe, uninterrupted
 from slurm.profile import PROFILES_DIR, ClusterProfile, read_profile
 from slurm.request import Gang
 from slurm.site import NodeKind, Partition, Site, minutes, node_kind, read_config, read_partitions
@@ -194,7 +194,7 @@ def test_limits_above_the_partitions_fail_and_say_which() -> None:
     assert doctor.check_limits(GPU, profile, doctor.GPU_LIMITS).verdict == "ok"
     check = doctor.check_limits(CPU, profile, doctor.GPU_LIMITS + doctor.CPU_LIMITS)
     assert check.verdict == "fail"
-    assert check.hint.startswith("set train_limit_min and pack_limit_min in the profile to 180 or less")
+    assert check.hint.startswith("set train_limit_min, pack_limit_min in the profile to 180 or less")
     endless = dataclasses.replace(CPU, max_time_min=None)
     assert doctor.check_limits(endless, profile, doctor.GPU_LIMITS).verdict == "ok"
 
@@ -332,6 +332,20 @@ def test_the_probe_takes_two_nodes_else_two_ranks_else_one(
     assert doctor.probe_gang(partition, ClusterProfile(**settings)) == gang
 
 
+def test_ctrl_c_waits_until_a_program_has_answered() -> None:
+    answers = []
+
+    def interrupted_question() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            answers.append(subprocess.check_output(["sh", "-c", "kill -INT $$; echo done"], text=True))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_question()
+    assert answers == ["done\n"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 # --- drafting a profile ------------------------------------------------------------------------------
 
 
@@ -373,6 +387,8 @@ def test_a_cluster_without_gpus_is_not_asked_for_them() -> None:
     assert (draft.partition, draft.cpu_partition, draft.drop) == ("cpu", "", ("gpus-per-node",))
     with pytest.raises(ClusterError, match="no partition takes jobs"):
         draft_profile(Site(CONFIG, (Partition("gpu", num_unusable=2),)), ClusterProfile())
+    with pytest.raises(ClusterError, match='"gpus" does not take jobs'):
+        draft_profile(SITE, ClusterProfile(partition="gpus"))
 
 
 @pytest.mark.parametrize("site", [SITE, Site(CONFIG, (CPU,), account="1234"), Site({}, (GPU,))])
@@ -545,7 +561,10 @@ def test_what_sbatch_refuses_is_told_in_its_words(cluster: DevCluster, folder: P
 
 @pytest.mark.slurm
 def test_a_controller_that_does_not_answer_fails(cluster: DevCluster, folder: Path) -> None:
-    done = call(folder=folder, env={**cluster.env, "SLURM_CONF": str(folder / "none.conf")})
+    conf = folder / "slurm.conf"
+    nobody = free_ports(1)[0]
+    conf.write_text(re.sub(r"SlurmctldPort=\d+", f"SlurmctldPort={nobody}", cluster.conf.read_text()))
+    done = call(folder=folder, env={**cluster.env, "SLURM_CONF": str(conf)})
     assert done.returncode == 1
     assert rows(done.stdout)["SLURM"] == ("fail", "sbatch is here, but its controller does not answer")
 

@@ -92,7 +92,7 @@ def build_parser() -> _front.Parser:
         "--profile",
         default="",
         metavar="NAME",
-        help="slurm/profiles/NAME.yaml, or a YAML file (site defaults)",
+        help="slurm/profiles/NAME.yaml, or a YAML file (default: SLURM's defaults)",
     )
     add("--probe", action="store_true", help="submit a short job that looks at the nodes")
     add(
@@ -101,14 +101,14 @@ def build_parser() -> _front.Parser:
         metavar="NAME",
         help="draft slurm/profiles/NAME.yaml from what SLURM says, and check that; --profile is its base",
     )
-    add("--wait-min", type=int, default=10, metavar="N", help="minutes the probe may wait to start (10)")
+    add("--wait-min", type=int, default=10, metavar="N", help="minutes the probe may wait to start")
     add(
         "--data",
         type=Path,
         metavar="SHARDS",
-        help=f"packed images for the probe to read (the first under {SHARDS_DIR}/, if any)",
+        help=f"packed images for the probe to read (default: the first under {SHARDS_DIR}/, if any)",
     )
-    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept (runs)")
+    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept")
     return parser
 
 

@@ -134,7 +134,7 @@ def read_partitions(partitions: str, nodes: str) -> tuple[Partition, ...]:
         mine = [row[1:] for row in rows if len(row) == 6 and row[0] == facts["PartitionName"]]
         usable, num_unusable = Counter[tuple[str, str, str]](), 0
         for count, cpus, memory, gres, state in mine:
-            if state.startswith(UNUSABLE):
+            if state.startswith(UNUSABLE) or state.endswith("*"):  # * = does not respond
                 num_unusable += int(count)
             else:
                 usable[cpus, memory, gres] += int(count)

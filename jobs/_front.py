@@ -6,10 +6,10 @@ import logging
 import os
 import re
 import sys
-from argparse import RawTextHelpFormatter
+from argparse import SUPPRESS, Action, RawTextHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 # `python jobs/launch.py` puts jobs/ on the path, not the repository; with this the
 # commands work before `pip install -e .` and run the code they stand beside.
@@ -24,6 +24,25 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
+class Help(RawTextHelpFormatter):
+    """Keeps the layout of texts, and says what a flag is when it is not given."""
+
+    def _get_help_string(self, action: Action) -> str:
+        """The help of a flag with its default, unless it has none or its text tells it."""
+        text, default = action.help or "", action.default
+        is_silent = default in (None, "", SUPPRESS) or action.nargs == 0 or not action.option_strings
+        if is_silent or "(default: " in text:
+            return text
+        values = map(str, default) if isinstance(default, (list, tuple)) else [str(default)]
+        shown = ("[%s]" if action.nargs is None and isinstance(default, (list, tuple)) else "%s") % ",".join(
+            values
+        )
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        return "VALUE"
+
+
 class Parser(jsonargparse.ArgumentParser):
     """A parser that keeps the layout of its texts, takes no abbreviations and answers in one line."""
 
@@ -31,17 +50,40 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(
             description=description,
             epilog=f"examples:\n{examples}",
-            formatter_class=RawTextHelpFormatter,
+            formatter_class=Help,
             allow_abbrev=False,
         )
+        self.instead: dict[str, str] = {}
+        """What to use instead of a flag that one may look for here but that does not exist."""
+
+    def add_runs_dir(self) -> None:
+        """Add --runs-dir."""
+        self.add_argument(
+            "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept"
+        )
+
+    def add_target(self, metavar: str = "STUDY|STUDY/RUN", nargs: Literal["?"] | None = None) -> None:
+        """Add the study or run to work on, as `what`, and --runs-dir."""
+        kinds = {"STUDY": "name of a study, or its folder", "STUDY/RUN": "a run of a study, or its folder"}
+        text = kinds.get(metavar, "a study or one of its runs, or the folder")
+        self.add_argument("what", metavar=metavar, nargs=nargs, help=text)
+        self.add_runs_dir()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
         line = re.sub(r'Parser key "([\w.]+)"', r"--\1", " ".join(message.split()))
         line = re.sub(r"a <class '(\w+)'>\. Got value: ", r"\1, not ", line)
+        if found := re.search("(?<=arguments are required: ).*", line):
+            line = line[: found.start()] + ", ".join(map(self._typed, found[0].split(", ")))
         print(f"error: {line}", file=sys.stderr)
-        print(f"hint: python jobs/{self.prog} --help", file=sys.stderr)
+        hints = [hint for flag, hint in self.instead.items() if re.search(rf"{flag}\b", line)]
+        print(f"hint: {'; '.join(hints) or f'python jobs/{self.prog} --help'}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+    def _typed(self, name: str) -> str:
+        """An argument as one would type it."""
+        known = next((action for action in self._actions if action.dest == name), None)
+        return name if known is None else [*known.option_strings, str(known.metavar)][0]
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -6,8 +6,6 @@ there. Doing it twice is the same as doing it once.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import _front
 
 from slurm.control import cancel
@@ -23,10 +21,7 @@ EXAMPLES = """\
 def main() -> int:
     """Cancel, and print what was cancelled."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("what", metavar="STUDY|STUDY/RUN", help="a study or one of its runs, or the folder")
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
-    )
+    parser.add_target()
     asked = parser.parse_args()
     study_dir, run = find_target(asked.what, asked.runs_dir)
     lines = cancel(study_dir, read_study(study_dir), run)

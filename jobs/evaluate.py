@@ -12,14 +12,14 @@ from pathlib import Path
 
 import _front
 
-from slurm.state import find_study
+from slurm.state import find_target
 from vae.report import score_table
-from vae.study import RUN_FILE, SCORES_FILE, STUDY_FILE, Study, is_scored, is_trained, read_json, read_study
+from vae.study import SCORES_FILE, Study, is_scored, is_trained, read_json, read_study
 from vae.weights import EXTRACTORS, check, identify, locate
 
 EXAMPLES = """\
   python jobs/evaluate.py chest                                # what the study runs/chest lacks
-  python jobs/evaluate.py runs/chest/linear-s0                 # one run, anew
+  python jobs/evaluate.py chest/linear-s0                      # one run, anew
   python jobs/evaluate.py chest --inception-weights weights/inception.pth
   python jobs/evaluate.py demo --extractor smoke               # tiny seeded network: not comparable
   torchrun --nproc-per-node 2 jobs/evaluate.py runs/chest/linear-s0
@@ -29,10 +29,7 @@ EXAMPLES = """\
 def build_parser() -> _front.Parser:
     """The command line: what to score, and by which extractor."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("what", metavar="RUN_OR_STUDY", help="a run's folder, or a study's folder or name")
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
-    )
+    parser.add_target()
     parser.add_argument(
         "--extractor",
         choices=EXTRACTORS,
@@ -49,13 +46,9 @@ def build_parser() -> _front.Parser:
 
 def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
     """The study's folder, the study with the runs to score, and whether all of it was asked for."""
-    run_dir = Path(what).resolve()
-    if not (run_dir / RUN_FILE).exists():
-        study_dir = find_study(what, runs_dir)
-        return study_dir, read_study(study_dir), True
-    has_study = (run_dir.parent / STUDY_FILE).exists()
-    study = read_study(run_dir.parent) if has_study else Study(run_dir.parent.name)
-    return run_dir.parent, dataclasses.replace(study, runs=(run_dir.name,)), False
+    study_dir, run = find_target(what, runs_dir)
+    study = read_study(study_dir)
+    return study_dir, dataclasses.replace(study, runs=(run,)) if run else study, not run
 
 
 def is_due(run_dir: Path, study: Study) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from pathlib import Path
 
 import _front
 
@@ -32,25 +31,24 @@ def build_parser() -> _front.Parser:
     """Which run, which attempt, which rank, how much."""
     parser = _front.Parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("run", metavar="STUDY/RUN", help="a run of a study, or its folder")
+    parser.add_target("STUDY/RUN")
     add("--follow", action="store_true", help="go on with what is added, also by later attempts")
     add("--list", action="store_true", help="list the attempts instead")
     add("--attempt", type=int, metavar="N", help="attempt number N of the list, from 1 (default: the newest)")
-    add("--rank", type=int, default=0, metavar="K", help="process K of the attempt (default: 0)")
+    add("--rank", type=int, default=0, metavar="K", help="process K of the attempt")
     add("--lines", type=int, metavar="N", help="only the last N lines")
-    add("--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)")
     return parser
 
 
 def main() -> int:
     """List, print or follow."""
     asked = build_parser().parse_args()
-    study_dir, run = find_target(asked.run, asked.runs_dir)
+    study_dir, run = find_target(asked.what, asked.runs_dir)
     study = read_study(study_dir)
     if not run:
         first = study.runs[0] if study.runs else "RUN"
         raise SettingsError(
-            f"{asked.run} is a study, not a run", f"give one of its runs: {asked.run}/{first}"
+            f"{asked.what} is a study, not a run", f"give one of its runs: {asked.what}/{first}"
         )
     if asked.lines is not None and asked.lines < 1:
         raise SettingsError(f"--lines {asked.lines}; allowed: at least 1")

@@ -1,19 +1,18 @@
-"""Write the report of a study: report.html (one file that opens offline), report.md and scores.csv.
+"""Write the report of a study or of one run: report.html (one file that opens offline), report.md and a CSV.
 
 It always comes: a run that is not finished or not scored appears in it with the reason.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import _front
 
-from slurm.state import find_study
+from slurm.state import find_target
 from vae.report import write_report
 
 EXAMPLES = """\
   python jobs/report.py chest                   # the study runs/chest
+  python jobs/report.py chest/linear-s0         # one run, into its folder
   python jobs/report.py /shared/runs/chest
 """
 
@@ -21,12 +20,9 @@ EXAMPLES = """\
 def main() -> int:
     """Write the report and print the path of report.html."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("study", help="name of a study, or its folder")
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
-    )
-    args = parser.parse_args()
-    print(write_report(find_study(args.study, args.runs_dir)))
+    parser.add_target()
+    asked = parser.parse_args()
+    print(write_report(*find_target(asked.what, asked.runs_dir)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Show what every run of a study is doing, from its files, squeue and sacct.
+"""Show what every run of a study is doing, from its files, squeue and sacct; without a study, list them all.
 
 done       trained and scored            training   on a node now
 trained    waits for its scores          queued     waits for SLURM; the note says why
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,13 +23,22 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.errors import SettingsError
-from slurm.state import REPORT_FILE, RunState, find_study, study_states
+from slurm.state import REPORT_FILE, RunState, all_states, find_studies, find_target, study_states
 from slurm.tables import console, scores_table, states_table
-from vae.study import read_launches, read_study
+from vae.study import (
+    DONE_FILE,
+    LAUNCHES_FILE,
+    METRICS_FILE,
+    SCORES_FILE,
+    STUDY_FILE,
+    read_launches,
+    read_study,
+)
 
 EXAMPLES = """\
+  python jobs/status.py                         # the studies in runs/
   python jobs/status.py chest                   # the study runs/chest
-  python jobs/status.py /shared/runs/chest
+  python jobs/status.py /shared/runs/chest/linear-s0
   python jobs/status.py chest --watch           # again every 10 seconds, until all is done; Ctrl-C ends it
   python jobs/status.py chest --watch 60
 """
@@ -41,7 +51,7 @@ LEAST_WATCH_S = 2.0
 def main() -> int:
     """Print the table of runs, and of scores if there are any; once, or until all is done."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("study", help="name of a study, or its folder")
+    parser.add_target(nargs="?")
     parser.add_argument(
         "--watch",
         nargs="?",
@@ -50,24 +60,59 @@ def main() -> int:
         metavar="SECONDS",
         help="show it again every 10 (or SECONDS) seconds, until every run is done",
     )
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
-    )
     asked = parser.parse_args()
-    study_dir = find_study(asked.study, asked.runs_dir)
+    if asked.what is None:
+        if asked.watch is not None:
+            raise SettingsError("--watch needs a study", "python jobs/status.py STUDY --watch")
+        console().print(studies_table(asked.runs_dir))
+        return 0
+    study_dir, run = find_target(asked.what, asked.runs_dir)
     if asked.watch is None:
-        console().print(picture(study_dir, states_of(study_dir)))
+        console().print(picture(study_dir, states_of(study_dir, run)))
         return 0
     if not asked.watch >= LEAST_WATCH_S:
         raise SettingsError(f"--watch {asked.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
     with suppress(KeyboardInterrupt):  # how one leaves it
-        watch(study_dir, asked.watch)
+        watch(study_dir, run, asked.watch)
     return 0
 
 
-def states_of(study_dir: Path) -> list[RunState]:
-    """What every run is doing now; runs that were added to the study meanwhile are there, too."""
-    return study_states(study_dir, read_study(study_dir))
+def states_of(study_dir: Path, run: str) -> list[RunState]:
+    """What every run, or that one, is doing now; runs that were added meanwhile are there, too."""
+    states = study_states(study_dir, read_study(study_dir))
+    return [state for state in states if run in ("", state.name)]
+
+
+def studies_table(runs_dir: Path) -> Table:
+    """One row per study: how many runs are done, what the others are doing, and when anything changed.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    folders = find_studies(runs_dir)
+    if not folders:
+        raise SettingsError(
+            f"no study in {runs_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
+        )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("study", "done", "runs", "newest change"):
+        table.add_column(heading, no_wrap=heading != "runs", justify="right" if heading == "done" else "left")
+    for folder, states in all_states({folder: read_study(folder) for folder in folders}).items():
+        counts = Counter(state.state for state in states)
+        others = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
+        changed = datetime.fromtimestamp(last_change(folder, states))
+        row = (folder.name, f"{counts['done']} of {len(states)}", others, f"{changed:%Y-%m-%d %H:%M}")
+        table.add_row(*row)
+    return table
+
+
+def last_change(study_dir: Path, states: list[RunState]) -> float:
+    """When the study or one of its runs got any further, as a Unix time."""
+    runs = [
+        study_dir / state.name / name for state in states for name in (METRICS_FILE, DONE_FILE, SCORES_FILE)
+    ]
+    paths = [study_dir, study_dir / STUDY_FILE, study_dir / LAUNCHES_FILE, *runs]
+    return max(path.stat().st_mtime for path in paths if path.exists())
 
 
 def picture(study_dir: Path, states: list[RunState]) -> Group:
@@ -83,12 +128,12 @@ def picture(study_dir: Path, states: list[RunState]) -> Group:
     return Group(*parts)
 
 
-def watch(study_dir: Path, every_s: float) -> None:
+def watch(study_dir: Path, run: str, every_s: float) -> None:
     """Show the tables again and again until every run is done: in place on a terminal, else one by one."""
     out = console()
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while True:
-            states = states_of(study_dir)
+            states = states_of(study_dir, run)
             shown = Group(picture(study_dir, states), Text(f"\n{datetime.now():%Y-%m-%d %H:%M:%S}"))
             if live is None:
                 out.print(shown, Text())

@@ -5,8 +5,6 @@ It takes effect at once on what is queued; what runs goes on. `launch --max-para
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import _front
 
 from data_prep.errors import SettingsError
@@ -24,15 +22,12 @@ EXAMPLES = """\
 def main() -> int:
     """Change the live arrays of the study, and print which."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("study", help="name of a study, or its folder")
+    parser.add_target("STUDY")
     parser.add_argument("to", metavar="N|hold|release", help="runs at once, from 1; or hold, or release")
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
-    )
     asked = parser.parse_args()
-    study_dir = find_study(asked.study, asked.runs_dir)
+    study_dir = find_study(asked.what, asked.runs_dir)
     lines = throttle(study_dir, read_study(study_dir), read_asked(asked.to))
-    for line in lines or [f"nothing of {asked.study} is queued or running"]:
+    for line in lines or [f"nothing of {asked.what} is queued or running"]:
         print(line)
     return 0
 

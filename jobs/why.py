@@ -6,8 +6,6 @@ called unknown. Words in brackets are SLURM's own.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import _front
 
 from slurm.evidence import gather
@@ -25,10 +23,7 @@ EXAMPLES = """\
 def main() -> int:
     """Print one sentence for each run asked for; for a study, those that are done are only counted."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("what", metavar="STUDY|STUDY/RUN", help="a study or one of its runs, or the folder")
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where studies are kept (default: runs)"
-    )
+    parser.add_target()
     asked = parser.parse_args()
     study_dir, run = find_target(asked.what, asked.runs_dir)
     study = read_study(study_dir)

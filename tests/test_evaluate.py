@@ -26,6 +26,16 @@ def study_dir(scored_study: Path, tmp_path: Path) -> Path:
     return copy
 
 
+def test_one_run_is_named_as_everywhere_else(study_dir: Path) -> None:
+    kept, other = study_dir / "linear-s0" / "scores.json", study_dir / "direct-s0" / "scores.json"
+    before, modified = kept.stat().st_mtime_ns, other.stat().st_mtime_ns
+    done = evaluate("tiny/linear-s0", "--runs-dir", study_dir.parent)
+    assert done.returncode == 0, done.stderr
+    assert kept.stat().st_mtime_ns > before
+    assert other.stat().st_mtime_ns == modified
+    assert "direct-s0" not in done.stdout
+
+
 def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_dir: Path) -> None:
     kept, lost = study_dir / "linear-s0" / "scores.json", study_dir / "direct-s0" / "scores.json"
     before, modified = json.loads(lost.read_text()), kept.stat().st_mtime_ns
@@ -53,7 +63,7 @@ def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_d
             ["linear-s0", "--extractor", "inception", "--inception-weights", "absent.pth"],
             "no Inception v3 weights",
         ),
-        (["absent"], "no study"),
+        (["absent"], "no run 'absent' in"),
     ],
 )
 def test_mistakes_are_told_in_one_line(scored_study: Path, arguments: list[str], message: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,15 @@ from tiny import REPOSITORY, child_environment
 from data_prep.files import write_json, write_text
 from slurm.state import RunState
 from slurm.tables import console, duration, scores_table, states_table
-from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, Study, prepare_study
+from vae.study import (
+    DONE_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    RUN_FILE,
+    SCORES_FILE,
+    Study,
+    prepare_study,
+)
 
 STEPS = """\
 {"kind": "start", "step": 0, "total_steps": 1000, "steps_per_epoch": 100, "time": 0}
@@ -81,6 +91,50 @@ def test_an_unknown_study_names_the_known_ones(tmp_path: Path) -> None:
     shown = status("cest", "--runs-dir", str(tmp_path))
     assert shown.returncode == 2
     assert shown.stderr.startswith(f"error: no study 'cest'. Known in {tmp_path}: chest.\nhint: ")
+
+
+def test_without_a_study_all_are_listed(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", Study("chest", ("linear-s0", "direct-s0", "spatial-s0"), "smoke"))
+    run_dir = tmp_path / "chest" / "linear-s0"
+    write_json(run_dir / DONE_FILE, {"weights_sha256": "ab"})
+    write_json(run_dir / SCORES_FILE, {"checkpoint_sha256": "ab", "extractor": "smoke", "scores": {}})
+    write_text(tmp_path / "by-hand" / "first" / RUN_FILE, "seed: 1")
+    for path in (tmp_path / "chest").rglob("*"):
+        os.utime(path, (0, 0))
+    os.utime(run_dir / SCORES_FILE, (3e8, 3e8))
+    os.utime(tmp_path / "chest", (0, 0))
+    shown = status("--runs-dir", str(tmp_path))
+    assert shown.returncode == 0, shown.stderr
+    rows = [re.split(r"  +", line.strip()) for line in shown.stdout.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [
+        ["by-hand", "0 of 1", "1 missing"],
+        ["chest", "1 of 3", "2 missing"],
+    ]
+    assert rows[1][3].startswith("1979-07-05")
+    nothing = status("--runs-dir", str(tmp_path / "none"))
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert nothing.stderr.startswith("error: no study in ")
+
+
+def test_runs_that_were_trained_by_hand_need_no_study(scored_study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "try"
+    shutil.copytree(scored_study, folder)
+    (folder / "study.yaml").unlink()
+    shown = status(str(folder))
+    assert re.findall(r"^(\S+-s\d) +(\w+)", shown.stdout, re.M)[:3] == [
+        ("direct-s0", "done"),
+        ("linear-s0", "done"),
+        ("linear-s1", "stopped"),
+    ]
+    one = status(str(folder / "linear-s1"))
+    assert re.findall(r"^(\S+-s\d) +(\w+)", one.stdout, re.M) == [("linear-s1", "stopped")]
+    report = [sys.executable, str(REPOSITORY / "jobs" / "report.py"), str(folder / "direct-s0")]
+    done = subprocess.run(report, env=child_environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == str(folder / "direct-s0" / "report.html"), done.stderr
+    page = (folder / "direct-s0" / "report.md").read_text()
+    assert page.startswith("# Run direct-s0\n")
+    assert "linear-s0" not in page
+    assert not (folder / "report.md").exists()
 
 
 def test_help_says_what_the_states_mean() -> None:

@@ -68,16 +68,27 @@ def run_name(variant: str, seed: int) -> str:
     return f"{variant}-s{seed}"
 
 
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds study.yaml, or runs that were trained by hand."""
+    return (folder / STUDY_FILE).exists() or any(folder.glob(f"*/{RUN_FILE}"))
+
+
 def read_study(study_dir: Path) -> Study:
-    """Read study.yaml.
+    """Read study.yaml; without one, the runs in the folder make a study, scored as they were.
 
     Raises:
-        SettingsError: there is none, or it is not a study.
+        SettingsError: there are none either, or study.yaml is not a study.
     """
-    path = study_dir / STUDY_FILE
-    if not path.exists():
-        raise SettingsError(f"no study at {study_dir}", "a study is a folder that `jobs/launch.py` made")
-    return read_settings(Study, path)
+    if (study_dir / STUDY_FILE).exists():
+        return read_settings(Study, study_dir / STUDY_FILE)
+    runs = tuple(sorted(path.parent.name for path in study_dir.glob(f"*/{RUN_FILE}")))
+    if not runs:
+        raise SettingsError(
+            f"no study at {study_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
+        )
+    scores = (read_json(study_dir / run / SCORES_FILE) or {} for run in runs)
+    extractors = (known["extractor"] for known in scores if "extractor" in known)
+    return Study(study_dir.name, runs, next(extractors, Study.extractor))
 
 
 def read_run(run_dir: Path) -> RunConfig:

@@ -456,9 +456,14 @@ def check_shared(probe: Probe, runs_dir: Path) -> Check:
 
 
 def failed(ranks: Iterable[RankFacts], look: str, is_good: Callable[[RankFacts], bool] = bool) -> str:
-    """The nodes on which a look failed or found something else, with the reason; empty if there are none."""
-    bad = {rank.node: rank.errors.get(look, "") for rank in ranks if look in rank.errors or not is_good(rank)}
-    return ", ".join(f"{node} ({why})" if why else node for node, why in sorted(bad.items()))
+    """Nodes on which a look failed or found something else, with the reason; empty if there are none."""
+    nodes: dict[str, list[str]] = {}
+    for rank in ranks:
+        if look in rank.errors or not is_good(rank):
+            nodes.setdefault(rank.errors.get(look, ""), []).append(rank.node)
+    return "; ".join(
+        " and ".join(sorted(set(bad))) + (f" ({why})" if why else "") for why, bad in nodes.items()
+    )
 
 
 def check_same_versions(ranks: Iterable[RankFacts], here: dict[str, str]) -> Check:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import ClusterError
+from data_prep.errors import ClusterError, ToolkitError
 from data_prep.files import write_json, write_text
 from data_prep.shards import map_images, read_crc32, read_labels, read_manifest
 from slurm.explain import Case, pending_reason
@@ -124,7 +124,8 @@ class ProbeTask(Task):
             try:
                 look(facts)
             except Exception as error:  # every look tells about itself, and none stops the others
-                facts.errors[name] = shorten(f"{type(error).__name__}: {error}")
+                kind = "" if isinstance(error, ToolkitError) else f"{type(error).__name__}: "
+                facts.errors[name] = shorten(f"{kind}{error}")
         facts.doing = ""
         write_json(folder / f"rank{place.rank}.json", dataclasses.asdict(facts))
 

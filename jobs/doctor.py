@@ -28,19 +28,17 @@ from slurm.doctor import (
     Here,
     check_accepted,
     check_here,
-    check_probe,
     check_shared_kind,
     check_site,
     check_slurm,
-    first,
     look_here,
-    probe_gang,
 )
 from slurm.draft import draft_profile, new_profile_path, profile_text, write_draft
 from slurm.probe import run_probe
+from slurm.probed import check_probe, probe_gang
 from slurm.profile import ClusterProfile, read_profile
 from slurm.request import Gang, JobRequest
-from slurm.site import Site, ask_site, has_programs
+from slurm.site import Site, ask_site, first, has_programs
 from slurm.submit import check_accepted as ask_sbatch
 from slurm.task import TrainTask
 

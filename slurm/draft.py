@@ -10,9 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm.doctor import describe_nodes, first
 from slurm.profile import PROFILES_DIR, ClusterProfile
-from slurm.site import NodeKind, Partition, Site
+from slurm.site import NodeKind, Partition, Site, describe_nodes, first
 from vae.study import NAME
 
 # Training reads from memory-mapped files and needs few; more only make the job wait longer.

@@ -114,6 +114,24 @@ def ask(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def first(partitions: str) -> str:
+    """The first of several partitions, as in `gpu,gpu-long`."""
+    return partitions.split(",")[0]
+
+
+def describe_nodes(partition: Partition) -> str:
+    """The nodes that take jobs: `2 nodes of 8 CPUs, 15 GB, 4 GPUs (a100)`."""
+    if not partition.kinds:
+        return "no node takes jobs"
+    shown = [
+        f"{kind.count} {'node' if kind.count == 1 else 'nodes'} of {kind.cpus} CPUs, {kind.mem_gb} GB"
+        + (f", {kind.gpus} GPUs" if kind.gpus else "")
+        + (f" ({kind.gpu_type})" if kind.gpu_type else "")
+        for kind in partition.kinds
+    ]
+    return "; ".join(shown[:4]) + ("; ..." if len(shown) > 4 else "")
+
+
 # --- reading the answers -------------------------------------------------------------------------
 
 

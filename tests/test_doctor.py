@@ -16,7 +16,7 @@ from devcluster import DevCluster, free_ports, wait_for
 from tiny import REPOSITORY, TINY_FLAGS
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm import doctor
+from slurm import doctor, probed
 from slurm.doctor import Here, Verdict
 from slurm.draft import draft_profile, new_profile_path, profile_text, write_draft
 from slurm.probe import Probe, RankFacts, num_allocated, run_probe, uninterrupted
@@ -63,7 +63,7 @@ def here(**facts: object) -> Here:
     return dataclasses.replace(known, **facts)  # type: ignore[arg-type]
 
 
-def probed(*ranks: RankFacts, state: str = "COMPLETED", reason: str = "", log: str = "") -> Probe:
+def probe_of(*ranks: RankFacts, state: str = "COMPLETED", reason: str = "", log: str = "") -> Probe:
     return Probe("7", Gang(2, 2), state, reason, 12.0, "hello", ranks, log)
 
 
@@ -72,7 +72,7 @@ def rank(number: int = 0, **facts: object) -> RankFacts:
 
 
 def verdicts(probe: Probe, **options: object) -> dict[str, Verdict]:
-    checks = doctor.check_probe(probe, here(), ClusterProfile(), None)
+    checks = probed.check_probe(probe, here(), ClusterProfile(), None)
     return {check.name: check.verdict for check in checks}
 
 
@@ -247,7 +247,7 @@ def test_arrays_kill_wait_process_tracking_and_accounts() -> None:
 
 
 def test_two_healthy_ranks_are_ok_everywhere() -> None:
-    assert set(verdicts(probed(rank(0), rank(1))).values()) == {"ok"}
+    assert set(verdicts(probe_of(rank(0), rank(1))).values()) == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -272,35 +272,35 @@ def test_two_healthy_ranks_are_ok_everywhere() -> None:
     ],
 )
 def test_one_sick_node_is_enough(facts: dict[str, object], name: str, verdict: str) -> None:
-    assert verdicts(probed(rank(0), rank(1, **facts)))[name] == verdict
+    assert verdicts(probe_of(rank(0), rank(1, **facts)))[name] == verdict
 
 
 def test_a_hint_stands_beside_everything_that_is_not_ok() -> None:
     sick = rank(1, token="", cpus_usable=1, gpus_seen=0, may_requeue=False, address="", free_gb=1.0)
-    checks = doctor.check_probe(probed(rank(0), sick), here(), ClusterProfile(), None)
+    checks = probed.check_probe(probe_of(rank(0), sick), here(), ClusterProfile(), None)
     assert len([check for check in checks if check.verdict == "fail"]) > 4
     assert all(check.hint for check in checks if check.verdict != "ok")
 
 
 def test_a_rank_that_wrote_nothing_fails_the_job() -> None:
-    check = doctor.check_job(probed(rank(0), state="FAILED", log="srun: boom"))
+    check = probed.check_job(probe_of(rank(0), state="FAILED", log="srun: boom"))
     assert check.verdict == "fail"
     assert check.seen == "job 7 on n1 ended (FAILED), rank 1 not done: srun: boom"
 
 
 def test_a_job_that_wrote_nothing_blames_its_log_or_the_folder() -> None:
-    silent = doctor.check_job(probed(state="FAILED"))
+    silent = probed.check_job(probe_of(state="FAILED"))
     assert silent.verdict == "fail"
     assert "share" in silent.hint
-    spoken = doctor.check_job(probed(state="FAILED", log="module: command not found"))
+    spoken = probed.check_job(probe_of(state="FAILED", log="module: command not found"))
     assert "module: command not found" in spoken.seen
     assert "setup" in spoken.hint
 
 
 def test_shards_are_read_on_every_node(tmp_path: Path) -> None:
     good, bad = rank(0, shard="train-00000.h5, 40 images"), rank(1, errors={"shard": "no such file"})
-    assert doctor.check_shard((good, good), tmp_path).verdict == "ok"
-    assert doctor.check_shard((good, bad), tmp_path).seen == "not readable on n2 (no such file)"
+    assert probed.check_shard((good, good), tmp_path).verdict == "ok"
+    assert probed.check_shard((good, bad), tmp_path).seen == "not readable on n2 (no such file)"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_allocated_gpus_are_counted(variables: dict[str, str], count: int) -> No
 def test_the_probe_takes_two_nodes_else_two_ranks_else_one(
     partition: Partition, settings: dict, gang: Gang
 ) -> None:
-    assert doctor.probe_gang(partition, ClusterProfile(**settings)) == gang
+    assert probed.probe_gang(partition, ClusterProfile(**settings)) == gang
 
 
 def test_ctrl_c_waits_until_a_program_has_answered() -> None:
@@ -623,7 +623,7 @@ def test_a_probe_that_does_not_start_says_why_and_is_cancelled(
     profile = read_profile(profile_with(folder, "extra: {begin: now+1hour}"))
     probe = run_probe(folder / "runs", profile, Gang(2, 2), None, wait_min=0.05)
     assert (probe.state, probe.reason) == ("PENDING", "BeginTime")
-    check = doctor.check_job(probe)
+    check = probed.check_job(probe)
     assert check.verdict == "fail"
     assert "did not start in 0." in check.seen
     assert "(BeginTime)" in check.seen

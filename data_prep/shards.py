@@ -270,7 +270,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"no packed images at {folder}: {MANIFEST_FILE} is missing", REPACK_HINT) from error
+        raise DataError(
+            f"no packed images at {folder}: {MANIFEST_FILE} is missing", hint_where_packed(folder)
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", REPACK_HINT) from error
     manifest = _parse_manifest(path, values)
@@ -278,6 +280,15 @@ def read_manifest(folder: Path) -> Manifest:
         for shard in shards:
             _check_length(folder, shard)
     return manifest
+
+
+def hint_where_packed(folder: Path) -> str:
+    """What to do if `folder` is not packed: packed images near it, or how to pack some."""
+    manifests = (path for place in (folder, folder.parent) for path in place.glob(f"*/{MANIFEST_FILE}"))
+    near = sorted({str(path.parent) for path in manifests})
+    return (
+        f"packed images are in {', '.join(near[:5])}" if near else "python jobs/pack.py SOURCE OUT packs some"
+    )
 
 
 def _parse_manifest(path: Path, values: Any) -> Manifest:

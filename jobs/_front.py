@@ -9,7 +9,7 @@ import sys
 from argparse import SUPPRESS, Action, RawTextHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 # `python jobs/launch.py` puts jobs/ on the path, not the repository; with this the
 # commands work before `pip install -e .` and run the code they stand beside.
@@ -33,11 +33,16 @@ class Help(RawTextHelpFormatter):
         is_silent = default in (None, "", SUPPRESS) or action.nargs == 0 or not action.option_strings
         if is_silent or "(default: " in text:
             return text
-        values = map(str, default) if isinstance(default, (list, tuple)) else [str(default)]
-        shown = ("[%s]" if action.nargs is None and isinstance(default, (list, tuple)) else "%s") % ",".join(
-            values
-        )
-        return f"{text} (default: {shown.replace('%', '%%')})"
+        return f"{text} (default: {self._typed(default, action).replace('%', '%%')})"
+
+    def _typed(self, value: Any, action: Action) -> str:
+        """A value as one would type it after the flag."""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, (list, tuple)):
+            words = map(str, value)
+            return " ".join(words) if action.nargs else f"[{','.join(words)}]"
+        return str(value)
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         return "VALUE"

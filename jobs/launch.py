@@ -62,6 +62,13 @@ EXAMPLES = """\
   python jobs/launch.py --variant both --gpus 4 --study low-lr --run.lr 3e-4 --run.epochs 30
 """
 
+# Settings of a run that the launcher decides for each, and how.
+ELSEWHERE = {
+    "variant": "use --variant",
+    "seed": "use --seeds",
+    "data": "use --data",
+    "image_size_px": "the packed images set the size; --size PX packs a SOURCE in that size",
+}
 # Folders that are usually a node's own; a job on another node would not find its run there.
 PRIVATE_DIRS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
@@ -81,7 +88,7 @@ def build_parser() -> _front.Parser:
         choices=tuple(VARIANT_GROUPS),
         help="linear, direct, spatial; both = linear and direct (the report's); all = all three",
     )
-    add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together (1)")
+    add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together")
     add(
         "--nodes", type=int, default=1, metavar="N", help="nodes of each run; --gpus must be a multiple of it"
     )
@@ -114,8 +121,9 @@ def build_parser() -> _front.Parser:
     add("--wait", action="store_true", help="on SLURM: stay until the report is there and print the scores")
     add("--extractor", choices=weights.EXTRACTORS, default="inception", help="network behind FID and IS")
     add("--inception-weights", default="", metavar="PATH", help="its weights (default: torch's hub cache)")
-    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept")
-    parser.add_class_arguments(RunConfig, "run", skip={"variant", "seed", "data", "image_size_px"})
+    parser.add_runs_dir()
+    parser.add_class_arguments(RunConfig, "run", skip=set(ELSEWHERE))
+    parser.instead = {f"--run.{name}": hint for name, hint in ELSEWHERE.items()}
     return parser
 
 

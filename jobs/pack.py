@@ -130,7 +130,10 @@ def show(manifest: Manifest, out: Path) -> None:
 
 @contextmanager
 def progress_bar(made: Plan, task: int, tasks: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images per second and time left on a terminal, a line now and then elsewhere."""
+    """A bar with images per second and time left on a terminal, a line now and then elsewhere.
+
+    It is first told how many images were packed by an earlier attempt, which say nothing about the speed.
+    """
     total = sum(len(shard.items) for shard in made.shards[task::tasks])
     if not sys.stderr.isatty():
         yield plain_progress(total)
@@ -138,28 +141,36 @@ def progress_bar(made: Plan, task: int, tasks: int) -> Iterator[Callable[[int], 
     speed = TextColumn("{task.fields[speed]:,.0f} images/s")
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("packing", total=total, speed=0.0)
-        yield lambda count: bar.update(shown, advance=count, speed=bar.tasks[0].speed or 0.0)
+        shown = bar.add_task("packing", total=None, speed=0.0)
+
+        def advance(count: int) -> None:
+            if bar.tasks[0].total is None:
+                bar.reset(shown, total=total, completed=count)
+            else:
+                bar.update(shown, advance=count, speed=bar.tasks[0].speed or 0.0)
+
+        yield advance
 
 
 def plain_progress(total: int) -> Callable[[int], None]:
-    """Counts images and says how far it is, at most every few seconds."""
+    """Counts images and says how far it is, at most every few seconds; the first call brings the old ones."""
     start = said = time.monotonic()
+    old: int | None = None
     done = 0
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal old, done, said
         done += count
+        if old is None:
+            old = count
+            if old:
+                log.info("%d of %d images are packed already", old, total)
+            return
         now = time.monotonic()
         if done == total or now - said >= PLAIN_LINE_EVERY_S:
-            said, pace = now, done / max(now - start, 1e-9)
-            log.info(
-                "%d of %d images, %.0f images/s, %.0f s left",
-                done,
-                total,
-                pace,
-                (total - done) / max(pace, 1e-9),
-            )
+            said, pace = now, (done - old) / max(now - start, 1e-9)
+            left_s = (total - done) / max(pace, 1e-9)
+            log.info("%d of %d images, %.0f images/s, %.0f s left", done, total, pace, left_s)
 
     return advance
 

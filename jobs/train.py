@@ -7,16 +7,19 @@ one GPU per process. Ctrl-C, TERM and USR2 save at the next step; the same comma
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import _front
 
-from data_prep.errors import SettingsError
+from data_prep.errors import SettingsError, ToolkitError
 from data_prep.shards import read_manifest
 from vae.config import RunConfig, read_settings, to_dict
-from vae.study import RUN_FILE, prepare_run
+from vae.study import METRICS_FILE, RUN_FILE, prepare_run
 
 EXAMPLES = """\
   python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2
@@ -32,7 +35,9 @@ def build_parser() -> _front.Parser:
     """The command line: a run folder, a run.yaml to replay, and every setting as `--run.NAME`."""
     parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_argument("run_dir", type=Path, help="folder of the run; made if need be")
-    parser.add_argument("--config", type=Path, help="begin with the settings of this run.yaml")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="begin with the settings of this run.yaml"
+    )
     parser.add_class_arguments(RunConfig, "run")
     return parser
 
@@ -41,6 +46,10 @@ def read_command() -> tuple[Path, RunConfig]:
     """The run folder and its settings: defaults, then a run.yaml (given, or the folder's own), then flags."""
     parser = build_parser()
     known = parser.parse_args()
+    if known.config and not known.config.is_file():
+        raise SettingsError(
+            f"no settings file {known.config}", "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
+        )
     source = known.config or (known.run_dir / RUN_FILE if (known.run_dir / RUN_FILE).exists() else None)
     if source:
         parser.set_defaults(
@@ -48,6 +57,21 @@ def read_command() -> tuple[Path, RunConfig]:
         )
         known = parser.parse_args()
     return known.run_dir, parser.instantiate(known).run
+
+
+@contextmanager
+def removed_if_it_never_began(run_dir: Path) -> Iterator[None]:
+    """Leave nothing behind of a run that could not even begin; what was there before stays."""
+    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
+        yield
+    except ToolkitError:
+        if new and not (run_dir / METRICS_FILE).exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with suppress(OSError):  # somebody else has put something there
+                for folder in new[1:]:
+                    folder.rmdir()
+        raise
 
 
 class StopRequest:
@@ -75,11 +99,12 @@ def main() -> int:
     config = replace(config, data=str(Path(config.data).resolve()))
     read_manifest(Path(config.data))  # before anything is written
     should_stop = StopRequest()
-    prepare_run(run_dir, config)
-    from vae.ranks import disconnect  # these import torch: seconds that a typing error need not wait for
-    from vae.trainer import train
+    with removed_if_it_never_began(run_dir):
+        prepare_run(run_dir, config)
+        from vae.ranks import disconnect  # these import torch: seconds that a typing error need not wait for
+        from vae.trainer import train
 
-    is_complete = train(run_dir, should_stop)
+        is_complete = train(run_dir, should_stop)
     disconnect()
     if is_complete:
         print(run_dir)

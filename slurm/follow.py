@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from slurm.evidence import gather
 from slurm.explain import explain, is_settled
 from slurm.logs import find_attempts, read_new
 from slurm.request import JobRequest
 from slurm.state import ask_scheduler, progress, read_jobs, read_records, study_states
+from vae.goodput import duration
 from vae.study import Study
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,17 @@ class LocalFollower:
         epoch = int(now["epoch"])
         if epoch > self._epochs[label]:
             self._epochs[label] = epoch
-            log.info("%s: epoch %d, step %d of %d", label, epoch, now["step"], now["total_steps"])
+            log.info("%s: epoch %d, %s", label, epoch, described(now))
+
+
+def described(now: dict[str, Any]) -> str:
+    """Where a training is, in words: step, and loss, speed and time left once `progress` knows them."""
+    parts = [f"step {now['step']:,} of {now['total_steps']:,}"]
+    if now["loss"] is not None:
+        parts += [f"loss {now['loss']:,.1f} nats/image", f"{now['images_per_s']:,.0f} images/s"]
+    if now["eta_s"] is not None:
+        parts += [f"{duration(now['eta_s'])} left"]
+    return ", ".join(parts)
 
 
 def follow_jobs(study_dir: Path, study: Study) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +78,42 @@ def test_workers_stay_small(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_resumed_pack_counts_only_its_own_speed(tmp_path: Path) -> None:
+    words = ["phantom:40", tmp_path / "out", "--size", "32", "--workers", "1", "--shard-images", "8"]
+    assert run(*words, "--task", "0", "--tasks", "2").returncode == 0
+    again = run(*words)
+    assert again.returncode == 0, again.stderr
+    old = int(re.findall(r"^(\d+) of 40 images are packed already$", again.stderr, re.M)[0])
+    assert 16 <= old <= 32
+    assert len(re.findall(r"^40 of 40 images, \d+ images/s, 0 s left$", again.stderr, re.M)) == 1
+    done = run(*words)
+    assert "40 of 40 images are packed already" in done.stderr
+    assert "images/s" not in done.stderr
+
+
+def test_speed_leaves_out_what_was_packed_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
+    pack = importlib.import_module("pack")
+    clock = iter((0.0, 20.0, 40.0))
+    monkeypatch.setattr(pack.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "pack"):
+        advance = pack.plain_progress(1000)
+        for count in (800, 100, 100):
+            advance(count)
+    assert caplog.messages == [
+        "800 of 1000 images are packed already",
+        "900 of 1000 images, 5 images/s, 20 s left",
+        "1000 of 1000 images, 5 images/s, 0 s left",
+    ]
+
+
+def test_mistyped_folder_is_answered_with_the_packed_ones(tmp_path: Path) -> None:
+    assert run("phantom:16", tmp_path / "right", "--size", "32", "--workers", "1").returncode == 0
+    for typed in (tmp_path / "rihgt", tmp_path):
+        done = run(typed, "--verify")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[1] == f"hint: packed images are in {tmp_path / 'right'}"

@@ -123,7 +123,7 @@ def check_run(run_dir: Path, config: RunConfig) -> None:
     if changed:
         raise RunError(
             f"{run_dir} holds a run with other settings: " + "; ".join(changed),
-            "use another --study name, or the settings above on the left",
+            "use another folder (jobs/launch.py: another --study), or the settings above on the left",
         )
 
 

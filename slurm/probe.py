@@ -290,8 +290,10 @@ def run_probe(
 
 
 def short(profile: ClusterProfile) -> ClusterProfile:
-    """The profile with the probe's time limit."""
-    return replace(profile, evaluate_limit_min=LIMIT_MIN, warning_s=0)
+    """The profile with the probe's time limit, and with the job name by which it can be cancelled."""
+    extra = {flag: value for flag, value in (profile.extra or {}).items() if flag != "job-name"}
+    drop = tuple(flag for flag in profile.drop if flag != "job-name")
+    return replace(profile, evaluate_limit_min=LIMIT_MIN, warning_s=0, extra=extra, drop=drop)
 
 
 @contextmanager
@@ -314,7 +316,10 @@ def cancelled_at_the_end(name: str) -> Iterator[None]:
     finally:
         give_up = time.monotonic() + CANCEL_LIMIT_S
         with uninterrupted():
-            while ask("squeue", "--noheader", f"--name={name}") and time.monotonic() < give_up:
+            while ask("squeue", "--noheader", f"--name={name}") != "":  # None: SLURM does not answer
+                if time.monotonic() > give_up:
+                    log.warning("a job may be left: scancel --name=%s", name)
+                    break
                 ask("scancel", "--quiet", f"--name={name}")
                 time.sleep(POLL_S)
 

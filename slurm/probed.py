@@ -128,7 +128,7 @@ def check_scontrol(ranks: tuple[RankFacts, ...]) -> Check:
 def check_cpus(ranks: tuple[RankFacts, ...]) -> Check:
     """Each process may use the CPUs it asked for."""
     if lost := failed(ranks, "cpus"):
-        return Check("CPUs per task", "warn", f"unknown on {lost}")
+        return Check("CPUs per task", "warn", f"unknown on {lost}", "look with `taskset -cp $$` in a job")
     least = min(ranks, key=lambda rank: rank.cpus_usable)
     seen = f"{least.cpus_asked} asked for, {least.cpus_usable} usable of the node's {least.cpus_there}"
     if least.cpus_usable >= least.cpus_asked:
@@ -170,7 +170,8 @@ def check_meeting(probe: Probe) -> list[Check]:
     """The ranks find each other and add up."""
     ranks, lost = probe.ranks, failed(probe.ranks, "meeting", lambda rank: bool(rank.address))
     if probe.gang.gpus == 1:
-        return [Check("all-reduce", "warn", "not tried: there is room for one rank only")]
+        hint = "runs on one GPU need none; for more, choose another partition"
+        return [Check("all-reduce", "warn", "not tried: there is room for one rank only", hint)]
     if not all(rank.address for rank in ranks):
         hint = "node names must resolve, or `scontrol show node` must work on the nodes"
         return [Check("address", "fail", f"rank 0 was not found: {lost}", hint)]

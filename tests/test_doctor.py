@@ -279,6 +279,8 @@ def test_a_hint_stands_beside_everything_that_is_not_ok() -> None:
     sick = rank(1, token="", cpus_usable=1, gpus_seen=0, may_requeue=False, address="", free_gb=1.0)
     checks = probed.check_probe(probe_of(rank(0), sick), here(), ClusterProfile(), None)
     assert len([check for check in checks if check.verdict == "fail"]) > 4
+    alone = dataclasses.replace(probe_of(rank(0, errors={"cpus": "no /proc"})), gang=Gang())
+    checks += probed.check_probe(alone, here(), ClusterProfile(), None)
     assert all(check.hint for check in checks if check.verdict != "ok")
 
 

@@ -157,8 +157,9 @@ def test_suggestions_name_the_setting_and_the_reason() -> None:
 def test_missing_facts_give_no_suggestion() -> None:
     assert suggestions([]) == []
     assert suggestions([Account("a", (), 100, 100)]) == []
-    unscored = Account("a", (attempt(steps=0, peaks={"host_gb": 2.0}),), 100, 100)
-    assert suggestions([unscored]) == []
+    assert suggestions([Account("a", (attempt(spent=Spent(useful_s=59)),), 100, 0)]) == []
+    unscored = Account("a", (attempt(peaks={"host_gb": 2.0}),), 100, 0)
+    assert not any("mem_per_gpu_gb" in sentence for sentence in suggestions([unscored]))
 
 
 def test_saves_are_spaced_by_youngs_formula_only_after_losses() -> None:

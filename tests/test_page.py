@@ -61,6 +61,14 @@ def test_html_carries_its_pictures_in_itself(tmp_path: Path) -> None:
     assert base64.b64decode(sources[0][len(start) :]) == (tmp_path / "figures" / "a.png").read_bytes()
 
 
+def test_cells_of_a_wide_table_name_their_column_for_narrow_pages() -> None:
+    """A page without columns shows `loss: 4` and nothing else says what the 4 is."""
+    head = ["run", "a", "b", "c", 'loss "x" <y>']
+    reader = Reader(to_html("t", [Table(head, [["r", "1", "2", "3", "4"]]), Table(head[:2], [["r", "1"]])]))
+    cells = [attributes.get("data-head") for tag, attributes in reader.tags if tag == "td"]
+    assert cells == [*head, None, None]
+
+
 def test_markdown_shows_text_as_it_is_and_links_pictures_beside_it(tmp_path: Path) -> None:
     page = to_markdown(blocks(tmp_path), tmp_path)
     assert "<script" not in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from tiny import REPOSITORY, child_environment
 
 from data_prep.files import write_json, write_text
-from slurm.state import RunState
+from slurm.state import TAIL_BYTES, RunState
 from slurm.tables import console, duration, scores_table, states_table
 from vae.study import (
     DONE_FILE,
@@ -161,7 +162,16 @@ def test_a_study_of_a_thousand_runs_is_shown_in_seconds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, ""), (0, "0 s"), (89, "89 s"), (90, "2 min"), (5400, "1 h 30 min"), (187_200, "2 d 4 h")],
+    [
+        (None, ""),
+        (0, "0 s"),
+        (0.35, "0.35 s"),
+        (9.6, "9.6 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (5400, "1 h 30 min"),
+        (187_200, "2 d 4 h"),
+    ],
 )
 def test_durations_have_units(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
@@ -182,3 +192,17 @@ def test_comparable_scores_carry_no_note(capsys: pytest.CaptureFixture[str]) -> 
     state = RunState("linear-s0", "done", "", 0, 0, 0.0, None, None, None, 0, scores, "")
     console().print(scores_table([state]))
     assert "note" not in capsys.readouterr().out
+
+
+def test_useful_share_of_the_time_is_shown_also_long_after_the_last_save(tmp_path: Path) -> None:
+    """90 of 100 s are training; the end of the file that status reads holds neither the start nor a save."""
+    study_dir, run_dir = tmp_path / "chest", tmp_path / "chest" / "linear-s0"
+    prepare_study(study_dir, Study("chest", ("linear-s0",), "smoke"))
+    start = {"kind": "start", "step": 0, "total_steps": 1000, "steps_per_epoch": 100, "time": 110.0}
+    steps = [{"kind": "step", "step": step, "time": 110 + step / 10} for step in range(1, 901)]
+    write_text(run_dir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in (start, *steps)))
+    assert (run_dir / METRICS_FILE).stat().st_size > TAIL_BYTES
+    write_json(run_dir / PROVENANCE_FILE, {"attempts": [{"started_s": 100.0, "from_step": 0}]})
+    shown = status("chest", "--runs-dir", str(tmp_path)).stdout.splitlines()
+    assert shown[1].split()[-3:] == ["restarts", "useful", "note"]
+    assert shown[2].split() == ["linear-s0", "stopped", "900", "of", "1,000", "9.0", "0", "90%"]

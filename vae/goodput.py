@@ -28,6 +28,8 @@ PEAKS = ("cores", "host_gb", "gpu_gb")
 # In what is suggested for the next launch: nodes and file systems differ from day to day.
 LIMIT_RESERVE, CPU_RESERVE, MEMORY_RESERVE = 1.2, 1.2, 1.3
 LIMIT_ROUND_MIN = 15
+# A run that has trained for less tells nothing about the next one.
+LEAST_TRAINING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def account(
 
 def suggestions(accounts: Sequence[Account]) -> list[str]:
     """A sentence for each setting that the measured times speak for; none where facts are missing."""
-    told = [one for one in accounts if one.attempts]
+    told = [one for one in accounts if one.spent.useful_s + one.spent.lost_s >= LEAST_TRAINING_S]
     makers = (_suggest_limit, _suggest_cpus, _suggest_memory, _suggest_interval)
     return [sentence for make in makers if (sentence := make(told))]
 
@@ -316,9 +318,11 @@ def interval_s(save_s: float, between_s: float) -> float:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `45 s`, `12 min`, `3 h 20 min` or `2 d 3 h`."""
+    """Seconds as `0.4 s`, `45 s`, `12 min`, `3 h 20 min` or `2 d 3 h`."""
     if seconds is None:
         return ""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # A phone shows so many columns side by side.
-WIDE_COLUMNS = 3
+WIDE_COLUMNS = 4
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
        max-width: 68rem; margin: 0 auto; padding: 1rem; }
@@ -34,7 +34,7 @@ summary { cursor: pointer; font-weight: 600; }
 @media print { .scroll { overflow: visible; } }
 /* on a phone each row of a wide table becomes a list, so nothing scrolls sideways */
 @media (max-width: 45rem) {
-  td { overflow-wrap: anywhere; min-width: 0; }
+  th, td { overflow-wrap: anywhere; min-width: 0; }
   .wide thead { display: none; }
   .wide table, .wide tbody, .wide tr, .wide td { display: block; }
   .wide tr { border-bottom: 2px solid #888; padding: .4rem 0; }

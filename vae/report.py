@@ -74,7 +74,7 @@ CSV_CARD = (
     "layer",
     "computed_by",
     "extractor",
-    "weights_sha256",
+    "extractor_sha256",
     "label",
     "checkpoint_sha256",
     "data_fingerprint",
@@ -312,7 +312,7 @@ def _score_table(runs: list[Run], columns: dict[str, str], with_published: bool 
             name = f"{variant}, mean ± standard deviation of {len(peers)} seeds"
             rows.append([name, *cells, labels])
     # the same for all runs of a study, unless they were scored by different extractors
-    judged = {run.scores["weights_sha256"]: run for run in reversed(runs) if run.scores}
+    judged = {run.scores.get("extractor_sha256"): run for run in reversed(runs) if run.scores}
     for run in judged.values():
         cells = [number(run.value(YARDSTICKS.get(name, ""))) for name in columns]
         rows.append(["real images", *cells, run.label])
@@ -387,7 +387,9 @@ def _time_blocks(runs: list[Run]) -> list[Block]:
             tries = [(_attempt_name(attempt), attempt.spent) for attempt in one.attempts]
             title = f"{one.run}: {len(tries)} attempts"
             blocks.append(Details(title, [_time_table("attempt", tries), _peak_table(one.attempts)]))
-    return blocks + [Text(sentence) for sentence in suggestions(accounts)]
+    if sentences := suggestions(accounts):
+        blocks += [Heading("For the next launch", 3), *(Text(sentence) for sentence in sentences)]
+    return blocks
 
 
 def _attempt_name(attempt: Attempt) -> str:
@@ -395,35 +397,36 @@ def _attempt_name(attempt: Attempt) -> str:
     return f"from step {attempt.first_step:,}, {attempt.steps:,} steps{lost}"
 
 
+# Columns of time, in seconds, and of hours; those that no row knows anything of are left out.
+TIMES = {
+    "in the queue": "wait_s",
+    "start-up": "startup_s",
+    "useful steps": "useful_s",
+    "steps done again": "lost_s",
+    "saving": "save_s",
+    "validation": "val_s",
+}
+HOURS = {"GPU-hours": "gpu_hours", "CPU-hours": "cpu_hours"}
+
+
 def _time_table(what: str, rows: Sequence[tuple[str, Spent]]) -> Table:
-    """A row of times for each name; hours of a kind only where some were spent."""
-    times = ("in the queue", "start-up", "useful steps", "steps done again", "saving", "validation")
-    hours = [
-        (name, field)
-        for name, field in (("GPU-hours", "gpu_hours"), ("CPU-hours", "cpu_hours"))
-        if any(getattr(spent, field) for _, spent in rows)
-    ]
-    cells = [
-        [
-            name,
-            *(
-                MISSING if seconds is None else duration(seconds)
-                for seconds in (
-                    spent.wait_s,
-                    spent.startup_s,
-                    spent.useful_s,
-                    spent.lost_s,
-                    spent.save_s,
-                    spent.val_s,
-                )
-            ),
+    """A row of times for each name."""
+    times = {
+        head: name
+        for head, name in TIMES.items()
+        if any(getattr(spent, name) is not None for _, spent in rows)
+    }
+    hours = {head: name for head, name in HOURS.items() if any(getattr(spent, name) for _, spent in rows)}
+
+    def cells(spent: Spent) -> list[str]:
+        return [
+            *(duration(getattr(spent, name)) or MISSING for name in times.values()),
             MISSING if spent.goodput is None else f"{spent.goodput:.0%}",
-            *(number(getattr(spent, field)) for _, field in hours),
+            *(number(getattr(spent, name)) for name in hours.values()),
         ]
-        for name, spent in rows
-    ]
-    head = [what, *times, "useful", *(name for name, _ in hours)]
-    return Table(head, cells, frozenset(range(1, len(head))))
+
+    head = [what, *times, "useful", *hours]
+    return Table(head, [[name, *cells(spent)] for name, spent in rows], frozenset(range(1, len(head))))
 
 
 def _peak_table(attempts: Sequence[Attempt]) -> Table:
@@ -434,7 +437,7 @@ def _peak_table(attempts: Sequence[Attempt]) -> Table:
         [
             _attempt_name(attempt),
             f"{attempt.place[1]} x {attempt.place[0]}",
-            *(number(attempt.peaks.get(name)) for name in names),
+            *(f"{attempt.peaks[name]:.1f}" if name in attempt.peaks else MISSING for name in names),
         ]
         for attempt in attempts
     ]
@@ -475,7 +478,7 @@ def _provenance_blocks(runs: list[Run]) -> list[Block]:
             "commit": known.get("commit", MISSING),
             "SHA-256 of uncommitted changes": known.get("diff_sha256", "no such changes"),
             "data fingerprint": known.get("data_fingerprint", MISSING),
-            "weights SHA-256": run.scores.get("checkpoint_sha256", MISSING),
+            "SHA-256 of the run's weights": run.scores.get("checkpoint_sha256", MISSING),
             "versions": ", ".join(f"{name} {text}" for name, text in known.get("versions", {}).items()),
         }
         blocks += [

@@ -1,50 +1,63 @@
 """Interrupt runs at random moments on a real SLURM cluster, and compare their ends with unbroken runs.
 
-Round after round a study of both variants is launched twice: on one GPU per run, and on two nodes with two
-ranks in double precision. Random running jobs are then warned, requeued, preempted, cancelled, killed, or
-lose their node; what SLURM has ended is launched again with the same command. At the end of each round every
-run must be complete, with weights bit-identical to the unbroken run's (one rank) or losses within 1e-9 (two
-ranks), and nothing may be left behind: no job, no process, no half-written file.
+Studies of both variants are launched as a user would launch them, three at once: on one GPU per run, and on
+two nodes with two ranks in double precision. Their trainings are warned, requeued, terminated, cancelled,
+preempted, killed, reach a time limit or lose their node, while they start, train, save or end; what SLURM has
+ended is launched again with the same command. At the end every run must be complete and like the unbroken run:
+bit for bit on one rank, with losses within 1e-9 on two. Nothing may be lost after a warning, else at most the
+checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
 
     python benchmarks/interruptions.py --count 100 --seed 0
+    python benchmarks/interruptions.py --minutes 3      # as many as that allows, then the end of all runs
 
-Needs what tests/devcluster.py needs. Exit code 1 if anything differs.
+Needs what tests/devcluster.py needs. Exit code 1 if anything is not as it must be.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
 sys.path.insert(0, str(REPOSITORY))
 
-import torch
 from devcluster import NODES, DevCluster, is_alive, wait_for
 from tiny import make_run, make_shards
 
+from data_prep.files import only_holder
 from data_prep.shards import verify
-from vae.checkpoint import find_latest, load_weights
-from vae.study import is_scored, is_trained, read_json, read_metrics, read_study
-from vae.trainer import train
+from slurm.drill import Blow, Drill, Hit, SlurmWays, Strike, Target, ask_queue, deal, send_all
+from slurm.proof import breaks, interval_s, judge_breaks, judge_end, judge_study, read_stretches
+from slurm.state import JOBS_FILE, progress
+from vae.study import read_json
 
 VARIANTS = ("linear", "direct")
-ROUND_LIMIT_S = 900
-# Long enough to be hit many times, short enough for a round in a few minutes. A save every second or so means
-# that many interruptions fall into one.
-SETTINGS = {"epochs": 10_000, "max_steps": 4_000, "log_every_steps": 50, "checkpoint_every_min": 0.02}
-COMMON = ("--variant", "both", "--data", "shards", "--extractor", "smoke")
+PROFILE = REPOSITORY / "tests" / "devcluster.yaml"
+AT_ONCE = 3
+CARDS_PER_STUDY = 15
+# Up to here a run is worth another interruption.
+EARLY = 0.6
+TICK_S = 0.4
+STUDY_LIMIT_S = 1200
+
+SETTINGS = {"epochs": 10_000, "log_every_steps": 10}
+FLAGS = ("--variant", "both", "--data", "shards", "--extractor", "smoke", "--cluster", "slurm")
 TINY_FLAGS = (
     "--run.widths",
     "[4,8,8,16]",
@@ -56,289 +69,368 @@ TINY_FLAGS = (
     "[]",
 )
 
+# What is dealt out, shuffled, again and again.
+DECK = (
+    *[Blow("warned")] * 3,
+    Blow("warned", "starting"),
+    Blow("warned", "saving"),
+    Blow("warned", "ending"),
+    *[Blow("requeued")] * 2,
+    Blow("requeued", "starting"),
+    Blow("terminated"),
+    Blow("terminated", "saving"),
+    *[Blow("cancelled")] * 2,
+    *[Blow("killed")] * 2,
+    Blow("killed", "ending"),
+    Blow("rank killed"),
+    Blow("rank killed", "starting"),
+    *[Blow("rank killed", "saving")] * 2,
+    Blow("preempted"),
+    Blow("preempted at once"),
+    Blow("node lost"),
+)
+# These hit every run that is training.
+WIDE = ("preempted", "preempted at once", "node lost")
+
 
 @dataclass(frozen=True)
 class Case:
-    """One study of a round: where its runs run, and how exactly they must end like unbroken ones."""
+    """One kind of study: where its runs run, and for how long."""
 
     name: str
     gpus: int
     nodes: int
     precision: str
+    steps: int
+    checkpoint_every_s: float = 1.2
+    has_limit: bool = False
+    """Slow enough to be trained until a time limit that is set in the middle of it."""
+
+    def settings(self) -> dict[str, object]:
+        """Settings of its runs beside the tiny ones."""
+        every_min = self.checkpoint_every_s / 60
+        own = {"max_steps": self.steps, "precision": self.precision, "checkpoint_every_min": every_min}
+        return {**SETTINGS, **own}
 
 
-CASES = (Case("one", 1, 1, "fp32"), Case("two", 2, 2, "fp64"))
+# Long enough for a dozen interruptions. The first saves most of the time: that lasts without much work, and
+# many interruptions fall into a save.
+CASES = (
+    Case("saving", 1, 1, "fp32", steps=2000, checkpoint_every_s=0.03, has_limit=True),
+    Case("two", 2, 2, "fp64", steps=1000),
+    Case("one", 1, 1, "fp32", steps=2000),
+)
 
 
-@dataclass
-class Drill:
-    """The cluster, the studies on it, and what has been done to them."""
+# --- what only root of the test cluster can do ---------------------------------------------------------
 
-    cluster: DevCluster
-    folder: Path
-    rng: random.Random
-    done: collections.Counter[str] = field(default_factory=collections.Counter)
 
-    # --- studies -------------------------------------------------------------------------------
+class DevWays(SlurmWays):
+    """A user's ways and those of administrators, other users and broken machines."""
 
-    def launch(self, case: Case, number: int) -> None:
-        """Launch, or launch again, the study of a case; there must be no other answer than yes."""
-        words = [
-            *COMMON,
-            *TINY_FLAGS,
-            "--gpus",
-            str(case.gpus),
-            "--nodes",
-            str(case.nodes),
-            "--seeds",
-            str(number),
-        ]
-        words += [
-            "--study",
-            f"{case.name}-{number}",
-            "--profile",
-            str(REPOSITORY / "tests" / "devcluster.yaml"),
-        ]
-        words += ["--run.precision", case.precision, "--cluster", "slurm"]
-        words += [word for name, value in SETTINGS.items() for word in (f"--run.{name}", str(value))]
-        command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words]
-        asked = subprocess.run(command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True)
-        if asked.returncode:
-            raise SystemExit(f"launch failed: {asked.stderr}")
+    def __init__(self, cluster: DevCluster, rng: random.Random) -> None:
+        self.cluster, self.rng = cluster, rng
 
-    def runs(self, case: Case, number: int) -> list[Path]:
-        study_dir = self.folder / "runs" / f"{case.name}-{number}"
-        return [study_dir / name for name in read_study(study_dir).runs]
+    def aim(self, blow: Blow, job: str) -> Strike:
+        """As SlurmWays; a save is over in milliseconds, so what falls into one is sent without SLURM."""
+        if blow.what in ("preempted", "preempted at once"):
+            return partial(self.preempt, 10 if blow.what == "preempted" else 0)
+        if blow.what == "time limit":
+            return partial(self.limit, job)
+        if blow.what == "node lost":
+            return self.lose_node
+        if blow.what == "rank killed":
+            ranks = self.ranks(job)
+            return partial(send_all, [self.rng.choice(ranks)] if ranks else [], signal.SIGKILL)
+        numbers = {"warned": signal.SIGUSR2, "terminated": signal.SIGTERM}
+        if blow.when == "saving" and blow.what in numbers:
+            return partial(send_all, self.ranks(job), numbers[blow.what])
+        return super().aim(blow, job)
 
-    def is_complete(self, case: Case, number: int) -> bool:
-        """Every run is trained and scored and the report is there."""
-        runs = self.runs(case, number)
-        study = read_study(runs[0].parent)
-        return all(is_trained(run) and is_scored(run, study) for run in runs) and (
-            (runs[0].parent / "report.html").exists()
-        )
-
-    # --- interruptions -------------------------------------------------------------------------
-
-    def running(self) -> list[str]:
-        """Ids of the running jobs and array elements."""
-        return self.cluster.run("squeue", "-rh", "-t", "R", "-o", "%i").split()
-
-    def ranks(self, job: str = "") -> list[int]:
-        """Processes of running tasks, of one job if named."""
-        raw = self.cluster.run("squeue", "-h", "-j", job, "-o", "%A").strip() if job else ""
+    def ranks(self, job: str) -> list[int]:
+        """Processes of a job's tasks."""
+        raw = self.cluster.run("squeue", "-h", "-j", job, "-o", "%A", check=False).strip()
         found = []
         for pid in self.cluster.left_behind():
-            try:
-                process = Path(f"/proc/{pid}")
-                environment = (process / "environ").read_bytes().split(b"\0")
-                is_task = b"submitit.core._submit" in (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if is_task and (not job or f"SLURM_JOB_ID={raw}".encode() in environment):
+            environment, command = about(pid)
+            if f"SLURM_JOB_ID={raw}".encode() in environment and b"submitit.core._submit" in command:
                 found.append(pid)
         return found
 
-    def interrupt(self) -> str:
-        """Do one random bad thing to one random running job; returns what, or nothing if none runs."""
-        running = self.running()
-        if not running:
-            return ""
-        job = self.rng.choice(sorted(running))
-        ways: dict[str, Callable[[str], bool]] = {
-            "warned": lambda job: self.slurm("scancel", "--signal=USR2", job),
-            "requeued": lambda job: self.slurm("scontrol", "requeue", job),
-            "cancelled": lambda job: self.slurm("scancel", job),
-            "terminated": lambda job: self.slurm("scancel", "--signal=TERM", job),
-            "rank killed": self.kill_rank,
-            "preempted": self.preempt,
-            "node lost": self.lose_node,
-        }
-        way = self.rng.choices(list(ways), weights=[5, 4, 2, 2, 4, 2, 1])[0]
-        if not ways[way](job):
-            return ""
-        self.done[way] += 1
-        return f"{job} {way}"
-
-    def slurm(self, *command: str) -> bool:
-        """Run a SLURM command; False if the job had just ended."""
+    def preempt(self, grace_s: int) -> bool:
+        """A job in the urgent partition takes both nodes whole: every running job is stopped and requeued."""
+        self.cluster.run("scontrol", "update", "PartitionName=gpu", f"GraceTime={grace_s}")
+        flags = ["--partition=urgent", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null"]
+        command = ["sbatch", *flags, "--job-name=urgent", "--wrap=sleep 1"]
         return self.cluster.succeeds(*command)
 
-    def kill_rank(self, job: str) -> bool:
-        """kill -9 of one rank, as the out-of-memory killer does."""
-        ranks = self.ranks(job)
-        if not ranks:
-            return False
-        try:
-            os.kill(self.rng.choice(ranks), signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def preempt(self, _: str) -> bool:
-        """A job in the urgent partition takes both nodes whole: every running job is warned and requeued."""
-        script = "#!/bin/sh\nsleep 1\n"
-        flags = [
-            "--partition=urgent",
-            "--nodes=2",
-            "--exclusive",
-            "--time=1",
-            "--output=/dev/null",
-            "--job-name=urgent",
-        ]
-        asked = subprocess.run(
-            ["sbatch", *flags],
-            input=script,
-            env=self.cluster.env,
-            capture_output=True,
-            text=True,
-            check=False,
+    def limit(self, job: str) -> bool:
+        """The job has less than a minute left, so SLURM warns it within half a minute; then five again."""
+        minutes = self.cluster.run("squeue", "-h", "-j", job, "-o", "%M", check=False).strip().split(":")[0]
+        shorten, lengthen = (
+            ("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+            for limit in (int(minutes or 0) + 1, 5)
         )
-        return asked.returncode == 0
+        threading.Timer(40, self.cluster.succeeds, lengthen).start()
+        return self.cluster.succeeds(*shorten)
 
-    def lose_node(self, _: str) -> bool:
+    def lose_node(self) -> bool:
         """A node dies with everything on it, and comes back."""
         node = self.rng.choice(NODES)
-        name = f"SLURMD_NODENAME={node}".encode()
         stop_hard(self.cluster.pids[f"slurmd-{node}"])
         for pid in self.cluster.left_behind():
-            try:
-                words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if name in words or node.encode() in command:
+            environment, command = about(pid)
+            if f"SLURMD_NODENAME={node}".encode() in environment or node.encode() in command:
                 stop_hard(pid)
-        time.sleep(self.rng.uniform(0.5, 3))
+        time.sleep(self.rng.uniform(0.5, 2))
         self.cluster.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node])
         return True
 
-    # --- a round -------------------------------------------------------------------------------
 
-    def play(self, number: int, wanted: int) -> list[str]:
-        """One round with at most `wanted` interruptions; returns what was not as it must be."""
-        for case in CASES:
-            self.launch(case, number)
-        give_up = time.monotonic() + ROUND_LIMIT_S
-        quota = wanted
-        while not all(self.is_complete(case, number) for case in CASES):
-            if time.monotonic() > give_up:
-                queue = self.cluster.run("squeue", "-r")
-                return [f"round {number} was not complete after {ROUND_LIMIT_S} s:\n{queue}"]
-            time.sleep(self.rng.uniform(0.5, 8))
-            if quota and (what := self.interrupt()):
-                quota -= 1
-                clock = time.strftime("%H:%M:%S")
-                print(f"{clock} {sum(self.done.values())}: {what}", flush=True)
-                time.sleep(self.rng.uniform(0, 2))
-            for case in CASES:  # launching again is harmless, and needed where SLURM has ended a job for good
-                self.launch(case, number)
-        self.cluster.wait_until_idle(120)
-        return [problem for case in CASES for problem in self.problems(case, number)] + self.left_behind(
-            number
-        )
-
-    def problems(self, case: Case, number: int) -> list[str]:
-        """Where the runs of a case do not end like unbroken ones."""
-        found = []
-        for run_dir in self.runs(case, number):
-            variant = run_dir.name.split("-")[0]
-            unbroken = self.unbroken(case, variant, number)
-            left, right = (read_metrics(path) for path in (run_dir, unbroken))
-            steps, expected = (
-                {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
-                for lines in (left, right)
-            )
-            if steps.keys() != expected.keys():
-                found.append(f"{run_dir}: logged {len(steps)} steps, the unbroken run {len(expected)}")
-                continue
-            worst = max(abs(steps[step] / expected[step] - 1) for step in expected)
-            if worst > (0.0 if case.gpus == 1 else 1e-9):
-                found.append(f"{run_dir}: losses differ by {worst:.3g}")
-            if case.gpus == 1 and not same_weights(run_dir, unbroken):
-                found.append(f"{run_dir}: weights differ")
-        return found
-
-    def unbroken(self, case: Case, variant: str, number: int) -> Path:
-        """The same run, trained here in one go on one rank."""
-        run_dir = self.folder / "unbroken" / f"{case.name}-{variant}-{number}"
-        if not is_trained(run_dir):
-            options = {**SETTINGS, "variant": variant, "seed": number, "precision": case.precision}
-            train(make_run(run_dir, self.folder / "shards", **{**options, "checkpoint_every_min": 60.0}))
-        return run_dir
-
-    def left_behind(self, number: int) -> list[str]:
-        """Processes and files that should not be there any more."""
-        found = [f"process {pid} is left" for pid in self.cluster.left_behind()]
-        for case in CASES:
-            for run_dir in self.runs(case, number):
-                stray = [
-                    *run_dir.glob("**/*.part"),
-                    *run_dir.glob(".rendezvous*"),
-                    *run_dir.glob("**/*.save_tmp"),
-                ]
-                found += [f"{path} is left" for path in stray]
-        if verify(self.folder / "shards") == 0:
-            found.append("the shards are empty")
-        return found
+def share_of(target: Target) -> float:
+    """How far a run is, from 0 to 1."""
+    now = progress(target.run_dir)
+    return now["step"] / max(now["total_steps"], 1)
 
 
-def same_weights(run_dir: Path, other: Path) -> bool:
-    """Whether two runs ended with the same weights, bit for bit."""
-    latest = [find_latest(path) for path in (run_dir, other)]
-    left, right = (load_weights(path) for path in latest if path is not None)
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+def about(pid: int) -> tuple[list[bytes], bytes]:
+    """Environment and command of a process; nothing if it has just ended."""
+    try:
+        process = Path(f"/proc/{pid}")
+        return (process / "environ").read_bytes().split(b"\0"), (process / "cmdline").read_bytes()
+    except OSError:
+        return [], b""
 
 
 def stop_hard(pid: int) -> None:
     """kill -9, and wait until it is gone."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    send_all([pid], signal.SIGKILL)
     wait_for(lambda: not is_alive(pid), 10, lambda: f"process {pid} does not end")
 
 
-def attempts_of(folder: Path) -> int:
-    """Attempts that all runs took together."""
-    found = [read_json(path) or {} for path in folder.glob("runs/*/*/provenance.json")]
-    return sum(len(one.get("attempts", [])) for one in found)
+# --- the studies -----------------------------------------------------------------------------------------
+
+
+class Bench:
+    """The cluster, the studies on it, and what has been done to them."""
+
+    def __init__(self, cluster: DevCluster, folder: Path, seed: int) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.rng = random.Random(seed)
+        self.ways = DevWays(cluster, self.rng)
+        self.deck = self.cards()
+        self.numbers = itertools.count()
+        self.drills: dict[str, tuple[Case, Drill]] = {}
+        self.done: collections.Counter[str] = collections.Counter()
+        self.launches = 0
+
+    def cards(self) -> Iterator[Blow]:
+        """The deck, shuffled anew whenever it is used up."""
+        while True:
+            yield from self.rng.sample(DECK, len(DECK))
+
+    def launch(self, study: str, case: Case) -> None:
+        """Launch, or launch again, one study; there must be no other answer than yes."""
+        words = [*FLAGS, *TINY_FLAGS, "--study", study, "--profile", str(PROFILE)]
+        words += ["--gpus", str(case.gpus), "--nodes", str(case.nodes)]
+        words += [word for name, value in case.settings().items() for word in (f"--run.{name}", str(value))]
+        command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words]
+        asked = subprocess.run(command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True)
+        if asked.returncode:
+            raise SystemExit(f"launch failed: {asked.stderr}")
+        self.launches += 1
+
+    def start(self, num_cards: int) -> None:
+        """Launch the next study, with so many interruptions planned."""
+        number = next(self.numbers)
+        case = CASES[number % len(CASES)]
+        cards = list(itertools.islice(self.deck, num_cards))
+        name = f"{case.name}-{number}"
+        plan = deal(cards, [f"{variant}-s0" for variant in VARIANTS], self.rng)
+        if case.has_limit:
+            for blows in plan.values():
+                blows.insert(0, Blow("time limit", share=0.01))
+        drill = Drill(self.folder / "runs" / name, partial(self.launch, name, case), self.ways, plan)
+        self.drills[name] = case, drill
+
+    def play(self, count: int, until: float) -> list[str]:
+        """Studies until `count` interruptions are dealt out or the time is up, then the end of all."""
+        started: dict[str, float] = {}
+        while True:
+            active = [name for name, (_, drill) in self.drills.items() if not drill.is_done]
+            if time.monotonic() > until:
+                self.stop_dealing()
+                count = 0
+            missing = count - self.done.total() - sum(len(target.blows) for target in self.targets(active))
+            if missing > 0 and (runs := self.early(active)):
+                self.add_card(self.rng.choice(runs))
+                continue
+            if missing > 0 and len(active) < AT_ONCE:
+                self.start(min(missing, CARDS_PER_STUDY, -(-count // AT_ONCE)))
+                continue
+            if not active:
+                return []
+            scheduler = ask_queue()
+            for name in active:
+                for target, hit in self.drills[name][1].tick(scheduler):
+                    self.note(target, hit, active)
+                if time.monotonic() - started.setdefault(name, time.monotonic()) > STUDY_LIMIT_S:
+                    queue = self.cluster.run("squeue", "-r")
+                    return [f"{name} was not complete after {STUDY_LIMIT_S} s:\n{queue}"]
+            time.sleep(TICK_S)
+
+    def targets(self, names: list[str]) -> list[Target]:
+        """The runs of some studies that are not trained yet."""
+        return [target for name in names for target in self.drills[name][1].targets if not target.is_trained]
+
+    def early(self, names: list[str]) -> list[Target]:
+        """The runs that have begun, have nothing planned, and are not near their end."""
+        found = [target for target in self.targets(names) if not target.blows]
+        return [target for target in found if 0 < share_of(target) < EARLY]
+
+    def add_card(self, target: Target) -> None:
+        """Plan one more interruption of a run, to come later than where it is."""
+        share = self.rng.uniform(share_of(target), 0.95)
+        card = next(self.deck)
+        target.blows.append(replace(card, share=1.0 if card.when == "ending" else share))
+
+    def stop_dealing(self) -> None:
+        """Leave all runs alone from now on."""
+        for _, drill in self.drills.values():
+            for target in drill.targets:
+                target.blows.clear()
+
+    def note(self, target: Target, hit: Hit, active: list[str]) -> None:
+        """Count and tell an interruption, and remember whom it hit beside."""
+        self.done[f"{hit.what} while {hit.when}"] += 1
+        where = f"{target.run_dir.parent.name}/{target.run_dir.name} at step {hit.step}"
+        print(
+            f"{time.strftime('%H:%M:%S')} {self.done.total()}: {where}: {hit.what} while {hit.when}",
+            flush=True,
+        )
+        if hit.what in WIDE:
+            for other in self.targets(active):
+                if other is not target and other.is_running:
+                    other.add_beside(hit)
+
+    # --- what must hold at the end -----------------------------------------------------------------------
+
+    def problems(self, unbroken: Path) -> list[str]:
+        """What is not as it must be."""
+        found = [f"process {pid} is left" for pid in self.cluster.left_behind()]
+        found += [f"job {line} is left" for line in self.cluster.run("squeue", "-h").splitlines()]
+        for name, (case, drill) in self.drills.items():
+            told = judge_study(drill.study_dir)
+            for target in drill.targets:
+                told += judge_end(target.run_dir, unbroken / f"{case.name}-{target.run_dir.name}")
+                between = breaks(read_stretches(target.run_dir), target.hits)
+                told += judge_breaks(target.run_dir.name, between, interval_s(target.run_dir))
+                with only_holder(target.run_dir / ".training") as is_free:
+                    told += [] if is_free else [f"{target.run_dir.name} is locked"]
+            before = read_json(drill.study_dir / JOBS_FILE)
+            self.launch(name, case)
+            if read_json(drill.study_dir / JOBS_FILE) != before:
+                told.append("launched once more, it did something again")
+            found += [f"{name}: {problem}" for problem in told]
+        if verify(self.folder / "shards") == 0:
+            found.append("the shards are empty")
+        return found
+
+    def lost(self) -> str:
+        """How much was redone, in all."""
+        found = [
+            one
+            for _, drill in self.drills.values()
+            for target in drill.targets
+            for one in breaks(read_stretches(target.run_dir), target.hits)
+        ]
+        warned, killed = ([one for one in found if one.was_warned is kind] for kind in (True, False))
+        worst = max((one.lost_s for one in killed), default=0.0)
+        return (
+            f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts with a warning, "
+            f"{sum(one.lost_steps for one in killed)} in {len(killed)} without one, at most {worst:.1f} s "
+            f"of training (a checkpoint every {max(case.checkpoint_every_s for case in CASES)} s)"
+        )
+
+
+@contextmanager
+def unbroken_runs(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The same runs, trained one after another on one rank each, in the background."""
+    runs = [
+        make_run(
+            folder / "unbroken" / f"{case.name}-{variant}-s0",
+            folder / "shards",
+            **{**case.settings(), "variant": variant, "checkpoint_every_min": 60.0},
+        )
+        for case in CASES
+        for variant in VARIANTS
+    ]
+    train = [shlex.join([sys.executable, str(REPOSITORY / "jobs" / "train.py"), str(run)]) for run in runs]
+    process = subprocess.Popen(
+        ["sh", "-ec", "; ".join(train)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in the jobs: the order of sums depends on it
+        preexec_fn=lambda: os.nice(10),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main() -> int:
-    """Play rounds until enough interruptions have been dealt out."""
+    """Deal out interruptions, wait for the ends, and judge."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--count", type=int, default=100, help="interruptions in all")
-    parser.add_argument("--per-round", type=int, default=20, help="interruptions of one round at most")
+    parser.add_argument(
+        "--minutes", type=float, default=600, help="deal out interruptions for so long at most"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what happens when")
     parser.add_argument("--no-accounting", action="store_true", help="a site without sacct")
     flags = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # as in the jobs: the order of sums depends on it
-    started, problems, rounds = time.monotonic(), [], 0
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no cluster behind
     with tempfile.TemporaryDirectory(prefix="cxr-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         make_shards(folder / "shards")
         cluster = DevCluster(folder / "slurm", has_accounting=not flags.no_accounting)
         cluster.up()
-        drill = Drill(cluster, folder, random.Random(flags.seed))
+        os.environ.update(cluster.env)
+        bench = Bench(cluster, folder, flags.seed)
         try:
-            while sum(drill.done.values()) < flags.count and not problems:
-                left = flags.count - sum(drill.done.values())
-                problems += drill.play(rounds, min(flags.per_round, left))
-                rounds += 1
+            with unbroken_runs(folder) as training:
+                problems = bench.play(flags.count, began + 60 * flags.minutes)
+                minutes = (time.monotonic() - began) / 60
+                if not problems:
+                    if training.wait():
+                        raise SystemExit("the unbroken runs failed")
+                    cluster.wait_until_idle(60)
+                    problems = bench.problems(folder / "unbroken")
         finally:
             cluster.down()
-        attempts = attempts_of(folder)
+        cost = bench.lost()
     for problem in problems:
         print(f"problem: {problem}")
-    kinds = ", ".join(f"{count} {way}" for way, count in sorted(drill.done.items()))
-    print(f"{sum(drill.done.values())} interruptions ({kinds})")
-    print(f"{rounds} rounds of 4 runs, {attempts} attempts, {(time.monotonic() - started) / 60:.1f} min")
-    print(f"seed {flags.seed}: {len(problems)} problems")
+    tell(bench, flags, minutes, cost, len(problems))
     return 1 if problems else 0
+
+
+def tell(bench: Bench, flags: argparse.Namespace, minutes: float, cost: str, num_problems: int) -> None:
+    """Print the summary, ready for RESULTS-interruptions.md."""
+    print(f"\n`--count {flags.count} --seed {flags.seed}{' --no-accounting' if flags.no_accounting else ''}`")
+    print("\n| interruption | times |\n| --- | --- |")
+    for way, times in sorted(bench.done.items()):
+        print(f"| {way} | {times} |")
+    total = bench.done.total()
+    print(f"\n{total} interruptions of {2 * len(bench.drills)} runs in {minutes:.1f} min ", end="")
+    print(f"({60 * minutes / max(total, 1):.0f} s each), {bench.launches} launches; {cost}.")
+    print(f"{num_problems} problems.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,342 @@
+"""Interrupts a study at planned moments in every way its site allows, and launches it until it is done.
+
+A plan is a list of blows for each run: what is done to it, and when. `proof.py` then says what that cost, and
+whether the result is still that of an unbroken run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from data_prep.errors import ClusterError
+from slurm.state import Scheduler, has_report, live_job, newest_job, progress, read_jobs
+from vae.study import DONE_FILE, PROVENANCE_FILE, Study, is_scored, is_trained, read_json, read_study
+
+log = logging.getLogger(__name__)
+
+Moment = Literal["training", "starting", "saving", "ending"]
+
+# After these a run has been asked to stop, and must have lost nothing.
+WARNINGS = ("warned", "terminated", "requeued", "cancelled", "time limit", "preempted", "preempted at once")
+
+# How long a moment is waited for: the next save, and the end of a run that is at its last steps.
+SAVE_LIMIT_S = 4.0
+END_LIMIT_S = 4.0
+LAST_STEPS = 0.98
+GLANCE_S = 0.001
+# A job that is starting is struck this much later at most; importing torch takes longer.
+START_DELAY_S = 1.5
+# squeue may show a job a moment later than sbatch has accepted it.
+LAUNCH_PAUSE_S = 3.0
+
+COMMAND_LIMIT_S = 60
+# SLURM's words for a job that has just ended, is just ending or has not begun: no refusal, only too late.
+TOO_LATE = re.compile(
+    r"invalid job|already|completing|pending|not running|no error|invalid step", re.IGNORECASE
+)
+
+
+# --- what is planned -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blow:
+    """One interruption as planned."""
+
+    what: str
+    """Name of a way to interrupt."""
+    when: Moment = "training"
+    share: float = 0.0
+    """At which of the run's steps, as a share of all; of a blow at the start, how late."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One interruption that has happened."""
+
+    what: str
+    when: str
+    """A Moment, or `beside`: meant for another run, it hit this one too."""
+    step: int
+    """The last step that was written down."""
+    time: float
+    """Unix seconds."""
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the run could save before it ended."""
+        return self.what in WARNINGS
+
+
+def deal(cards: Sequence[Blow], runs: Sequence[str], rng: random.Random) -> dict[str, list[Blow]]:
+    """The cards shared out among the runs, at random steps of each; at most one blow ends a run's plan."""
+    plan: dict[str, list[Blow]] = {run: [] for run in runs}
+    for number, card in enumerate(cards):
+        mine = plan[runs[number % len(runs)]]
+        if card.when == "ending" and any(blow.when == "ending" for blow in mine):
+            card = replace(card, when="training")
+        mine.append(replace(card, share=1.0 if card.when == "ending" else rng.uniform(0.01, 0.93)))
+    return {run: sorted(blows, key=lambda blow: blow.share) for run, blows in plan.items()}
+
+
+# --- how it is done ---------------------------------------------------------------------------------
+
+
+class Refused(ClusterError):
+    """The site does not allow this way to interrupt a job."""
+
+
+Strike = Callable[[], bool]
+
+
+class Ways(Protocol):
+    """How jobs of one site can be interrupted."""
+
+    def aim(self, blow: Blow, job: str) -> Strike:
+        """Get everything ready; what comes back strikes at once, and says whether anything was hit.
+
+        Raises (from the strike): Refused.
+        """
+
+
+# What SLURM lets the owner of a job do to it.
+SLURM_COMMANDS = {
+    "warned": ("scancel", "--signal=USR2", "{job}"),
+    "terminated": ("scancel", "--signal=TERM", "{job}"),
+    "killed": ("scancel", "--signal=KILL", "{job}.0"),
+    "requeued": ("scontrol", "requeue", "{job}"),
+    "cancelled": ("scancel", "{job}"),
+}
+
+
+class SlurmWays:
+    """Commands of SLURM, given by the owner of a job."""
+
+    def aim(self, blow: Blow, job: str) -> Strike:
+        """The command for a job or an element of an array."""
+        command = [word.format(job=job) for word in SLURM_COMMANDS[blow.what]]
+        return lambda: run_command(command)
+
+
+def run_command(command: Sequence[str]) -> bool:
+    """Whether SLURM has done it; False if the job had just ended.
+
+    Raises:
+        Refused: SLURM's own words on why not.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S)
+    said = " ".join((done.stderr + done.stdout).split())
+    if done.returncode and not TOO_LATE.search(said):
+        raise Refused(f"`{' '.join(command)}`: {said}")
+    return done.returncode == 0
+
+
+class LocalWays:
+    """Signals to the processes of a job on this machine; `job` is its controller's process id."""
+
+    def __init__(self, launcher: Callable[[], int | None]) -> None:
+        """`launcher` gives the process id of the launch command that is at work, if any."""
+        self._launcher = launcher
+
+    def aim(self, blow: Blow, job: str) -> Strike:
+        """The signal to the ranks, or to the launch command."""
+        if blow.what == "warned":  # as a scheduler does: every rank
+            return lambda: send_all(children(int(job)), signal.SIGUSR2)
+        if blow.what == "killed":
+            return lambda: send_all(children(int(job))[:1], signal.SIGKILL)
+        # as Ctrl-C, or a lost terminal
+        number = signal.SIGTERM if blow.what == "terminated" else signal.SIGKILL
+        launcher = self._launcher()
+        return lambda: launcher is not None and send_all([launcher], number)
+
+
+def send_all(pids: Sequence[int], number: int) -> bool:
+    """Whether there were processes, and all got the signal."""
+    try:
+        for pid in pids:
+            os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return bool(pids)
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by a process; none if it is gone."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+# --- doing it ---------------------------------------------------------------------------------------
+
+
+class Target:
+    """One run, and what is still to be done to it."""
+
+    def __init__(self, run_dir: Path, index: int, blows: Sequence[Blow]) -> None:
+        self.run_dir, self.index = run_dir, index
+        self.blows = deque(blows)
+        self.hits: list[Hit] = []
+        self.is_running = self.is_training = False
+        self._over = 0  # attempts that have ended, or have been hit
+        self._seen_s: float | None = None  # since when its job has been seen to run
+        self._must_restart = False
+
+    def look(self, is_running: bool) -> bool:
+        """Whether it is time for the next blow."""
+        self.is_running, self.is_training = is_running, False
+        attempts = len((read_json(self.run_dir / PROVENANCE_FILE) or {}).get("attempts", []))
+        if not is_running:
+            self._over, self._seen_s, self._must_restart = attempts, None, False
+        if not is_running or not self.blows:
+            return False
+        blow = self.blows[0]
+        self._seen_s = self._seen_s or time.monotonic()
+        self.is_training = attempts > self._over
+        if not self.is_training:
+            waited_s = time.monotonic() - self._seen_s
+            is_fresh = blow.when == "starting" and not self._must_restart
+            return is_fresh and waited_s >= blow.share * START_DELAY_S
+        now = progress(self.run_dir)
+        return 0 < min(blow.share, LAST_STEPS) * now["total_steps"] <= now["step"]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is nothing left to interrupt."""
+        return is_trained(self.run_dir)
+
+    def await_moment(self) -> bool:
+        """Whether the moment of the next blow is now, waiting for it a little."""
+        if self.blows[0].when == "saving":
+            return glance(lambda: is_saving(self.run_dir), SAVE_LIMIT_S)
+        if self.blows[0].when == "ending":
+            return glance(lambda: (self.run_dir / DONE_FILE).exists(), END_LIMIT_S)
+        return True
+
+    def add(self, hit: Hit) -> None:
+        """Note a hit: the attempt it fell into will end."""
+        self.hits.append(hit)
+        self._over = len((read_json(self.run_dir / PROVENANCE_FILE) or {}).get("attempts", []))
+        self._must_restart = True
+
+    def add_beside(self, hit: Hit) -> None:
+        """Note what was meant for another run and may have hit this one, too."""
+        self.hits.append(replace(hit, when="beside", step=progress(self.run_dir)["step"]))
+
+
+def glance(is_now: Callable[[], bool], limit_s: float) -> bool:
+    """Whether something comes true soon; looks often, for it may be over in milliseconds."""
+    give_up = time.monotonic() + limit_s
+    while not is_now():
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(GLANCE_S)
+    return True
+
+
+def is_saving(run_dir: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    with suppress(FileNotFoundError):
+        return any(path.suffix == ".part" for path in (run_dir / "checkpoints").iterdir())
+    return False
+
+
+class Drill:
+    """One study that is launched, interrupted as planned, and launched again until it is done."""
+
+    def __init__(
+        self, study_dir: Path, launch: Callable[[], None], ways: Ways, plan: dict[str, list[Blow]]
+    ) -> None:
+        """`launch` runs the command that a user would run, and returns when what is missing is under way."""
+        self.study_dir = study_dir
+        self.refused: dict[str, str] = {}
+        """The site's words on each way that it does not allow."""
+        self._launch, self._ways = launch, ways
+        self._launched_s = time.monotonic()
+        launch()
+        self.study: Study = read_study(study_dir)
+        self.targets = [
+            Target(study_dir / run, index, plan.get(run, ())) for index, run in enumerate(self.study.runs)
+        ]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every run is trained and scored, and the report is there."""
+        return all(is_scored(target.run_dir, self.study) for target in self.targets) and has_report(
+            self.study_dir, self.study
+        )
+
+    def tick(self, scheduler: Scheduler) -> list[tuple[Target, Hit]]:
+        """Strike what is due, launch what is missing; returns the new hits."""
+        records = read_jobs(self.study_dir, self.study)
+        hits = []
+        for target in self.targets:
+            if target.is_trained:
+                target.is_running = False
+                continue
+            record = newest_job("train", target.index, records, scheduler)
+            state = scheduler.state(record, target.index)[0] if record else ""
+            if target.look(state == "RUNNING") and record:
+                hits += [(target, hit) for hit in self._strike(target, record.element(target.index))]
+        if not hits and time.monotonic() - self._launched_s > LAUNCH_PAUSE_S and self._is_missing(scheduler):
+            self._launch()
+            self._launched_s = time.monotonic()
+        return hits
+
+    def _strike(self, target: Target, job: str) -> list[Hit]:
+        blow = target.blows[0]
+        when = "training" if blow.when == "starting" and target.is_training else blow.when
+        try:
+            strike = self._ways.aim(blow, job)
+            step = progress(target.run_dir)["step"]
+            if not target.await_moment():
+                return []
+            hit = Hit(blow.what, when, step, time.time())
+            if not strike():
+                return []
+        except Refused as error:
+            self.refused[blow.what] = str(error)
+            target.blows = deque(other for other in target.blows if other.what != blow.what)
+            return []
+        target.blows.popleft()
+        target.add(hit)
+        return [hit]
+
+    def _is_missing(self, scheduler: Scheduler) -> bool:
+        """Whether something is neither done nor queued nor running."""
+        records = read_jobs(self.study_dir, self.study)
+        try:
+            for target in self.targets:
+                kind = "evaluate" if target.is_trained else "train"
+                if is_scored(target.run_dir, self.study):
+                    continue
+                if not live_job(kind, target.index, records, scheduler):
+                    return True
+            if has_report(self.study_dir, self.study):
+                return False
+            return not live_job("report", 0, records, scheduler)
+        except ClusterError:  # at work on this machine, or squeue does not answer
+            return False
+
+
+def ask_queue() -> Scheduler:
+    """One look at the queue alone: accounts are asked for much too often otherwise."""
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return Scheduler(None, None)
+    rows = [line.strip().split("|", 2) for line in done.stdout.splitlines() if line.count("|") == 2]
+    return Scheduler({job: (state, reason) for job, state, reason in rows}, None)

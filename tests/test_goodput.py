@@ -32,7 +32,8 @@ from vae.study import read_metrics
 from vae.trainer import train
 
 # Two attempts on 2 GPUs. The first waits 60 s once its dependency is met, starts for 20 s and takes 30 steps
-# in 60 s, of which 20 survive; the second, requeued at 250 s, waits 50 s and takes 50 steps in 100 s.
+# in 60 s, of which 20 survive; the second, requeued at 250 s and held until 290 s, waits 50 s and takes 50
+# steps in 100 s.
 GPUS = {"device": "cuda", "world_size": 2}
 FIRST = {
     **GPUS,
@@ -45,7 +46,9 @@ FIRST = {
 }
 SECOND = {
     **GPUS,
+    "restart": 1,
     "submitted_s": 250.0,
+    "eligible_s": 290.0,
     "allocated_s": 300.0,
     "started_s": 305.0,
     "from_step": 20,

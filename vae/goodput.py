@@ -37,7 +37,7 @@ class Spent:
     """Where the time of an attempt, a run or a study went; None is unknown."""
 
     wait_s: float | None = 0.0
-    """In the queue, from the moment nothing but free nodes was missing."""
+    """In the queue, from the moment nothing but free nodes was missing; a requeue's delay included."""
     startup_s: float = 0.0
     """From the allocation to the first step: imports, data, model, checkpoint."""
     useful_s: float = 0.0
@@ -186,10 +186,12 @@ def _attempt(known: dict[str, Any], kept_until: float) -> Attempt | None:
 
 
 def _wait_s(known: dict[str, Any]) -> float | None:
-    """Seconds in the queue, counted from the submission or requeue, and not while a dependency was unmet."""
+    """Seconds in the queue since it was submitted and its dependencies were met, or since it was requeued."""
     if "allocated_s" not in known or "submitted_s" not in known:
         return None
-    return max(0.0, known["allocated_s"] - max(known["submitted_s"], known.get("eligible_s", 0.0)))
+    # what is requeued is "eligible" only after SLURM's own delay of two minutes, which is waiting, too
+    eligible_s = 0.0 if known.get("restart") else known.get("eligible_s", 0.0)
+    return max(0.0, known["allocated_s"] - max(known["submitted_s"], eligible_s))
 
 
 def goodput(known: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> float | None:

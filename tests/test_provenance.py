@@ -63,3 +63,18 @@ def test_a_job_is_traced_to_the_launch_that_started_it(tmp_path: Path) -> None:
     assert provenance.command_of(tmp_path / "b", {"job": "8"})[-1] == "2"
     assert provenance.command_of(tmp_path / "a", {}) == sys.argv  # started by hand
     assert provenance.command_of(tmp_path / "c", {"job": "9"}) == sys.argv
+
+
+def test_what_an_attempt_did_is_noted_when_the_next_one_begins(tmp_path: Path) -> None:
+    """The second attempt died before it wrote a line: what is there is still the first's, noted once."""
+    lines = [
+        {"kind": "start", "step": 0, "time": 110.0},
+        {"kind": "step", "step": 7, "time": 117.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for started_s in (100.0, 120.0, 130.0):
+        provenance.record_attempt(tmp_path, "f" * 64, {"started_s": started_s})
+    first, second, third = json.loads((tmp_path / "provenance.json").read_text())["attempts"]
+    assert (first["work"]["reached_step"], first["work"]["train_s"]) == (7, 7.0)
+    assert "work" not in second
+    assert "work" not in third

@@ -132,7 +132,7 @@ def test_times_and_suggestions_of_a_cluster_are_told(study_dir: Path) -> None:
     path.write_text(json.dumps({**known, "attempts": [attempt]}))
     section = time_section(study_dir)
     row = next(row for row in table_rows(section) if row[0] == "linear-s0")
-    assert row[1:] == ["60 min", "60 s", "50 min", "0 s", "60 s", "30 s", "95%", "1.750"]
+    assert row[1:] == ["60 min", "60 s", "50 min", "0 s", "60 s", "30 s", "95%", "1.75"]
     for setting in ("train_limit_min 75 ", "cpus_per_gpu 3 ", "mem_per_gpu_gb 4 "):
         assert setting in section.replace("\\", "")
     assert "checkpoint" not in section

@@ -334,6 +334,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
 
 
+def fixed(value: float | None, digits: int) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return MISSING if value is None else f"{value:,.{digits}f}"
+
+
 def spread(values: list[float | None]) -> str:
     """Mean and standard deviation over seeds."""
     known = [value for value in values if value is not None]
@@ -422,7 +427,7 @@ def _time_table(what: str, rows: Sequence[tuple[str, Spent]]) -> Table:
         return [
             *(duration(getattr(spent, name)) or MISSING for name in times.values()),
             MISSING if spent.goodput is None else f"{spent.goodput:.0%}",
-            *(number(getattr(spent, name)) for name in hours.values()),
+            *(fixed(getattr(spent, name), 2) for name in hours.values()),
         ]
 
     head = [what, *times, "useful", *hours]
@@ -437,7 +442,7 @@ def _peak_table(attempts: Sequence[Attempt]) -> Table:
         [
             _attempt_name(attempt),
             f"{attempt.place[1]} x {attempt.place[0]}",
-            *(f"{attempt.peaks[name]:.1f}" if name in attempt.peaks else MISSING for name in names),
+            *(fixed(attempt.peaks.get(name), 1) for name in names),
         ]
         for attempt in attempts
     ]

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import REPOSITORY, child_environment
+from tiny import REPOSITORY, SIZE_PX, TINY, child_environment
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -31,7 +32,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def stable(line: str) -> str:
     """A printed line without its spacing and without the fingerprint, in which library versions take part."""
-    return re.sub(r"fingerprint \w+", "fingerprint", " ".join(line.split()))
+    return re.sub(r"fingerprint (\w+|\.\.\.)", "fingerprint", " ".join(line.split()))
 
 
 def test_first_screen_runs_in_order_and_prints_what_it_says(tmp_path: Path) -> None:
@@ -46,6 +47,33 @@ def test_first_screen_runs_in_order_and_prints_what_it_says(tmp_path: Path) -> N
     assert len(shown) > 3
     for line in shown:
         assert stable(line) in squeezed
+
+
+def test_a_trained_model_is_used_as_it_says(
+    tmp_path: Path, scored_study: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(scored_study)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "phantom-128").symlink_to(shards)
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), known)
+    shapes = {
+        name: tuple(known[name].shape) for name in ("images", "mean", "log_variance", "copies", "drawn")
+    }
+    images, latents = (8, 1, SIZE_PX, SIZE_PX), (8, TINY["latent_dim"])
+    assert shapes == {
+        "images": images,
+        "mean": latents,
+        "log_variance": latents,
+        "copies": images,
+        "drawn": (4, *images[1:]),
+    }
+    for name in ("images", "copies", "drawn"):
+        assert 0 <= known[name].min() <= known[name].max() <= 1
+    assert known["done"]["step"] == 24
 
 
 @pytest.mark.parametrize("door", sorted(set(re.findall(r"python (jobs/\w+\.py)", README))))

@@ -5,6 +5,8 @@ trained    waits for its scores          queued     waits for SLURM; the note sa
 scoring    being scored now              stopped    ended before it was complete; launch again to go on
 failed     SLURM says how in the note    cancelled  by someone
 missing    never started                 unknown    SLURM does not answer
+
+useful: share of the allocated time spent in training steps whose results survived; the report tells the rest
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def is_due(run_dir: Path, study: Study) -> bool:
         return False
     scores = read_json(run_dir / SCORES_FILE) or {}
     has_extractor = study.extractor == "smoke" or (
-        scores.get("weights_sha256") == identify(locate(study.inception_weights))[0]
+        scores.get("extractor_sha256") == identify(locate(study.inception_weights))[0]
     )
     return not (is_scored(run_dir, study) and has_extractor)
 

@@ -12,6 +12,7 @@ from tiny import REPOSITORY, make_run, make_shards
 
 from data_prep.files import sha256_file
 from vae.study import Study, prepare_study
+from vae.weights import FILE_NAME
 
 # Real X-rays for the tests marked `xrays`; the project contains none.
 XRAYS = REPOSITORY.parent / "shared" / "chest_xray"
@@ -71,6 +72,16 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state, path, _use_new_zipfile_serialization=False)
     path.with_name(f"{path.name}.sha256").write_text(f"{sha256_file(path)}  {path.name}\n")
     return path
+
+
+@pytest.fixture
+def hub(inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of torch.hub where `weights=DEFAULT` finds our Inception weights, for ignite's own extractor."""
+    path = tmp_path / "hub" / "checkpoints" / FILE_NAME
+    path.parent.mkdir(parents=True)
+    path.symlink_to(inception_weights)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,6 @@ from data_prep.errors import RunError, WeightsError
 from vae import features
 from vae.features import Features, cached, load_extractor, resize, to_8bit
 from vae.study import Study
-from vae.weights import FILE_NAME
 
 CPU = torch.device("cpu")
 
@@ -85,14 +84,7 @@ def test_smoke_features_are_the_same_every_time_and_carry_a_label(smoke: feature
     assert smoke.label == "smoke, not comparable"
 
 
-def test_inception_gives_what_torchvision_and_ignite_give(
-    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`weights=DEFAULT` finds our file in the hub cache, so ignite's own extractor can be asked."""
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    (cache / FILE_NAME).symlink_to(inception_weights)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+def test_inception_gives_what_torchvision_and_ignite_give(inception_weights: Path, hub: Path) -> None:
     extractor = load_extractor(Study("x", inception_weights=str(inception_weights)), CPU)
     images = pictures(3)
     inputs = torch.stack(

@@ -16,7 +16,6 @@ from vae.distances import frechet_distance
 from vae.features import Features, load_extractor, to_8bit
 from vae.protocols import frechet_scores, inception_scores, no_score, score
 from vae.study import Study
-from vae.weights import FILE_NAME
 
 
 def drawn(seed: int, count: int, classes: int = 200) -> Features:
@@ -31,13 +30,9 @@ def blur(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_paper_protocol_is_that_of_ignite_from_pixels_to_numbers(
-    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inception_weights: Path, hub: Path
 ) -> None:
     """ignite's FID and InceptionScore with their own extractor, fed as the article feeds them."""
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    (cache / FILE_NAME).symlink_to(inception_weights)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def interpolate(batch: torch.Tensor) -> torch.Tensor:
         resized = [

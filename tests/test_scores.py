@@ -55,7 +55,7 @@ def test_every_score_is_there_with_its_protocol(scored_study: Path) -> None:
         assert card.get("n_fake", card.get("n")) == NUM_TEST
         if name.startswith(("rfid", "gfid", "floor", "is_")):
             assert card["label"] == "smoke, not comparable"
-            assert card["weights_sha256"] == result["weights_sha256"]
+            assert card["extractor_sha256"] == result["extractor_sha256"]
             assert card["layer"]
             assert "PIL bilinear" in card["input"]
 
@@ -156,7 +156,7 @@ def test_inception_scores_carry_the_digest_of_their_weights(inception_weights: P
     result = evaluate(run_dir, Study("x", inception_weights=str(inception_weights)))
     digest = inception_weights.with_name("inception.pth.sha256").read_text().split()[0]
     card = result["scores"]["rfid_paper"]["protocol"]
-    assert (card["extractor"], card["weights_sha256"]) == ("inception", digest)
+    assert (card["extractor"], card["extractor_sha256"]) == ("inception", digest)
     assert card["label"] == result["label"] == "unknown weights, not comparable"
     assert "transform_input" in card["input"]
     assert 0 < result["scores"]["rfid_paper"]["value"] <= 2

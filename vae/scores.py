@@ -91,7 +91,7 @@ def evaluate(run_dir: Path, study: Study) -> dict[str, Any]:
     result = {
         "extractor": study.extractor,
         "label": judge.extractor.label,
-        "weights_sha256": judge.extractor.weights_sha256,
+        "extractor_sha256": judge.extractor.weights_sha256,
         **judge.facts,
         "step": done["step"],
         "epoch": done["epoch"],
@@ -204,7 +204,7 @@ class Judge:
     def _card(self, **facts: Any) -> dict[str, Any]:
         """What the card of a score on features says beside its own."""
         extractor = self.extractor
-        names = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
+        names = {"extractor": extractor.name, "extractor_sha256": extractor.weights_sha256}
         label = {"label": extractor.label} if extractor.label else {}
         return {"split": "test", **facts, **names, **label, "input": extractor.input, **self.facts}
 

@@ -26,9 +26,9 @@ from vae.study import (
     METRICS_FILE,
     PROVENANCE_FILE,
     SCORES_FILE,
-    STUDY_FILE,
     Study,
     is_scored,
+    is_study,
     is_trained,
     read_json,
     read_metrics,
@@ -263,11 +263,20 @@ class RunState:
 
 def study_states(study_dir: Path, study: Study) -> list[RunState]:
     """The state of every run, in the order of study.yaml."""
-    records = read_jobs(study_dir, study)
-    scheduler = ask_scheduler(records)
-    return [
-        run_state(study_dir / name, study, index, records, scheduler) for index, name in enumerate(study.runs)
-    ]
+    return all_states({study_dir: study})[study_dir]
+
+
+def all_states(studies: dict[Path, Study]) -> dict[Path, list[RunState]]:
+    """The state of every run of several studies, by the study's folder; SLURM is asked once."""
+    records = {study_dir: read_jobs(study_dir, study) for study_dir, study in studies.items()}
+    scheduler = ask_scheduler([record for known in records.values() for record in known])
+    return {
+        study_dir: [
+            run_state(study_dir / name, study, index, records[study_dir], scheduler)
+            for index, name in enumerate(study.runs)
+        ]
+        for study_dir, study in studies.items()
+    }
 
 
 def run_state(
@@ -462,13 +471,18 @@ def find_study(asked: str, runs_dir: Path) -> Path:
         SettingsError: neither is a study.
     """
     for folder in (Path(asked), runs_dir / asked):
-        if (folder / STUDY_FILE).exists():
+        if is_study(folder):
             return folder.resolve()
-    known = sorted(path.parent.name for path in runs_dir.glob(f"*/{STUDY_FILE}"))
+    known = [path.name for path in find_studies(runs_dir)]
     raise SettingsError(
         f"no study {asked!r}. Known in {runs_dir}: {', '.join(known) or 'none'}.",
         "give a study's name, or its folder",
     )
+
+
+def find_studies(runs_dir: Path) -> list[Path]:
+    """The studies in a runs folder, by name."""
+    return sorted(path for path in runs_dir.glob("*") if is_study(path))
 
 
 def find_target(asked: str, runs_dir: Path) -> tuple[Path, str]:
@@ -479,7 +493,7 @@ def find_target(asked: str, runs_dir: Path) -> tuple[Path, str]:
     """
     for folder in (Path(asked), runs_dir / asked):
         path = folder.resolve()
-        if not (path / STUDY_FILE).exists() and (path.parent / STUDY_FILE).exists():
+        if not is_study(path) and is_study(path.parent):
             runs = read_study(path.parent).runs
             if path.name in runs:
                 return path.parent, path.name

@@ -3,9 +3,9 @@
 Studies of both variants are launched as a user would launch them, three at once: on one GPU per run, and on
 two nodes with two ranks in double precision. Their trainings are warned, requeued, terminated, cancelled,
 preempted, killed, reach a time limit or lose their node, while they start, train, save or end; what SLURM has
-ended is launched again with the same command. At the end every run must be complete and like the unbroken run:
-bit for bit on one rank, with losses within 1e-9 on two. Nothing may be lost after a warning, else at most the
-checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
+ended is launched again with the same command. At the end every run must be complete and like the unbroken
+run: bit for bit on one rank, with losses within 1e-9 on two. Nothing may be lost after a warning, else at most
+the checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
 
     python benchmarks/interruptions.py --count 100 --seed 0
     python benchmarks/interruptions.py --minutes 3      # as many as that allows, then the end of all runs
@@ -347,8 +347,8 @@ class Bench:
         warned, killed = ([one for one in found if one.was_warned is kind] for kind in (True, False))
         worst = max((one.lost_s for one in killed), default=0.0)
         return (
-            f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts with a warning, "
-            f"{sum(one.lost_steps for one in killed)} in {len(killed)} without one, at most {worst:.1f} s "
+            f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts after a warning,"
+            f" {sum(one.lost_steps for one in killed)} in {len(killed)} without one, at most {worst:.1f} s "
             f"of training (a checkpoint every {max(case.checkpoint_every_s for case in CASES)} s)"
         )
 

@@ -224,6 +224,14 @@ def test_the_report_comes_without_pictures_and_images(study_dir: Path) -> None:
     assert "The images are not at hand any more" in page
 
 
+def test_the_command_behind_a_run_is_shown_as_it_would_be_typed(study_dir: Path) -> None:
+    path = study_dir / "linear-s0" / "provenance.json"
+    command = ["python", "jobs/launch.py", "--run.lr", "3e-4", "--data", "my films"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "command": command}))
+    page = Reader(write_report(study_dir).read_text()).text
+    assert "python jobs/launch.py --run.lr 3e-4 --data 'my films'" in page
+
+
 def test_scores_of_other_weights_are_not_shown(study_dir: Path) -> None:
     path = study_dir / "linear-s0" / "done.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "weights_sha256": "0" * 64}))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -111,7 +112,7 @@ TIMES_TEXT = (
     "Useful is the share of the allocated time that went into training steps whose results survived (also "
     "called goodput or effective training time). The rest is start-up, steps that an interruption made the "
     "run do again, saving, and validation. Time in the queue is not allocated time. What an interrupted "
-    "attempt did after its last line of metrics.jsonl is not counted."
+    "attempt did after its last line of metrics.jsonl is not counted, and neither is scoring."
 )
 
 
@@ -480,6 +481,7 @@ def _provenance_blocks(runs: list[Run]) -> list[Block]:
             blocks.append(Text(f"{run.name}: nothing is recorded before training begins."))
             continue
         facts = {
+            "command": shlex.join(known.get("command", [])) or MISSING,
             "commit": known.get("commit", MISSING),
             "SHA-256 of uncommitted changes": known.get("diff_sha256", "no such changes"),
             "data fingerprint": known.get("data_fingerprint", MISSING),

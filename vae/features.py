@@ -33,7 +33,7 @@ SMOKE_SEED = 0
 
 INCEPTION_INPUT = (
     "8-bit grey, PIL bilinear to 299 px (8-bit again), repeated to 3 channels, 0 to 1 with no ImageNet "
-    "normalisation, then torchvision's transform_input, which expects it (as the report's scoring code did)"
+    "normalisation, then torchvision's transform_input, which expects it (as the published code did)"
 )
 SMOKE_INPUT = "8-bit grey, PIL bilinear to 64 px, 0 to 1"
 

@@ -216,7 +216,8 @@ class Journal:
 
 def peak_memory_gb() -> float:
     """The most memory this process has held, in GiB; pages of mapped shards count as well."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _progress_bar() -> Progress:

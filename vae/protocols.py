@@ -26,8 +26,9 @@ IGNITE = f"pytorch-ignite {importlib.metadata.version('pytorch-ignite')}"
 PROBABILITIES, POOL = "softmax, 1000 probabilities", "last pooling layer, 2048 activations"
 
 PAPER_FID_NOTE = (
-    "on probabilities, so at most about 2 and not on the scale of a FID on 2048 activations; the report does "
-    "not say whether it scored reconstructions or samples, which split, 608 or 624 images, nor which latents"
+    "on probabilities, so at most about 2 and not on the scale of a FID on 2048 activations; the published "
+    "study does not say whether it scored reconstructions or samples, which split, 608 or 624 images, nor "
+    "which latents"
 )
 POOL_FID_NOTE = (
     "not the number that pytorch-fid or clean-fid would give: network and input are those named here; biased "

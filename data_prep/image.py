@@ -137,7 +137,7 @@ def _check(image: Image.Image, suffix: str) -> None:
 def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.uint8]:
     """A grey image as uint8 [size_px, size_px].
 
-    stretch fills the square and changes the proportions (the report's way); pad adds black borders; crop
+    stretch fills the square and changes the proportions (as published); pad adds black borders; crop
     cuts the longer side.
     """
     width, height = image.size

@@ -77,9 +77,9 @@ class PackOptions:
     """What decides the content of the shards."""
 
     size_px: int = 256
-    """Side of the square images; the report's."""
+    """Side of the square images; as published."""
     aspect: Aspect = "stretch"
-    """stretch: fill the square (the report's way); pad: black borders; crop: cut the longer side."""
+    """stretch: fill the square (as published); pad: black borders; crop: cut the longer side."""
     val_fraction: float = 0.1
     """Share of the training patients' images for validation, where the source gives too few."""
     shard_images: int = 4096

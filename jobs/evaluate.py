@@ -33,7 +33,7 @@ def build_parser() -> _front.Parser:
     parser.add_argument(
         "--extractor",
         choices=EXTRACTORS,
-        help="inception: torchvision's Inception v3, as in the report; smoke: tiny seeded network\n"
+        help="inception: torchvision's Inception v3, as published; smoke: tiny seeded network\n"
         "(default: what study.yaml says, else inception)",
     )
     parser.add_argument(

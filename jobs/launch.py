@@ -55,7 +55,7 @@ from vae.study import (
 )
 
 EXAMPLES = """\
-  python jobs/launch.py --variant both --gpus 4                      # the study of the report
+  python jobs/launch.py --variant both --gpus 4                      # the published study
   python jobs/launch.py --variant both --gpus 4 --dry-run            # only show what would be submitted
   python jobs/launch.py --variant all --gpus 8 --nodes 2 --seeds 0 1 2 --profile example
   python jobs/launch.py --variant linear --gpus 1 --data phantom:200 --size 64 --extractor smoke
@@ -86,7 +86,7 @@ def build_parser() -> _front.Parser:
         "--variant",
         required=True,
         choices=tuple(VARIANT_GROUPS),
-        help="linear, direct, spatial; both = linear and direct (the report's); all = all three",
+        help="linear, direct, spatial; both = linear and direct (the published two); all = all three",
     )
     add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together")
     add(

@@ -51,7 +51,7 @@ def build_parser() -> _front.Parser:
     add("source", metavar="SOURCE", help="images to pack; with --audit and --verify the folder of the shards")
     add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
     add("--size", type=int, default=default.size_px, metavar="PX", help="side of the square images")
-    add("--aspect", choices=ASPECTS, default=default.aspect, help="stretch (the report's), pad or crop")
+    add("--aspect", choices=ASPECTS, default=default.aspect, help="stretch (as published), pad or crop")
     add(
         "--val-fraction",
         type=float,

@@ -22,7 +22,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 VARIANTS = ("linear", "direct", "spatial")
 Variant = Literal["linear", "direct", "spatial"]
 
-# What `--variant` accepts: the report's two, or ours beside them.
+# What `--variant` accepts: the published two, or ours beside them.
 VARIANT_GROUPS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in VARIANTS},
     "both": ("linear", "direct"),
@@ -32,7 +32,7 @@ VARIANT_GROUPS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. The defaults are the report's."""
+    """One training run. The defaults are the published study's."""
 
     variant: Variant = "linear"
     """linear: VAE with a flat latent; direct: autoencoder without one; spatial: VAE with latent maps."""
@@ -56,7 +56,7 @@ class RunConfig:
     """Latent channels of the `spatial` variant: 16x16x16 = 4,096 latents at 256 px, 1/16 of the pixels."""
 
     beta: float = 1e-4
-    """Weight of the KL divergence (the report's KL-divergence weight)."""
+    """Weight of the KL divergence (the published study's)."""
 
     epochs: int = 15
     """Passes over the training split."""

@@ -43,7 +43,7 @@ class Study:
     """Run folder names, in the order of the report."""
 
     extractor: str = "inception"
-    """inception: torchvision Inception v3, the report's; smoke: tiny seeded network, not comparable."""
+    """inception: torchvision Inception v3, the published one; smoke: tiny seeded network, not comparable."""
 
     inception_weights: str = ""
     """File with Inception v3 weights; empty = torch's hub cache."""

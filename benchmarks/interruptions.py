@@ -4,8 +4,8 @@ Studies of both variants are launched as a user would launch them, three at once
 two nodes with two ranks in double precision. Their trainings are warned, requeued, terminated, cancelled,
 preempted, killed, reach a time limit or lose their node, while they start, train, save or end; what SLURM has
 ended is launched again with the same command. At the end every run must be complete and like the unbroken
-run: bit for bit on one rank, with losses within 1e-9 on two. Nothing may be lost after a warning, else at most
-the checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
+run: bit for bit on one rank, losses within 1e-9 on two. Nothing may be lost after a warning, else at most the
+checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
 
     python benchmarks/interruptions.py --count 100 --seed 0
     python benchmarks/interruptions.py --minutes 3      # as many as that allows, then the end of all runs
@@ -229,7 +229,7 @@ class Bench:
         while True:
             yield from self.rng.sample(DECK, len(DECK))
 
-    def launch(self, study: str, case: Case) -> None:
+    def launch(self, study: str, case: Case) -> bool:
         """Launch, or launch again, one study; there must be no other answer than yes."""
         words = [*FLAGS, *TINY_FLAGS, "--study", study, "--profile", str(PROFILE)]
         words += ["--gpus", str(case.gpus), "--nodes", str(case.nodes)]
@@ -239,6 +239,7 @@ class Bench:
         if asked.returncode:
             raise SystemExit(f"launch failed: {asked.stderr}")
         self.launches += 1
+        return True
 
     def start(self, num_cards: int) -> None:
         """Launch the next study, with so many interruptions planned."""
@@ -347,7 +348,7 @@ class Bench:
         warned, killed = ([one for one in found if one.was_warned is kind] for kind in (True, False))
         worst = max((one.lost_s for one in killed), default=0.0)
         return (
-            f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts after a warning,"
+            f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts after warnings,"
             f" {sum(one.lost_steps for one in killed)} in {len(killed)} without one, at most {worst:.1f} s "
             f"of training (a checkpoint every {max(case.checkpoint_every_s for case in CASES)} s)"
         )

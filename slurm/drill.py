@@ -31,6 +31,30 @@ Moment = Literal["training", "starting", "saving", "ending"]
 # After these a run has been asked to stop, and must have lost nothing.
 WARNINGS = ("warned", "terminated", "requeued", "cancelled", "time limit", "preempted", "preempted at once")
 
+# What the owner of a job can do to it at most sites, and on this machine.
+SLURM_DECK: tuple[tuple[str, Moment], ...] = (
+    ("warned", "training"),
+    ("requeued", "training"),
+    ("killed", "training"),
+    ("cancelled", "training"),
+    ("warned", "starting"),
+    ("terminated", "training"),
+    ("warned", "saving"),
+    ("killed", "saving"),
+    ("requeued", "starting"),
+    ("warned", "ending"),
+)
+LOCAL_DECK: tuple[tuple[str, Moment], ...] = (
+    ("warned", "training"),
+    ("killed", "training"),
+    ("terminated", "training"),
+    ("killed", "saving"),
+    ("terminated", "starting"),
+    ("killed", "starting"),
+    ("warned", "saving"),
+    ("launcher killed", "training"),
+)
+
 # How long a moment is waited for: the next save, and the end of a run that is at its last steps.
 SAVE_LIMIT_S = 4.0
 END_LIMIT_S = 4.0
@@ -38,6 +62,10 @@ LAST_STEPS = 0.98
 GLANCE_S = 0.001
 # A job that is starting is struck this much later at most; importing torch takes longer.
 START_DELAY_S = 1.5
+# Shared disks may show a save, or the end of a run, too late: then strike anyway.
+MAX_MISSES = 2
+# More launches than interruptions by so many mean that something else goes wrong.
+MAX_IDLE_LAUNCHES = 8
 # squeue may show a job a moment later than sbatch has accepted it.
 LAUNCH_PAUSE_S = 3.0
 
@@ -78,6 +106,14 @@ class Hit:
     def is_warning(self) -> bool:
         """Whether the run could save before it ended."""
         return self.what in WARNINGS
+
+
+def shuffled(deck: Sequence[tuple[str, Moment]], count: int, rng: random.Random) -> list[Blow]:
+    """So many cards: the deck in random order, as often as it takes."""
+    cards: list[Blow] = []
+    while len(cards) < count:
+        cards += [Blow(what, when) for what, when in rng.sample(deck, len(deck))]
+    return cards[:count]
 
 
 def deal(cards: Sequence[Blow], runs: Sequence[str], rng: random.Random) -> dict[str, list[Blow]]:
@@ -193,6 +229,7 @@ class Target:
         self._over = 0  # attempts that have ended, or have been hit
         self._seen_s: float | None = None  # since when its job has been seen to run
         self._must_restart = False
+        self._misses = 0
 
     def look(self, is_running: bool) -> bool:
         """Whether it is time for the next blow."""
@@ -219,11 +256,16 @@ class Target:
 
     def await_moment(self) -> bool:
         """Whether the moment of the next blow is now, waiting for it a little."""
-        if self.blows[0].when == "saving":
-            return glance(lambda: is_saving(self.run_dir), SAVE_LIMIT_S)
-        if self.blows[0].when == "ending":
+        when = self.blows[0].when
+        if when == "ending":
             return glance(lambda: (self.run_dir / DONE_FILE).exists(), END_LIMIT_S)
-        return True
+        if when != "saving" or glance(lambda: is_saving(self.run_dir), SAVE_LIMIT_S):
+            self._misses = 0
+            return True
+        self._misses += 1
+        if self._misses == MAX_MISSES:
+            self.blows[0] = replace(self.blows[0], when="training")
+        return False
 
     def add(self, hit: Hit) -> None:
         """Note a hit: the attempt it fell into will end."""
@@ -257,14 +299,15 @@ class Drill:
     """One study that is launched, interrupted as planned, and launched again until it is done."""
 
     def __init__(
-        self, study_dir: Path, launch: Callable[[], None], ways: Ways, plan: dict[str, list[Blow]]
+        self, study_dir: Path, launch: Callable[[], bool], ways: Ways, plan: dict[str, list[Blow]]
     ) -> None:
-        """`launch` runs the command that a user would run, and returns when what is missing is under way."""
+        """`launch` runs the command that a user would run, unless it is running already (False)."""
         self.study_dir = study_dir
         self.refused: dict[str, str] = {}
         """The site's words on each way that it does not allow."""
         self._launch, self._ways = launch, ways
         self._launched_s = time.monotonic()
+        self._launches = 1
         launch()
         self.study: Study = read_study(study_dir)
         self.targets = [
@@ -291,8 +334,13 @@ class Drill:
             if target.look(state == "RUNNING") and record:
                 hits += [(target, hit) for hit in self._strike(target, record.element(target.index))]
         if not hits and time.monotonic() - self._launched_s > LAUNCH_PAUSE_S and self._is_missing(scheduler):
-            self._launch()
+            self._launches += self._launch()
             self._launched_s = time.monotonic()
+            if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.hits) for target in self.targets):
+                raise ClusterError(
+                    f"{self.study_dir.name} was launched {self._launches} times and does not get done",
+                    f"python jobs/why.py {self.study_dir}",
+                )
         return hits
 
     def _strike(self, target: Target, job: str) -> list[Hit]:

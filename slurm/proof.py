@@ -106,6 +106,16 @@ def judge_breaks(run: str, found: Sequence[Break], interval_s: float) -> list[st
     return problems
 
 
+def describe(hit: Hit, found: Sequence[Break]) -> str:
+    """One line on an interruption: what, at which step, and how the run went on."""
+    line = f"{hit.what} while {hit.when}, at step {hit.step}"
+    one = next((one for one in found if hit in one.hits), None)
+    if one is None:
+        return f"{line}: no restart was needed"
+    redone = f"{one.lost_steps} steps redone" if one.lost_steps else "nothing lost"
+    return f"{line}: resumed at step {one.resumed_at} after {one.resumed - hit.time:.0f} s, {redone}"
+
+
 # --- against the unbroken run ----------------------------------------------------------------------
 
 

@@ -177,6 +177,8 @@ class Scheduler:
             return "GONE", "sacct does not answer"
         if element in self.ended:
             return self.ended[element], ""
+        if record.is_array and record.id in self.ended:  # for a moment after the end, the id lacks its index
+            return "GONE", "not yet in the accounts"
         # an element cancelled while it was pending leaves no trace of its own, only of its array
         has_parent = any(job.split("_")[0] == record.id for job in self.ended)
         return ("CANCELLED", "before it started") if has_parent else ("GONE", "not in the accounts")

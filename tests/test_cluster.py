@@ -42,7 +42,7 @@ LEAKED = {
     "WORLD_SIZE": "9",
     "MASTER_PORT": "29500",
 }
-CHAIN_S = 240
+CHAIN_S = 480  # seconds on a machine that does nothing else; other work may be beside it
 # What `status` calls a run whose job has failed: where there are no accounts, nobody knows how it ended.
 ENDED = ("failed", "stopped")
 AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")
@@ -209,7 +209,7 @@ def test_a_run_on_two_nodes_goes_on_however_it_is_interrupted(site: Site) -> Non
     assert {a["job"] for a in made[:3]} == {element}
     assert made[0]["nodes"] == "n[1-2]"
     assert not list(run_dir.glob(".rendezvous*"))
-    logs = {path.name for path in (run_dir / "logs").glob("train-*") if path.stat().st_size}
+    logs = {path.name for path in (run_dir / "logs").glob("train-*")}
     assert {f"train-{element}-r{restart}-rank{rank}.log" for restart in (0, 1, 2) for rank in (0, 1)} <= logs
 
 
@@ -366,7 +366,7 @@ def test_a_setup_line_that_fails_stops_the_job_and_the_next_launch_clears_away_w
     ids = site.jobs("vain")
     reason = ("squeue", "-rh", "-j", ids["evaluate"], "-o", "%r")
     site.until(lambda: "DependencyNeverSatisfied" in site.cluster.run(*reason))
-    assert site.accounts(ids["train"]) == {f"{ids['train']}_0": "FAILED"}
+    site.until(lambda: site.has_ended(ids["train"], {0: "FAILED"}), 30)  # the accounts lag behind
     assert site.status("vain") == {"direct-s0": "failed"}
     done = site.launch(*words, "--wait", profile=site.profile("patient", patient))
     assert done.returncode == 0, done.stderr
@@ -410,13 +410,20 @@ def test_a_job_that_its_site_starts_over_and_over_in_vain_stops(full_site: Site)
         site.cluster.succeeds("scancel", waiting)
 
 
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has just ended
+        return ""
+
+
 def test_packing_that_is_warned_with_helpers_at_work_goes_on_and_leaves_no_process(full_site: Site) -> None:
     site, words = full_site, ("--variant", "direct", "--gpus", "1", "--data", "phantom:1500", *SHORT)
     profile = site.profile("packing", "pack_jobs: 1\n")
-    assert site.launch(*words, "--size", "128", profile=profile).returncode == 0
+    assert site.launch(*words, "--size", "256", profile=profile).returncode == 0
     data_dir = site.folder / "shards" / "phantom-1500"
     job = {job["kind"]: job["id"] for job in json.loads((data_dir / "jobs.json").read_text())["jobs"]}["pack"]
-    site.until(lambda: len(site.cluster.left_behind()) >= 4)  # slurmstepd, the task, and its helpers
+    site.until(lambda: any("multiprocessing.spawn" in command(pid) for pid in site.cluster.left_behind()))
     site.cluster.run("scancel", "--signal=USR2", f"{job}_0")
     site.until(lambda: site.status("phantom-1500") == {"direct-s0": "done"})
     log = (data_dir / "jobs" / f"{job}_0_0.log").read_text()
@@ -431,12 +438,18 @@ def test_a_job_that_starts_before_its_time_does_no_harm(full_site: Site) -> None
     study_dir = full_site.folder / "runs" / "early"
     run_dir = make_run(study_dir / "direct-s0", full_site.folder / "shards" / "tiny", variant="direct")
     prepare_study(study_dir, Study("early", ("direct-s0",), "smoke"))
-    words = ["--array=0", "--time=5", "--cpus-per-task=1", f"--output={study_dir}/early.log"]
+    words = [
+        "--array=0",
+        "--time=5",
+        f"--export=ALL,PYTHON={sys.executable}",
+        "--cpus-per-task=1",
+        f"--output={study_dir}/early.log",
+    ]
     script = str(REPOSITORY / "slurm" / "scripts" / "evaluate.sbatch")
     full_site.cluster.run(
         *("sbatch", "--dependency=afterok:999999", *words, script, str(study_dir)),
         cwd=REPOSITORY,
     )
     log = run_dir / "logs"
-    full_site.until(lambda: any("is not trained" in path.read_text() for path in log.glob("evaluate*")), 60)
+    full_site.until(lambda: any("is not trained" in path.read_text() for path in log.glob("evaluate*")))
     assert not (run_dir / "scores.json").exists()

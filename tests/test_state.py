@@ -69,6 +69,7 @@ def score(run_dir: Path, **changes: Any) -> None:
         ({"8_1": ("RUNNING", "None")}, {"8_0": "OUT_OF_MEMORY"}, ("failed", "train OUT_OF_MEMORY")),
         ({}, {"8_0": "CANCELLED", "8_1": "COMPLETED"}, ("cancelled", "")),
         ({}, {"8_1": "COMPLETED"}, ("cancelled", "before it started")),
+        ({}, {"8": "FAILED"}, ("stopped", "not yet in the accounts")),  # the index comes a moment later
         ({}, {"8_0": "COMPLETED"}, ("stopped", "")),
         ({}, {}, ("stopped", "not in the accounts")),
         ({}, None, ("stopped", "sacct does not answer")),

@@ -148,12 +148,13 @@ class DevWays(SlurmWays):
         return super().aim(blow, job)
 
     def ranks(self, job: str) -> list[int]:
-        """Processes of a job's tasks."""
+        """Processes of a job's tasks; not the srun that holds their command: TERM would let it kill them."""
         raw = self.cluster.run("squeue", "-h", "-j", job, "-o", "%A", check=False).strip()
         found = []
         for pid in self.cluster.left_behind():
             environment, command = about(pid)
-            if f"SLURM_JOB_ID={raw}".encode() in environment and b"submitit.core._submit" in command:
+            is_task = b"submitit.core._submit" in command and b"srun" not in command.split(b"\0")[0]
+            if is_task and f"SLURM_JOB_ID={raw}".encode() in environment:
                 found.append(pid)
         return found
 

@@ -69,7 +69,7 @@ EXAMPLES = """\
 """
 
 # Quick on anything: what is tested is the cluster.
-IMAGE_PX = 64
+IMAGE_PX = 32
 SETTINGS = {
     "widths": "[4,8,8,16]",
     "latent_dim": "8",

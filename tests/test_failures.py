@@ -17,7 +17,5 @@ def test_every_known_failure_has_a_row_and_no_row_is_empty() -> None:
 def test_the_tests_that_are_named_exist() -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", "\n".join(ROWS))
     assert len(named) > 34
-    missing = [
-        f"{file}::{name}" for file, name in named if f"def {name}(" not in (TESTS / file).read_text()
-    ]
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (TESTS / file).read_text()]
     assert missing == []

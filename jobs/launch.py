@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from slurm.place import Cluster
 from slurm.profile import ClusterProfile, read_profile
 from slurm.request import Gang, JobRequest, check_path, decide, with_cap
 from slurm.snapshot import Snapshot, take_snapshot
-from slurm.state import REPORT_FILE, RunState, only_launcher, study_facts, study_states
+from slurm.state import (
+    REPORT_FILE,
+    RunState,
+    only_launcher,
+    read_jobs,
+    read_records,
+    study_facts,
+    study_states,
+)
 from slurm.submit import (
     as_shell,
     check_accepted,
@@ -48,6 +57,7 @@ from vae.study import (
     add_launch,
     check_name,
     check_run,
+    is_trained,
     prepare_run,
     prepare_study,
     run_name,
@@ -115,7 +125,8 @@ def build_parser() -> _front.Parser:
         "--max-parallel",
         type=int,
         metavar="N",
-        help="on SLURM: runs that train at once, and that are scored at once (as many as there is room for)",
+        help="on SLURM: runs of this launch that train, and that are scored, at once\n"
+        "(as many as there is room for); later: jobs/throttle.py",
     )
     add("--dry-run", action="store_true", help="show the runs and the exact sbatch texts; change nothing")
     add("--wait", action="store_true", help="on SLURM: stay until the report is there and print the scores")
@@ -279,10 +290,30 @@ def prepare(launch: Launch) -> None:
     prepare_study(launch.study_dir, launch.study)
     if launch.cluster != "debug":  # which runs in this very process
         launch.code.write()
-    states = {state.name: state.state for state in launch.states()}
     for name, config in launch.configs.items():
-        if states[name] not in ("done", "scoring", "trained"):
+        if not is_trained(launch.study_dir / name):
             prepare_run(launch.study_dir / name, config)
+
+
+@contextmanager
+def sole_launcher(launch: Launch) -> Iterator[None]:
+    """Nobody else launches this study, or packs its images, in the meantime."""
+    with ExitStack() as locks:
+        locks.enter_context(only_launcher(launch.study_dir))
+        if launch.data.num_shards is not None:
+            locks.enter_context(only_launcher(launch.data.folder))
+        yield
+
+
+def clear_queue(launch: Launch) -> None:
+    """Cancel jobs of the study that can never start, or the study would wait for them for ever."""
+    if launch.cluster != "slurm":
+        return
+    records = read_jobs(launch.study_dir, launch.study)
+    if launch.data.num_shards is not None:
+        records += read_records(launch.data.folder)
+    if dead := clear_away(records):
+        log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
 
 
 def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[str]) -> None:
@@ -296,8 +327,6 @@ def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[
 def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -> int:
     """Run or submit the jobs; returns the exit code: 0 if all that could be done is done or queued."""
     if launch.cluster == "slurm":
-        if requests and (dead := clear_away(launch.study_dir, launch.study)):
-            log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
         submit(requests, launch.profile, launch.code.folder)
         if not must_wait:
             show(launch)
@@ -357,7 +386,10 @@ def main() -> int:
         show_plan(launch, launch.requests(), words)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end local processes as Ctrl-C does
-    with only_launcher(launch.study_dir):
+    with sole_launcher(launch):
+        # another launch may have added runs until a moment ago
+        launch = replace(launch, study=with_known_runs(launch.study_dir, launch.study))
+        clear_queue(launch)
         requests = launch.requests()
         if launch.cluster == "slurm":
             for request in requests:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.errors import ClusterError
+from slurm.place import clean_environment
 from slurm.request import shares
 from slurm.state import JobRecord, Scheduler, ask_scheduler, is_running_here, note_end, read_jobs
 from vae.study import Study
@@ -21,6 +22,8 @@ from vae.study import Study
 COMMAND_LIMIT_S = 60
 # A local process saves when it is asked to end; longer than the launcher itself waits for it.
 LOCAL_END_S = 70.0
+# SLURM kills what has not ended by itself after KillWait, half a minute at most sites.
+SLURM_END_S = 120.0
 
 # Those that wait come first: a report that waits for the end of a scoring would start when that is cancelled.
 LAST_FIRST = ("report", "evaluate", "train")
@@ -41,7 +44,7 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     """
     records = read_jobs(study_dir, study)
     scheduler = known_queue(records)
-    said = []
+    said, ended = [], list[str]()
     for kind in LAST_FIRST:
         for record in [record for record in records if record.kind == kind]:
             if run and kind == "report":  # it tells of the other runs too
@@ -54,19 +57,35 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
                 if record.cluster == "local":
                     note_end(study_dir, record.id, "cancelled")
                 end(record, live, is_all=not run)
+                ended += [record.element(index) for index in live if record.cluster == "slurm"]
                 said.append(f"cancelled: {kind} {names(record, live, study)} ({told(record, live, run)})")
+    await_end(records, ended)  # a training saves first
     return said
 
 
-def clear_away(study_dir: Path, study: Study) -> list[str]:
+def clear_away(records: list[JobRecord]) -> list[str]:
     """Cancel what waits for a job that has failed, where SLURM does not do so itself; returns the ids."""
-    records = read_jobs(study_dir, study)
-    scheduler = ask_scheduler(records)
-    elements = [record.element(index) for record in records for index in record.indices]
-    dead = [element for element in elements if scheduler.can_never_start(element)]
+    hopeless = ask_scheduler(records, with_accounts=False).hopeless()
+    dead = sorted(hopeless.intersection(elements_of(records)))
     if dead:
         ask("scancel", "--quiet", *dead)
+        await_end(records, dead)
     return dead
+
+
+def elements_of(records: Iterable[JobRecord]) -> list[str]:
+    """The ids of all elements of SLURM's jobs."""
+    return [r.element(index) for r in records if r.cluster == "slurm" for index in r.indices]
+
+
+def await_end(records: list[JobRecord], ended: Iterable[str]) -> None:
+    """Return when these jobs have left the queue, or do not within SLURM_END_S: a launch that still sees
+    one takes it for alive."""
+    left, give_up = set(ended), time.monotonic() + SLURM_END_S
+    while left and time.monotonic() < give_up:
+        left &= set(ask_scheduler(records, with_accounts=False).queue or {})
+        if left:
+            time.sleep(1)
 
 
 def end(record: JobRecord, live: list[int], is_all: bool) -> None:
@@ -126,7 +145,7 @@ def known_queue(records: list[JobRecord]) -> Scheduler:
     Raises:
         ClusterError: SLURM does not answer.
     """
-    scheduler = ask_scheduler(records)
+    scheduler = ask_scheduler(records, with_accounts=False)
     if scheduler.queue is None:
         raise ClusterError(
             "squeue does not answer, so nobody knows what is queued or running", "try again later"
@@ -156,7 +175,9 @@ def ask(*command: str) -> None:
         ClusterError: SLURM's own words on why not.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, env=clean_environment()
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise ClusterError(f"{command[0]} could not be asked: {error}", "try again later") from error
     lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]

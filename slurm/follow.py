@@ -7,17 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from slurm.control import elements_of
 from slurm.evidence import gather
 from slurm.explain import explain, is_settled
 from slurm.logs import find_attempts, read_new
 from slurm.request import JobRequest
-from slurm.state import ask_scheduler, progress, read_jobs, read_records, study_states
+from slurm.state import ask_scheduler, progress, read_jobs, study_states
 from vae.goodput import duration
 from vae.study import Study
 
 log = logging.getLogger(__name__)
 
 POLL_S = 3.0
+# SLURM asks its users not to ask it more often.
+SLURM_POLL_S = 5.0
 
 
 class LocalFollower:
@@ -61,12 +64,12 @@ def follow_jobs(study_dir: Path, study: Study) -> None:
                 detail = f" ({state.detail})" if state.detail else ""
                 log.info("%s: %s%s", state.name, state.state, detail)
                 told[state.name] = state.state
-        records = read_records(study_dir)
-        ids = {record.id for record in records}
-        queue = ask_scheduler(records).queue
-        if queue is not None and not any(job.split("_")[0] in ids for job in queue):
+        records = read_jobs(study_dir, study)
+        scheduler = ask_scheduler(records, with_accounts=False)
+        live = set(scheduler.queue or {}).intersection(elements_of(records)) - scheduler.hopeless()
+        if scheduler.queue is not None and not live:
             return
-        time.sleep(POLL_S)
+        time.sleep(SLURM_POLL_S)
 
 
 def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:

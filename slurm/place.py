@@ -27,6 +27,14 @@ POLL_S = 0.2
 # Below Linux's ephemeral range, so that no outgoing connection takes the port before torch binds it.
 PORTS = range(20_000, 32_000)
 
+# Set by a scheduler or launcher around us, or to change what SLURM's programs say to a person; a job that
+# inherits them, and an answer that is read here, would be wrong.
+LEAKED = re.compile(
+    r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SCANCEL|PMI|PMIX|OMPI|SUBMITIT|TORCHELASTIC|ACCELERATE)_.*"
+    r"|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_ADDR|MASTER_PORT|GROUP_RANK|ROLE_RANK"
+)
+KEPT = ("SLURM_CONF",)  # without it, sbatch does not find a cluster whose file lies elsewhere
+
 
 @dataclass(frozen=True)
 class Place:
@@ -131,6 +139,11 @@ def times_of(place: Place) -> dict[str, float]:
     except (OSError, subprocess.SubprocessError, ValueError):  # a time may be N/A
         return {}
     return dict(zip(TIMES, moments, strict=False))
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without what an outer job, a launcher or a shell start-up file left in it."""
+    return {name: value for name, value in os.environ.items() if name in KEPT or not LEAKED.fullmatch(name)}
 
 
 def num_cpus() -> int:

@@ -76,7 +76,7 @@ class ClusterProfile:
     """Shell lines before the job's command (`module load cuda`); the job stops if one fails."""
 
     container: str = ""
-    """Command that runs another inside a container (`apptainer exec --nv image.sif`)."""
+    """Command that runs another inside a container (`apptainer exec --nv /shared/image.sif`)."""
 
     python: str = ""
     """Python of the jobs; empty = the one that launches."""
@@ -104,8 +104,14 @@ class ClusterProfile:
         for flag in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
             if not FLAG_NAME.fullmatch(flag):
                 raise SettingsError(f"{flag!r} is not the name of an sbatch flag", "write it without dashes")
+        if "job-name" in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
+            raise SettingsError(
+                "job-name cannot be changed in a profile", "it is by their names that jobs are known"
+            )
         for name in ("container", "python"):
             check_one_line(name, getattr(self, name))
+        if "/" in self.python and not self.python.startswith("/"):
+            raise SettingsError(f"python = {self.python!r} is not allowed", "give its absolute path")
         for line in self.setup:
             check_one_line("setup", line)
         self._check_amounts()

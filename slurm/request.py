@@ -387,14 +387,13 @@ def warning_s(request: JobRequest, profile: ClusterProfile) -> int:
         SettingsError: the limit leaves too little time for work beside it.
     """
     limit_s = 60 * limit_min(request.kind, profile)
-    if request.kind != "train" and not profile.warning_s:  # it has nothing to save
-        return min(LEAST_WARNING_S, limit_s // LEAST_LIMIT_PER_WARNING)
+    if request.kind != "train":  # it has nothing to save
+        return min(profile.warning_s or LEAST_WARNING_S, limit_s // LEAST_LIMIT_PER_WARNING)
     wanted = profile.warning_s or measured_warning_s(request.stop_s)
     if limit_s < LEAST_LIMIT_PER_WARNING * wanted:
-        setting = "report" if request.kind == "finalize" else request.kind
         why = f", for its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
         raise SettingsError(
-            f"{setting}_limit_min = {limit_s // 60} leaves too little beside the warning that {request.name} "
+            f"train_limit_min = {limit_s // 60} leaves too little beside the warning that {request.name} "
             f"gets {wanted} s before it{why}",
             f"allow at least {math.ceil(LEAST_LIMIT_PER_WARNING * wanted / 60)} minutes, "
             "or set a shorter warning_s in the profile",
@@ -449,9 +448,9 @@ def index_list(indices: Iterable[int]) -> str:
 def check_path(path: Path) -> None:
     """Raise SettingsError if sbatch would read `path` as something else: `%` is a pattern, quotes end it."""
     text = str(path)
-    bad = sorted({char for char in text if char in "%\"'\\$`" or not char.isprintable()})
+    bad = sorted({char for char in text if char in "%\"'\\$`#" or not char.isprintable()})
     if bad:
         raise SettingsError(
             f"the path {text!r} holds {', '.join(map(repr, bad))}, which SLURM would misread",
-            "use a folder whose name has none of % \" ' \\ $ ` and no line breaks",
+            "use a folder whose name has none of % \" ' \\ $ ` # and no line breaks",
         )

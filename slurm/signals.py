@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,13 +81,34 @@ def ignore_warnings() -> None:
 def leave(place: Place, stop: StopFlag) -> NoReturn:
     """End a process that has stopped in the middle and saved all; after a warning, the job runs again.
 
-    After TERM alone it is for SLURM, or the user who cancelled the job, to decide what comes next.
+    After TERM alone, unless that means preemption, it is for SLURM, or the user who cancelled the job, to
+    decide what comes next.
     """
-    if stop.was_warned or not stop.was_terminated:  # then it was another rank that was warned
+    # not warned, not terminated: then it was another rank
+    if stop.was_warned or not stop.was_terminated or is_preempted(place):
         hand_over(place, stop.before)
     if place.cluster == "debug":
         raise KeyboardInterrupt
+    if place.cluster == "slurm" and place.rank > 0:
+        sys.exit(0)  # rank 0 may still have to hand over
     sys.exit(128 + signal.SIGTERM)
+
+
+def is_preempted(place: Place) -> bool:
+    """Whether SLURM ends this job to make room.
+
+    Some sites send TERM then, and not the warning. SLURM requeues a job that it has to kill after the grace
+    time, but takes one that ends before for failed.
+    """
+    if place.cluster != "slurm" or place.rank > 0:
+        return False
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "job", place.job], capture_output=True, text=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return re.search(r"\bPreemptTime=\d", shown) is not None
 
 
 def hand_over(place: Place, before: object) -> NoReturn:

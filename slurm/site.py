@@ -10,7 +10,8 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 
-from slurm.submit import clean_environment, slurm_answers
+from slurm.place import clean_environment
+from slurm.submit import slurm_answers
 
 ANSWER_LIMIT_S = 60
 # Beginnings of sinfo's states of nodes that start no jobs.

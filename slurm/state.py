@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import only_holder, write_json
+from slurm.place import clean_environment
 from slurm.request import JobRequest, RunFacts, StudyFacts
 from vae.goodput import goodput, has_mark
 from vae.study import (
@@ -44,6 +46,8 @@ JOBS_LOCK_WAIT_S = 10.0
 LOCK_FILE = ".launch.lock"
 REPORT_FILE = "report.html"
 ANSWER_LIMIT_S = 30
+# What a job cannot start without, in SLURM's `aftercorr:8_*(unfulfilled),afterok:9(failed)`.
+NEEDS = re.compile(r"(afterok|aftercorr):(\d+)")
 # metrics.jsonl of a long run is read from its end: this much holds the newest lines.
 TAIL_BYTES = 32 * 1024
 
@@ -68,13 +72,16 @@ class JobRecord:
     """Position of the element with array index 0."""
     end: str = ""
     """How a local job was ended on purpose: cancelled or interrupted. Of its own jobs SLURM knows that."""
+    name: str = ""
+    """Job name; SLURM may give the same id again to something else."""
 
     @classmethod
     def of(cls, request: JobRequest, job: str, cluster: str) -> JobRecord:
         """The record of a request that has just become job `job`."""
         is_array = request.is_array and cluster == "slurm"
         host = socket.gethostname()
-        return cls(job, request.kind, cluster, is_array, tuple(request.tasks), host, request.offset)
+        indices = tuple(request.tasks)
+        return cls(job, request.kind, cluster, is_array, indices, host, request.offset, name=request.name)
 
     def element(self, index: int) -> str:
         """Id of one element, as squeue and sacct write it."""
@@ -160,6 +167,23 @@ class Scheduler:
         """Whether a job is pending for ever, because what it waits for has failed."""
         return (self.queue or {}).get(element, ("", ""))[1] == "DependencyNeverSatisfied"
 
+    def hopeless(self) -> set[str]:
+        """Jobs that are pending for ever: what they need has failed, or is itself pending for ever."""
+        dead = {job for job in self.queue or {} if self.can_never_start(job)}
+        while more := {job for job in self.needs if job not in dead and self._needs_any(job, dead)}:
+            dead |= more
+        return dead
+
+    def _needs_any(self, job: str, dead: set[str]) -> bool:
+        """Whether a job can only start if one of the dead ends well."""
+        for condition, parent in NEEDS.findall(self.needs[job]):
+            element = f"{parent}_{job.partition('_')[2]}"
+            if condition == "aftercorr" and (element in dead or parent in dead):
+                return True
+            if condition == "afterok" and any(one.partition("_")[0] == parent for one in dead):
+                return True
+        return False
+
     def state(self, record: JobRecord, index: int) -> tuple[str, str]:
         """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN.
 
@@ -175,6 +199,8 @@ class Scheduler:
             return state, "" if reason == "None" else reason
         if self.ended is None:
             return "GONE", "sacct does not answer"
+        if self.ended.get(element) in RUNNING + QUEUED:  # squeue knows better
+            return "GONE", "not yet in the accounts"
         if element in self.ended:
             return self.ended[element], ""
         if record.is_array and record.id in self.ended:  # for a moment after the end, the id lacks its index
@@ -184,44 +210,48 @@ class Scheduler:
         return ("CANCELLED", "before it started") if has_parent else ("GONE", "not in the accounts")
 
 
-def ask_scheduler(records: list[JobRecord]) -> Scheduler:
-    """Ask squeue and sacct about the SLURM jobs among `records`, once each."""
+def ask_scheduler(records: list[JobRecord], with_accounts: bool = True) -> Scheduler:
+    """Ask squeue, and sacct if wanted, about the SLURM jobs among `records`, once each."""
     ids = sorted({record.id for record in records if record.cluster == "slurm"})
     if not ids:
         return Scheduler({}, {})
     # all jobs of this user: asking for an id that SLURM has forgotten is an error
-    queue = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%S|%E")
-    ended = _ask(
-        "sacct",
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        "--format=JobID,State,ExitCode",
-        f"--jobs={','.join(ids)}",
-    )
-    waiting, past = list(_rows(queue or "", 5)), list(_rows(ended or "", 3))
+    queue = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%j|%r|%S|%E")
+    ended = None
+    if with_accounts:
+        flags = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName,ExitCode")
+        ended = _ask("sacct", *flags, f"--jobs={','.join(ids)}")
+    names = {record.id: record.name for record in records if record.name}
+    waiting, past = _rows(queue or "", 6, names), _rows(ended or "", 4, names)
     return Scheduler(
-        None if queue is None else {job: (state, reason) for job, state, reason, _, _ in waiting},
-        None if ended is None else {job: state.split()[0] for job, state, _ in past},
-        starts={row[0]: row[3] for row in waiting},
-        needs={row[0]: row[4] for row in waiting},
-        exits={row[0]: row[2] for row in past},
+        None if queue is None else {job: (state, reason) for job, state, _, reason, _, _ in waiting},
+        None if ended is None else {job: state.split()[0] for job, state, _, _ in past},
+        starts={row[0]: row[4] for row in waiting},
+        needs={row[0]: row[5] for row in waiting},
+        exits={row[0]: row[3] for row in past},
     )
 
 
 def _ask(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_LIMIT_S,
+            check=True,
+            env=clean_environment(),
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
 
 
-def _rows(text: str, columns: int) -> Iterator[list[str]]:
-    for line in text.splitlines():
-        row = line.strip().split("|")
-        if len(row) == columns and all(row[:2]):
-            yield row
+def _rows(text: str, columns: int, names: dict[str, str]) -> list[list[str]]:
+    """The whole rows, but those of jobs that only have an id of ours: their third column is another name."""
+    rows = [line.strip().split("|") for line in text.splitlines()]
+    whole = [row for row in rows if len(row) == columns and all(row[:2])]
+    return [row for row in whole if names.get(row[0].partition("_")[0], row[2]) == row[2]]
 
 
 def is_running_here(record: JobRecord) -> bool:
@@ -359,7 +389,7 @@ def study_facts(
     """
     is_packed = num_shards is None
     records, data_records = read_jobs(study_dir, study), [] if is_packed else read_records(data_dir)
-    scheduler = ask_scheduler([*records, *data_records])
+    scheduler = ask_scheduler([*records, *data_records], with_accounts=False)
     is_reported = has_report(study_dir, study)
 
     def run_facts(name: str, index: int) -> RunFacts:
@@ -426,13 +456,16 @@ def progress(run_dir: Path) -> dict[str, Any]:
 
 
 def _progress(start: dict[str, Any], tail: list[dict[str, Any]]) -> dict[str, Any]:
+    begins = [place for place, line in enumerate(tail) if line.get("kind") == "start"]
+    own = tail[begins[-1] :] if begins else tail  # no pace over the time in which it waited to go on
     steps = [line for line in tail if line.get("kind") == "step"]
     last: dict[str, Any] = next((line for line in reversed(tail) if "step" in line), {})
     total = int(start.get("total_steps", 0))
     step = int(last.get("step", 0))
     eta_s = None
-    if len(steps) >= 2 and steps[-1]["step"] > steps[-2]["step"]:
-        pace = (steps[-1]["time"] - steps[-2]["time"]) / (steps[-1]["step"] - steps[-2]["step"])
+    paced = [line for line in own if line.get("kind") == "step"][-2:]
+    if len(paced) == 2 and paced[1]["step"] > paced[0]["step"]:
+        pace = (paced[1]["time"] - paced[0]["time"]) / (paced[1]["step"] - paced[0]["step"])
         eta_s = max(0.0, (total - step) * pace)
     newest = steps[-1] if steps else {}
     return {

@@ -22,20 +22,13 @@ from pathlib import Path
 
 from data_prep.errors import ClusterError
 from data_prep.files import write_text
-from slurm.place import alone
+from slurm.place import alone, clean_environment
 from slurm.profile import ClusterProfile
 from slurm.request import JOBS_DIR, MAX_ARRAY_SIZE, JobRequest, limit_min, sbatch_text
 from slurm.state import JobRecord, add_record, note_end, read_records
 from slurm.task import Task
 
 log = logging.getLogger(__name__)
-
-# Set by a scheduler or launcher around us; a job that inherits them would believe them.
-LEAKED = re.compile(
-    r"(SLURM|SBATCH|SRUN|SALLOC|PMI|PMIX|OMPI|SUBMITIT|TORCHELASTIC|ACCELERATE)_.*"
-    r"|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_ADDR|MASTER_PORT|GROUP_RANK|ROLE_RANK"
-)
-KEPT = ("SLURM_CONF",)  # without it, sbatch does not find a cluster whose file lies elsewhere
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
 UNLIMITED_RESTARTS = 1_000_000
@@ -160,11 +153,6 @@ def _sbatch(command: list[str], text: str, request: JobRequest) -> str:
             "change the cluster profile (--profile), --gpus or --nodes; see slurm/profiles/example.yaml",
         )
     return asked.stdout
-
-
-def clean_environment() -> dict[str, str]:
-    """This environment without what an outer job, a launcher or a shell start-up file left in it."""
-    return {name: value for name, value in os.environ.items() if name in KEPT or not LEAKED.fullmatch(name)}
 
 
 def as_shell(request: JobRequest, keys: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,9 @@ class TrainTask(Task):
         refuse_idle_restarts(run_dir, place)
         times = times_of(place) if place.rank == 0 else {}
         if "ends_s" in times:
-            stop.expire_at(times["ends_s"] - 2 * slowest_stop_s(run_dir) - LAST_CHANCE_S)
+            ends_s, now_s = times["ends_s"], time.time()
+            early_s = 2 * slowest_stop_s(run_dir) + LAST_CHANCE_S
+            stop.expire_at(max(ends_s - early_s, (now_s + ends_s) / 2))  # half the time is for work
         with joined(place, run_dir):
             from vae.ranks import disconnect  # these import torch, which reads the variables set above
             from vae.trainer import train

@@ -349,8 +349,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 
 @pytest.fixture(scope="session")
 def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    """Another one, at a site without accounts that allows short arrays only and requeues nothing unasked."""
-    settings = "MaxArraySize=3\nJobRequeue=0\n"
+    """Another one: no accounts, short arrays, nothing is requeued unasked, no warning before preemption."""
+    settings = "MaxArraySize=3\nJobRequeue=0\nSlurmctldParameters=idle_on_node_suspend\n"
     yield from running(DevCluster(tmp_path_factory.mktemp("bare"), has_accounting=False, settings=settings))
 
 

@@ -289,6 +289,20 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
         assert site.has_ended(job, {0: "COMPLETED", 1: "COMPLETED"})
 
 
+def test_a_preempted_run_goes_on_with_and_without_a_warning(site: Site) -> None:
+    words = ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", "--study", "pushed", *TINY)
+    words = (*words, "--run.epochs", "1000", "--run.max_steps", "2500")
+    assert site.launch(*words).returncode == 0
+    run_dir = site.folder / "runs" / "pushed" / "direct-s0"
+    site.until(lambda: last_step(run_dir) >= 20)
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null")
+    site.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    site.until(lambda: site.status("pushed") == {"direct-s0": "done"})
+    first, second = attempts(run_dir)
+    assert (first["job"], second["restart"]) == (second["job"], 1)
+    assert second["from_step"] >= first["work"]["reached_step"] > 0
+
+
 def test_a_time_limit_only_cuts_a_run_into_stretches(full_site: Site) -> None:
     site, words = full_site, ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", *TINY_FLAGS)
     words = (*words, "--study", "long", "--run.epochs", "100000", "--run.trackers", "[]")

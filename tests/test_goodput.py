@@ -96,7 +96,7 @@ def test_what_is_not_known_is_not_made_up() -> None:
     assert (one.spent.wait_s, one.spent.startup_s, one.spent.cpu_hours) == (None, 15, None)
     (one,) = attempts([{**known, "device": "cpu", "cpus": 4}], [])
     assert one is not None
-    assert (one.spent.cpu_hours, one.spent.gpu_hours) == (4 * 85 / 3600, 0)
+    assert (one.spent.cpu_hours, one.spent.gpu_hours) == (2 * 4 * 85 / 3600, 0)  # two ranks with 4 each
     assert total([one.spent, Spent()]).wait_s is None
     assert attempts([{"from_step": 0}], LINES) == [None]  # by a version that noted no times
     assert goodput([], []) is None

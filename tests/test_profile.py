@@ -68,6 +68,9 @@ def test_line_breaks_and_odd_flags_are_refused() -> None:
         {"extra": {"uid 0": "1"}},
         {"extra": {"comment": "a\n#SBATCH --uid=0"}},
         {"drop": ("--mem",)},
+        {"drop": ("job-name",)},
+        {"extra": {"job-name": "mine"}},
+        {"python": ".venv/bin/python"},
         {"rename": {"mem": "mem\n#SBATCH --uid"}},
     ):
         with pytest.raises(SettingsError):

@@ -185,7 +185,7 @@ def test_paths_with_spaces_are_quoted_and_others_refused() -> None:
     text = sbatch_text(request, ClusterProfile(), Path("/my code"), "/my env/python")
     assert '#SBATCH --output="/my runs/x/jobs/%A_%a.log"' in text
     assert "'/my env/python' -u -m submitit.core._submit '/my runs/x/jobs'" in text
-    for bad in ("/a\nb", '/a"b', "/a'b", "/a%j", "/a$HOME", "/a\\b"):
+    for bad in ("/a\nb", '/a"b', "/a'b", "/a%j", "/a$HOME", "/a\\b", "/a#1"):
         request = decide(replace(NEW, study_dir=Path(bad), is_packed=True), Gang(), 4)[0]
         with pytest.raises(SettingsError, match="misread"):
             sbatch_text(request, ClusterProfile(), CODE, "python")
@@ -274,5 +274,6 @@ def test_a_limit_that_leaves_no_time_to_save_is_refused() -> None:
     assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, short, CODE, "python")
     assert "#SBATCH --signal=USR2@15\n" in sbatch_text(report, short, CODE, "python")
     # what the profile says goes, within reason
-    with pytest.raises(SettingsError, match="evaluate_limit_min = 2"):
-        sbatch_text(evaluate, replace(short, warning_s=60), CODE, "python")
+    early = replace(short, train_limit_min=120, warning_s=1800)
+    assert "#SBATCH --signal=USR2@1800\n" in sbatch_text(train, early, CODE, "python")
+    assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, early, CODE, "python")

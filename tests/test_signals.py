@@ -73,6 +73,25 @@ def test_terminated_training_ends_without_asking_to_run_again() -> None:
     assert (done.stdout, done.returncode) == ("True\n", 128 + signal.SIGTERM)
 
 
+def test_a_preempted_run_hands_over_where_only_term_tells_of_it(tmp_path: Path) -> None:
+    """SLURM would take a job that ends before it is killed for failed, and not start it again."""
+    scontrol = tmp_path / "scontrol"
+    code = f"""
+        os.environ["PATH"] = {str(tmp_path)!r} + ":" + os.environ["PATH"]
+        signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued"), sys.exit(7)))
+        stop = StopFlag().note_termination()
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(stop())
+        leave(alone().__class__("slurm", "5_1", 0, 0, 2, 0, 1, "n1", 1), stop)
+    """
+    for moment, expected in (("2026-01-31T16:00:00", ("True\nrequeued\n", 7)), ("None", ("True\n", 143))):
+        shown = f"PreemptEligibleTime=2026-01-31T15:00:00 PreemptTime={moment}"
+        scontrol.write_text(f"#!/bin/sh\necho '{shown}'\n")
+        scontrol.chmod(0o755)
+        done = run_python(code)
+        assert (done.stdout, done.returncode) == expected, done.stderr
+
+
 def test_other_ranks_leave_quietly() -> None:
     done = run_python("""
         place = alone().__class__("slurm", "5", 0, 1, 2, 1, 1, "n1", 1)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def score(run_dir: Path, **changes: Any) -> None:
         ({"8_1": ("RUNNING", "None")}, {"8_0": "OUT_OF_MEMORY"}, ("failed", "train OUT_OF_MEMORY")),
         ({}, {"8_0": "CANCELLED", "8_1": "COMPLETED"}, ("cancelled", "")),
         ({}, {"8_1": "COMPLETED"}, ("cancelled", "before it started")),
+        ({}, {"8_0": "RUNNING"}, ("stopped", "not yet in the accounts")),  # squeue knows better
         ({}, {"8": "FAILED"}, ("stopped", "not yet in the accounts")),  # the index comes a moment later
         ({}, {"8_0": "COMPLETED"}, ("stopped", "")),
         ({}, {}, ("stopped", "not in the accounts")),
@@ -182,6 +184,36 @@ def test_without_slurm_programs_the_scheduler_does_not_answer(monkeypatch: pytes
     assert ask_scheduler([]) == SILENT
 
 
+def test_what_needs_a_job_that_never_starts_never_starts_either() -> None:
+    queue = dict.fromkeys(("3", "4_0", "4_1", "5_0", "5_1", "6", "7_0"), ("PENDING", "Dependency"))
+    queue["3"] = ("PENDING", "DependencyNeverSatisfied")
+    needs = {"3": "afterok:2_*(failed)", "4_0": "afterok:3(unfulfilled)", "4_1": "afterok:3(unfulfilled)"}
+    needs |= {f"5_{index}": "aftercorr:4_*(unfulfilled)" for index in (0, 1)}
+    needs |= {"6": "afterany:5_*(unfulfilled)", "7_0": "(null)"}
+    assert Scheduler(queue, {}, needs=needs).hopeless() == {"3", "4_0", "4_1", "5_0", "5_1"}
+    # element by element
+    queue["4_0"], queue["3"] = ("PENDING", "DependencyNeverSatisfied"), ("RUNNING", "None")
+    assert Scheduler(queue, {}, needs=needs).hopeless() == {"4_0", "5_0"}
+
+
+def test_a_job_of_another_name_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids start anew on a new controller; what its owner wants squeue to show a person does not count."""
+    programs = {
+        "squeue": 'echo "8_0|RUNNING|other|None|N/A|"; echo "9_0|PENDING|chest-evaluate|$SQUEUE_STATES|N/A|"',
+        "sacct": 'echo "8_0|FAILED|chest-train|1:0"; echo "9_1|FAILED|other|1:0"',
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    records = [replace(TRAIN, name="chest-train"), replace(EVALUATE, name="chest-evaluate")]
+    found = ask_scheduler(records)
+    assert found.queue == {"9_0": ("PENDING", "")}
+    assert found.ended == {"8_0": "FAILED"}
+    assert ask_scheduler(records, with_accounts=False).ended is None
+
+
 def test_two_launches_of_a_study_exclude_each_other(tmp_path: Path) -> None:
     with (
         only_launcher(tmp_path),
@@ -212,6 +244,17 @@ def test_progress_and_time_left_on_paper(tmp_path: Path) -> None:
         "images_per_s": 64.0,
         "eta_s": 375.0,  # 750 steps at half a second
     }
+
+
+def test_time_left_does_not_count_the_wait_before_a_run_went_on(tmp_path: Path) -> None:
+    start = {"kind": "start", "step": 0, "total_steps": 1000, "steps_per_epoch": 100, "time": 0}
+    first = {"kind": "step", "step": 100, "loss": 5.0, "time": 1000}
+    again = {**start, "step": 100, "time": 8200}
+    later = [{"kind": "step", "step": step, "loss": 5.0, "time": 8200 + step} for step in (110, 120)]
+    write_text(tmp_path / METRICS_FILE, metrics(start, first, again, later[0]))
+    assert progress(tmp_path)["eta_s"] is None
+    write_text(tmp_path / METRICS_FILE, metrics(start, first, again, *later))
+    assert progress(tmp_path)["eta_s"] == 880
 
 
 def test_progress_of_a_long_run_reads_only_its_ends(tmp_path: Path) -> None:

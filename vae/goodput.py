@@ -179,7 +179,7 @@ def _attempt(known: dict[str, Any], kept_until: float) -> Attempt | None:
         save_s=save_s,
         val_s=val_s,
         gpu_hours=world_size * hours if is_gpu else 0.0,
-        cpu_hours=0.0 if is_gpu else cpus * hours if cpus else None,
+        cpu_hours=0.0 if is_gpu else world_size * cpus * hours if cpus else None,
     )
     peaks = {name: did[name] for name in PEAKS if name in did}
     return Attempt(spent, first, steps, int(steps - kept), did["saves"], (device, world_size), peaks)

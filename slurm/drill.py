@@ -274,8 +274,9 @@ class Target:
         self._must_restart = True
 
     def add_beside(self, hit: Hit) -> None:
-        """Note what was meant for another run and may have hit this one, too."""
-        self.hits.append(replace(hit, when="beside", step=progress(self.run_dir)["step"]))
+        """Note what was meant for another run and may have hit this one, too: by now, for it takes a while."""
+        step = progress(self.run_dir)["step"]
+        self.hits.append(replace(hit, when="beside", step=step, time=time.time()))
 
 
 def glance(is_now: Callable[[], bool], limit_s: float) -> bool:

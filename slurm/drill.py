@@ -274,7 +274,7 @@ class Target:
         self._must_restart = True
 
     def add_beside(self, hit: Hit) -> None:
-        """Note what was meant for another run and may have hit this one, too: by now, for it takes a while."""
+        """Note what was meant for another run and may have hit this one, too, at some time until now."""
         step = progress(self.run_dir)["step"]
         self.hits.append(replace(hit, when="beside", step=step, time=time.time()))
 

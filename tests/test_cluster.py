@@ -289,6 +289,18 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
         assert site.has_ended(job, {0: "COMPLETED", 1: "COMPLETED"})
 
 
+def test_scripts_by_hand_pack(full_site: Site) -> None:
+    cluster, out = full_site.cluster, full_site.folder / "shards" / "by-hand"
+    words = ["--array=0-1", "--time=5", "--cpus-per-task=1", f"--output={full_site.folder}/pack-%a.log"]
+    script = str(REPOSITORY / "slurm" / "scripts" / "pack.sbatch")
+    images = ("phantom:40", str(out))
+    cluster.run("sbatch", f"--export=ALL,PYTHON={sys.executable}", *words, script, *images, cwd=REPOSITORY)
+    cluster.wait_until_idle(CHAIN_S)
+    pack = [sys.executable, str(REPOSITORY / "jobs" / "pack.py")]
+    cluster.run(*pack, *images, "--finalize", timeout=CHAIN_S)
+    assert verify(out) == 40
+
+
 def test_a_preempted_run_goes_on_with_and_without_a_warning(site: Site) -> None:
     words = ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", "--study", "pushed", *TINY)
     words = (*words, "--run.epochs", "1000", "--run.max_steps", "2500")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import SettingsError
+from data_prep.errors import DataError, SettingsError
 from data_prep.shards import MANIFEST_FILE, read_manifest
 
 SHARDS_DIR = Path("shards")
@@ -37,6 +37,11 @@ def find_data(asked: str | None, size_px: int | None) -> Data:
         return data
     from data_prep.packer import PLAN_FILE, PackOptions, is_packed, plan, read_plan
 
+    if (Path(asked) / PLAN_FILE).exists():
+        raise DataError(
+            f"{asked} holds images that are not packed to the end: {MANIFEST_FILE} is missing",
+            f"python jobs/pack.py {read_plan(Path(asked)).source} {asked} goes on",
+        )
     options = PackOptions(size_px=size_px or PackOptions.size_px)
     out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
     if (out / PLAN_FILE).exists():

@@ -297,7 +297,11 @@ class Session:
             )
         is_exact = all(must_be_exact(target.run_dir) for target in self.drill.targets)
         how = "bit for bit" if is_exact else f"losses within {TOLERANCE} of their value"
-        return f"The drill passed: {hits} interruptions changed nothing ({how}), and no warning cost a step."
+        tried = ", ".join(sorted({hit.what for target in self.drill.targets for hit in target.hits}))
+        return (
+            f"The drill passed: {hits} interruptions ({tried}) changed nothing ({how}), "
+            "and no warning cost a step."
+        )
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def build_parser() -> _front.Parser:
     """The command line: a run folder, a run.yaml to replay, and every setting as `--run.NAME`."""
     parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("run_dir", type=Path, help="folder of the run; made if need be")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run; made if need be")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="begin with the settings of this run.yaml"
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import logging
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -16,8 +17,10 @@ from typing import Literal
 from data_prep.errors import ClusterError
 from slurm.place import clean_environment
 from slurm.request import shares
-from slurm.state import JobRecord, Scheduler, ask_scheduler, is_running_here, note_end, read_jobs
+from slurm.state import RUNNING, JobRecord, Scheduler, ask_scheduler, is_running_here, note_end, read_jobs
 from vae.study import Study
+
+log = logging.getLogger(__name__)
 
 COMMAND_LIMIT_S = 60
 # A local process saves when it is asked to end; longer than the launcher itself waits for it.
@@ -73,17 +76,31 @@ def clear_away(records: list[JobRecord]) -> list[str]:
     return dead
 
 
+def await_leaving(records: list[JobRecord]) -> None:
+    """Return when none of these jobs is just ending: nobody knows yet whether it will run again."""
+    queue = ask_scheduler(records, with_accounts=False).queue or {}
+    leaving = [one for one in elements_of(records) if queue.get(one, ("",))[0] == "COMPLETING"]
+    if leaving:
+        log.info("waiting for jobs that are just ending: %s", ", ".join(leaving))
+        await_end(records, leaving, is_over=lambda state: state != "COMPLETING")
+
+
 def elements_of(records: Iterable[JobRecord]) -> list[str]:
     """The ids of all elements of SLURM's jobs."""
     return [r.element(index) for r in records if r.cluster == "slurm" for index in r.indices]
 
 
-def await_end(records: list[JobRecord], ended: Iterable[str]) -> None:
-    """Return when these jobs have left the queue, or do not within SLURM_END_S: a launch that still sees
-    one takes it for alive."""
+def await_end(
+    records: list[JobRecord], ended: Iterable[str], is_over: Callable[[str], bool] = lambda state: not state
+) -> None:
+    """Return when these jobs have left the queue (state ""), or are otherwise over, or after SLURM_END_S.
+
+    A launch that still sees one in the queue takes it for alive.
+    """
     left, give_up = set(ended), time.monotonic() + SLURM_END_S
     while left and time.monotonic() < give_up:
-        left &= set(ask_scheduler(records, with_accounts=False).queue or {})
+        queue = ask_scheduler(records, with_accounts=False).queue or {}
+        left = {job for job in left if not is_over(queue.get(job, ("",))[0])}
         if left:
             time.sleep(1)
 
@@ -128,7 +145,11 @@ def throttle(study_dir: Path, study: Study, asked: Asked) -> list[str]:
             raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
         if asked == "hold":
             ask("scontrol", "uhold", record.id)  # by its owner, so that the owner may release it
-            said.append(f"held: {record.kind} {names(record, live, study)} (job {record.id})")
+            runs_on = [index for index in live if scheduler.state(record, index)[0] in RUNNING]
+            held = [index for index in live if index not in runs_on]
+            said += [f"held: {record.kind} {names(record, held, study)} (job {record.id})"] if held else []
+            if runs_on:
+                said.append(f"goes on: {record.kind} {names(record, runs_on, study)}, held if it is requeued")
         elif asked == "release":
             ask("scontrol", "release", record.id)
             said.append(f"released: {record.kind} {names(record, live, study)} (job {record.id})")

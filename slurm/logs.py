@@ -14,8 +14,11 @@ LOG_NAME = re.compile(r"(train|evaluate)-(.+)-r(\d+)-rank(\d+)\.log")
 TAIL_BYTES = 64 * 1024
 MAX_ERROR_CHARS = 300
 
-# The last line of a traceback, or a program's own `error: ...`.
-ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)\b.*)|^(error: .*)")
+# The last line of a traceback, a program's own `error: ...`, or what bash says of a line of a job's script.
+ERROR = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)\b.*)|^(error: .*)"
+    r"|^(?:\S*/)?slurm_script: (line \d+: .*)"
+)
 # What SLURM's own programs write of an end; that a task has exited says nothing about why.
 NOTICE = re.compile(r"^(slurmstepd|srun)\S*: (?:error: )?(.*(?:CANCELLED|oom|Out Of Memory|Killed).*)")
 # After slurmstepd has said why it ends a job, srun says that the tasks were killed.
@@ -89,7 +92,7 @@ def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
     for path in (*by_silence, *outer):
         for line in reversed(tail(path)):
             if found := ERROR.match(line):
-                return shorten(found[1] or found[2])
+                return shorten(found[1] or found[2] or found[3])
     return ""
 
 

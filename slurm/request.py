@@ -105,7 +105,9 @@ class Gang:
 
     def __post_init__(self) -> None:
         """Raise SettingsError unless every node gets the same number of GPUs."""
-        if self.gpus < 1 or self.nodes < 1 or self.gpus % self.nodes:
+        if self.gpus < 1 or self.nodes < 1:
+            raise SettingsError(f"--gpus {self.gpus} --nodes {self.nodes}; allowed: at least 1 each")
+        if self.gpus % self.nodes:
             raise SettingsError(
                 f"--gpus {self.gpus} cannot be spread evenly over --nodes {self.nodes}",
                 "--gpus counts the GPUs of one run over all its nodes; make it a multiple of --nodes",

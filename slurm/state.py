@@ -196,7 +196,7 @@ class Scheduler:
             return "UNKNOWN", "squeue does not answer"
         if element in self.queue:
             state, reason = self.queue[element]
-            return state, "" if reason == "None" else reason
+            return state, "" if reason == "None" or state in RUNNING else reason  # held: if it is requeued
         if self.ended is None:
             return "GONE", "sacct does not answer"
         if self.ended.get(element) in RUNNING + QUEUED:  # squeue knows better

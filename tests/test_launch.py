@@ -79,6 +79,7 @@ def test_dry_run_shows_runs_scripts_and_the_command_and_changes_nothing(folder: 
 MISTAKES = {
     "no slurm": (("--cluster", "slurm"), r"no SLURM answers here"),
     "no packed images": (("--data", "nowhere"), r"nowhere"),
+    "no GPU": (("--gpus", "0"), r"--gpus 0 --nodes 1; allowed: at least 1 each"),
     "unknown profile": (("--profile", "alpin"), r'Unknown profile "alpin"\. Known: '),
     "none at once": (("--max-parallel", "0"), r"--max-parallel 0; allowed: at least 1"),
     "uneven nodes": (("--gpus", "3", "--nodes", "2"), r"--gpus 3 cannot be spread evenly over --nodes 2"),
@@ -108,6 +109,16 @@ def test_a_mistake_is_one_clear_line_and_changes_nothing(folder: Path, name: str
     assert re.match(f"error: .*{expected}", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
+
+
+def test_images_that_are_packed_by_half_are_not_taken_for_a_source(tmp_path: Path) -> None:
+    plan("phantom:16", tmp_path / "half", PackOptions(size_px=32))
+    done = launch(tmp_path, "--variant", "linear", "--data", "half", *TINY_FLAGS)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: half holds images that are not packed to the end: manifest.json is missing\n"
+        "hint: python jobs/pack.py phantom:16 half goes on\n"
+    )
 
 
 def test_a_source_that_is_packed_in_another_size_is_refused_before_anything_is_written(

@@ -108,6 +108,12 @@ def test_the_error_is_the_last_one_of_the_rank_that_fell_silent_first(run_dir: P
     assert last_error(run_dir, 0, TRAIN) == "RunError: linear-s0: loss is nan at step 5"
 
 
+def test_a_setup_line_that_fails_is_the_error_of_the_job(run_dir: Path) -> None:
+    said = "/var/spool/slurmd/job00008/slurm_script: line 20: module: command not found\n"
+    write(run_dir.parent / "jobs" / "8_0.log", said, 1)
+    assert last_error(run_dir, 0, TRAIN) == "line 20: module: command not found"
+
+
 @pytest.mark.parametrize(
     ("log", "notice"),
     [

@@ -40,8 +40,9 @@ def test_a_profile_can_be_a_file_anywhere(tmp_path: Path) -> None:
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text("partitions: gpu\n")
-    with pytest.raises(SettingsError, match="partitions"):
+    with pytest.raises(SettingsError, match="unknown setting 'partitions'") as caught:
         read_profile(str(path))
+    assert caught.value.hint == "did you mean partition?"
 
 
 @pytest.mark.parametrize("name", ["partition", "cpu_partition", "account", "qos", "constraint", "gpu_type"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -169,6 +170,11 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
         if isinstance(error, SettingsError):
             raise SettingsError(f"{source}: {error}", error.hint) from error
         reason = " ".join(str(error).split()).replace("settings.", "")
+        known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        if unknown := [name for name in values if name not in known]:
+            near = get_close_matches(str(unknown[0]), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise SettingsError(f"{source}: unknown setting {unknown[0]!r}", hint) from error
         raise SettingsError(f"{source}: {reason}") from error
     return parsed.settings
 

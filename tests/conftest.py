@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def hub(inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.symlink_to(inception_weights)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in the tests even if they are run in the background of a script, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

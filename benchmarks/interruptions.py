@@ -38,7 +38,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 sys.path.insert(0, str(REPOSITORY))
 
 from devcluster import NODES, DevCluster, is_alive, wait_for
-from tiny import make_run, make_shards
+from tiny import TINY_FLAGS, make_run, make_shards
 
 from data_prep.files import only_holder
 from data_prep.shards import verify
@@ -57,17 +57,7 @@ TICK_S = 0.4
 STUDY_LIMIT_S = 1200
 
 SETTINGS = {"epochs": 10_000, "log_every_steps": 10}
-FLAGS = ("--variant", "both", "--data", "shards", "--extractor", "smoke", "--cluster", "slurm")
-TINY_FLAGS = (
-    "--run.widths",
-    "[4,8,8,16]",
-    "--run.latent_dim",
-    "8",
-    "--run.batch_size",
-    "8",
-    "--run.trackers",
-    "[]",
-)
+FLAGS = ("--variant", "both", "--data", "shards", "--cluster", "slurm")
 
 # What is dealt out, shuffled, again and again.
 DECK = (

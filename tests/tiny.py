@@ -36,16 +36,12 @@ TINY = {
 
 # The same for the launcher.
 TINY_FLAGS = (
-    "--extractor",
-    "smoke",
-    "--run.widths",
-    "[4,8,8,16]",
-    "--run.latent_dim",
-    "8",
-    "--run.batch_size",
-    "8",
+    *("--extractor", "smoke"),
+    *("--run.widths", "[4,8,8,16]"),
+    *("--run.latent_dim", "8"),
+    *("--run.batch_size", "8"),
+    *("--run.trackers", "[]"),
 )
-TINY_FLAGS = (*TINY_FLAGS, "--run.trackers", "[]")
 
 
 def blob(index: int) -> np.ndarray:

@@ -16,8 +16,8 @@ MAX_ERROR_CHARS = 300
 
 # The last line of a traceback, a program's own `error: ...`, or what bash says of a line of a job's script.
 ERROR = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)\b.*)|^(error: .*)"
-    r"|^(?:\S*/)?slurm_script: (line \d+: .*)"
+    r"(?:(?:[A-Za-z_]\w*\.)*(?=[A-Z]\w*(?:Error|Exception|Interrupt)\b)"
+    r"|(?=error: )|(?:\S*/)?slurm_script: (?=line \d+: ))(.*)"
 )
 # What SLURM's own programs write of an end; that a task has exited says nothing about why.
 NOTICE = re.compile(r"^(slurmstepd|srun)\S*: (?:error: )?(.*(?:CANCELLED|oom|Out Of Memory|Killed).*)")
@@ -92,7 +92,7 @@ def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
     for path in (*by_silence, *outer):
         for line in reversed(tail(path)):
             if found := ERROR.match(line):
-                return shorten(found[1] or found[2] or found[3])
+                return shorten(found[1])
     return ""
 
 

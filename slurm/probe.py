@@ -383,6 +383,6 @@ def last_words(folder: Path) -> str:
     lines = [
         line for path in sorted((folder / JOBS_DIR).glob("*.log")) for line in tail(path) if line.strip()
     ]
-    errors = [found[1] or found[2] for line in lines if (found := ERROR.match(line))]
+    errors = [found[1] for line in lines if (found := ERROR.match(line))]
     spoken = [line for line in lines if not re.match(r"srun: (error|Terminating|Job step)", line)]
     return shorten((errors or spoken or lines or [""])[-1])

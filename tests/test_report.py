@@ -286,7 +286,8 @@ def test_the_command_prints_the_path_and_imports_no_torch(study_dir: Path) -> No
 
 
 def test_the_command_refuses_what_is_no_study_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/report.py", str(tmp_path)]
+    (tmp_path / "runs" / "none").mkdir(parents=True)  # beside tmp_path, other tests have runs
+    command = [sys.executable, "jobs/report.py", str(tmp_path / "runs" / "none")]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False
     )

@@ -79,7 +79,8 @@ SETTINGS = {
     "precision": "fp64",
     "checkpoint_every_min": "0.05",
 }
-STEPS_PER_INTERRUPTION = 500
+# Many more than a run makes between two looks at the queue, about 500 on a fast machine.
+STEPS_PER_INTERRUPTION = 2000
 PLAN_FILE = "drill.json"
 # squeue is asked this often; once a second would annoy the people who run a cluster.
 TICK_S = 2.0

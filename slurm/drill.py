@@ -59,6 +59,8 @@ LOCAL_DECK: tuple[tuple[str, Moment], ...] = (
 SAVE_LIMIT_S = 4.0
 END_LIMIT_S = 4.0
 LAST_STEPS = 0.98
+# The last planned blow that is not one at the end comes after this share of the steps.
+LATEST = 0.67
 GLANCE_S = 0.001
 # A job that is starting is struck this much later at most; importing torch takes longer.
 START_DELAY_S = 1.5
@@ -117,13 +119,16 @@ def shuffled(deck: Sequence[tuple[str, Moment]], count: int, rng: random.Random)
 
 
 def deal(cards: Sequence[Blow], runs: Sequence[str], rng: random.Random) -> dict[str, list[Blow]]:
-    """The cards shared out among the runs, at random steps of each; at most one blow ends a run's plan."""
+    """The cards shared out among the runs, at random steps of each; at most one blow ends a run's plan.
+
+    The last steps are left alone: a run is looked at every few seconds, and must still be training then.
+    """
     plan: dict[str, list[Blow]] = {run: [] for run in runs}
     for number, card in enumerate(cards):
         mine = plan[runs[number % len(runs)]]
         if card.when == "ending" and any(blow.when == "ending" for blow in mine):
             card = replace(card, when="training")
-        mine.append(replace(card, share=1.0 if card.when == "ending" else rng.uniform(0.01, 0.93)))
+        mine.append(replace(card, share=1.0 if card.when == "ending" else rng.uniform(0.01, LATEST)))
     return {run: sorted(blows, key=lambda blow: blow.share) for run, blows in plan.items()}
 
 

@@ -79,8 +79,8 @@ SETTINGS = {
     "precision": "fp64",
     "checkpoint_every_min": "0.05",
 }
-# Many more than a run makes between two looks at the queue, about 500 on a fast machine.
-STEPS_PER_INTERRUPTION = 2000
+# Many more than a run makes between two looks, which is about 300 a second on a fast machine.
+STEPS_PER_INTERRUPTION = {"slurm": 2000, "local": 500}
 PLAN_FILE = "drill.json"
 # squeue is asked this often; once a second would annoy the people who run a cluster.
 TICK_S = 2.0
@@ -154,7 +154,7 @@ def refusal(text: str) -> ClusterError:
 def launch_words(asked: argparse.Namespace, cluster: str, data: Path) -> list[str]:
     """The flags of both launches, which differ in --study alone."""
     runs = len(VARIANT_GROUPS[asked.variant])
-    steps = STEPS_PER_INTERRUPTION * (1 + -(-asked.count // runs))
+    steps = STEPS_PER_INTERRUPTION[cluster] * (1 + -(-asked.count // runs))
     settings = {**SETTINGS, "max_steps": str(steps), "batch_size": str(max(8, asked.gpus))}
     words = ["--variant", asked.variant, "--gpus", str(asked.gpus), "--nodes", str(asked.nodes)]
     words += [

@@ -49,7 +49,7 @@ from slurm.submit import (
     slurm_answers,
     submit,
 )
-from slurm.tables import console, scores_table, states_table
+from slurm.tables import scores_table, states_table
 from vae import weights
 from vae.config import VARIANT_GROUPS, RunConfig
 from vae.study import (
@@ -345,11 +345,10 @@ def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -
 
 def show(launch: Launch) -> list[RunState]:
     """Print the runs, their scores if there are any, and where the report is; returns the runs' states."""
-    out, states = console(), launch.states()
-    out.print(states_table(states))
+    states = launch.states()
+    print(states_table(states))
     if any(state.scores for state in states):
-        out.print()
-        out.print(scores_table(states))
+        print(f"\n{scores_table(states)}")
     if report_of(launch).exists():
         print(f"\nreport: {report_of(launch)}")
     return states
@@ -362,9 +361,7 @@ def report_of(launch: Launch) -> Path:
 
 def show_plan(launch: Launch, requests: Sequence[JobRequest], words: Sequence[str]) -> None:
     """Print what is there, what would be submitted to the letter, and the command that does it."""
-    out = console()
-    out.print(states_table(launch.states()))
-    print()
+    print(f"{states_table(launch.states())}\n")
     keys = [request.key for request in requests]
     for request in requests:
         if launch.cluster == "slurm":

@@ -19,14 +19,14 @@ from datetime import datetime
 from pathlib import Path
 
 import _front
-from rich.console import Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from data_prep.errors import SettingsError
 from slurm.state import REPORT_FILE, RunState, all_states, find_studies, find_target, study_states
-from slurm.tables import console, scores_table, states_table
+from slurm.tables import scores_table, states_table
+from vae.page import Table, to_text
 from vae.study import (
     DONE_FILE,
     LAUNCHES_FILE,
@@ -66,11 +66,11 @@ def main() -> int:
     if asked.what is None:
         if asked.watch is not None:
             raise SettingsError("--watch needs a study", "python jobs/status.py STUDY --watch")
-        console().print(studies_table(asked.runs_dir))
+        print(studies_table(asked.runs_dir))
         return 0
     study_dir, run = find_target(asked.what, asked.runs_dir)
     if asked.watch is None:
-        console().print(picture(study_dir, states_of(study_dir, run)))
+        print(picture(study_dir, states_of(study_dir, run)))
         return 0
     if not asked.watch >= LEAST_WATCH_S:
         raise SettingsError(f"--watch {asked.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
@@ -85,7 +85,7 @@ def states_of(study_dir: Path, run: str) -> list[RunState]:
     return [state for state in states if run in ("", state.name)]
 
 
-def studies_table(runs_dir: Path) -> Table:
+def studies_table(runs_dir: Path) -> str:
     """One row per study: how many runs are done, what the others are doing, and when anything changed.
 
     Raises:
@@ -96,16 +96,13 @@ def studies_table(runs_dir: Path) -> Table:
         raise SettingsError(
             f"no study in {runs_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
         )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("study", "done", "runs", "newest change"):
-        table.add_column(heading, no_wrap=heading != "runs", justify="right" if heading == "done" else "left")
+    rows = []
     for folder, states in all_states({folder: read_study(folder) for folder in folders}).items():
         counts = Counter(state.state for state in states)
         others = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
         changed = datetime.fromtimestamp(last_change(folder, states))
-        row = (folder.name, f"{counts['done']} of {len(states)}", others, f"{changed:%Y-%m-%d %H:%M}")
-        table.add_row(*row)
-    return table
+        rows.append([folder.name, f"{counts['done']} of {len(states)}", others, f"{changed:%Y-%m-%d %H:%M}"])
+    return to_text(Table(["study", "done", "runs", "newest change"], rows, frozenset([1])))
 
 
 def last_change(study_dir: Path, states: list[RunState]) -> float:
@@ -117,30 +114,30 @@ def last_change(study_dir: Path, states: list[RunState]) -> float:
     return max(path.stat().st_mtime for path in paths if path.exists())
 
 
-def picture(study_dir: Path, states: list[RunState]) -> Group:
+def picture(study_dir: Path, states: list[RunState]) -> str:
     """The tables, and where the report is."""
-    parts: list[Table | Text] = [states_table(states)]
+    parts = [states_table(states)]
     if any(state.scores for state in states):
-        parts += [Text(), scores_table(states)]
+        parts.append(scores_table(states))
     if launches := read_launches(study_dir):
         launch = launches[-1]
-        parts += [Text(f"\nlaunched {launch['time']}: {shlex.join(launch['command'])}", overflow="fold")]
+        parts.append(f"launched {launch['time']}: {shlex.join(launch['command'])}")
     if (report := study_dir / REPORT_FILE).exists():
-        parts += [Text(f"\nreport: {report}", overflow="ignore", no_wrap=True)]
-    return Group(*parts)
+        parts.append(f"report: {report}")
+    return "\n\n".join(parts)
 
 
 def watch(study_dir: Path, run: str, every_s: float) -> None:
     """Show the tables again and again until every run is done: in place on a terminal, else one by one."""
-    out = console()
+    out = Console(no_color=True)
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while True:
             states = states_of(study_dir, run)
-            shown = Group(picture(study_dir, states), Text(f"\n{datetime.now():%Y-%m-%d %H:%M:%S}"))
+            shown = f"{picture(study_dir, states)}\n\n{datetime.now():%Y-%m-%d %H:%M:%S}"
             if live is None:
-                out.print(shown, Text())
+                print(f"{shown}\n", flush=True)
             else:
-                live.update(shown, refresh=True)
+                live.update(Text(shown, no_wrap=True, overflow="ellipsis"), refresh=True)
             if all(state.state == "done" for state in states):
                 return
             time.sleep(every_s)

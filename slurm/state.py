@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import only_holder, write_json
 from slurm.place import clean_environment
 from slurm.request import JobRequest, RunFacts, StudyFacts
-from vae.goodput import goodput, has_mark
+from vae.goodput import goodput
 from vae.study import (
     DONE_FILE,
     METRICS_FILE,
@@ -33,7 +33,6 @@ from vae.study import (
     is_study,
     is_trained,
     read_json,
-    read_metrics,
     read_study,
     slowest_stop_s,
 )
@@ -48,8 +47,11 @@ REPORT_FILE = "report.html"
 ANSWER_LIMIT_S = 30
 # What a job cannot start without, in SLURM's `aftercorr:8_*(unfulfilled),afterok:9(failed)`.
 NEEDS = re.compile(r"(afterok|aftercorr):(\d+)")
-# metrics.jsonl of a long run is read from its end: this much holds the newest lines.
-TAIL_BYTES = 32 * 1024
+# metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
+# are told of within two seconds, so its lines are told apart before JSON is read.
+TAIL_BYTES = 16 * 1024
+MARK = re.compile(rb'^\{"kind": "(start|save)"', re.MULTILINE)
+STEP = b'{"kind": "step"'
 
 
 # --- which jobs were submitted ---------------------------------------------------------------
@@ -327,7 +329,7 @@ def run_state(
         restarts=max(0, len(attempts) - 1),
         scores={name: value for name, value in values.items() if isinstance(value, (int, float))},
         label=scores.get("label", ""),
-        goodput=goodput(attempts, tail if has_mark(tail) else read_metrics(run_dir)),
+        goodput=goodput(attempts, tail),
         **_progress(start, tail),
     )
 
@@ -484,19 +486,32 @@ def saved_step(run_dir: Path) -> int:
 
 
 def _ends(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The first line of a JSON-lines file and the whole lines of its tail; a half-written one is left out."""
+    """The first line of metrics.jsonl, and those that `goodput` and `_progress` need of its last ones.
+
+    Those are the lines from a start or a save on, of the many that tell of steps the last two alone; a
+    half-written line is left out.
+    """
     try:
         with path.open("rb") as file:
             first = file.readline()
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            tail = file.read().splitlines(keepends=True)
+            size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
+            while not MARK.search(tail := _last_lines(file, size, length)) and length < size:
+                length *= 4
     except FileNotFoundError:
         return {}, []
-    if size > TAIL_BYTES:
-        tail = tail[1:]  # begins somewhere inside a line
-    lines = [json.loads(line) for line in [first, *tail] if line.endswith(b"\n")]
-    return (lines[0], lines[1:]) if lines else ({}, [])
+    texts = [line for line in tail.splitlines(keepends=True) if line.endswith(b"\n")]
+    idle = [place for place, line in enumerate(texts) if line.startswith(STEP)][:-2]
+    for place in reversed(idle):
+        del texts[place]
+    start = json.loads(first) if first.endswith(b"\n") else {}
+    return start, [json.loads(line) for line in texts]
+
+
+def _last_lines(file: BinaryIO, size: int, length: int) -> bytes:
+    """The whole lines among the last `length` of `size` bytes."""
+    file.seek(max(0, size - length))
+    data = file.read(length)
+    return data if length >= size else data[data.find(b"\n") + 1 :]
 
 
 def find_study(asked: str, runs_dir: Path) -> Path:

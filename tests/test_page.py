@@ -85,3 +85,12 @@ def test_text_tables_line_up() -> None:
         "linear-s0    0.4",
         "a          10.25",
     ]
+
+
+def test_heads_of_several_lines_stand_on_their_columns() -> None:
+    table = Table(["run", "loss\nnats/image"], [["a", "3.5"]], frozenset([1]))
+    assert to_text(table).splitlines() == [
+        "           loss",
+        "run  nats/image",
+        "a           3.5",
+    ]

@@ -107,11 +107,6 @@ def total(parts: Iterable[Spent]) -> Spent:
 # --- from the files --------------------------------------------------------------------------
 
 
-def has_mark(lines: Sequence[dict[str, Any]]) -> bool:
-    """Whether these last lines of metrics.jsonl are enough for `work`."""
-    return any(line.get("kind") in MARKS for line in lines)
-
-
 def work(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the newest attempt did, from the last lines of metrics.jsonl; empty if they do not say.
 

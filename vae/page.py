@@ -167,9 +167,11 @@ def _plain(text: str) -> str:
 
 
 def to_text(table: Table) -> str:
-    """A table as aligned text for a terminal."""
-    rows = [table.head, *table.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    """A table as aligned text for a terminal; heads may have several lines."""
+    depth = max(head.count("\n") for head in table.head)
+    heads = [("\n" * (depth - head.count("\n")) + head).split("\n") for head in table.head]
+    rows = [*zip(*heads, strict=True), *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
         [
             cell.rjust(width) if i in table.numbers else cell.ljust(width)

@@ -137,7 +137,7 @@ def watch(study_dir: Path, run: str, every_s: float) -> None:
             if live is None:
                 print(f"{shown}\n", flush=True)
             else:
-                live.update(Text(shown, no_wrap=True, overflow="ellipsis"), refresh=True)
+                live.update(Text(shown), refresh=True)  # a narrow terminal folds: labels stay whole
             if all(state.state == "done" for state in states):
                 return
             time.sleep(every_s)

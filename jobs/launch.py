@@ -24,7 +24,7 @@ import _front
 from _data import SHARDS_DIR, Data, find_data, safe_name, write_plan
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm.control import await_leaving, clear_away
+from slurm.control import await_verdict, clear_away
 from slurm.follow import LocalFollower, follow_jobs
 from slurm.place import Cluster
 from slurm.profile import ClusterProfile, read_profile
@@ -306,13 +306,13 @@ def sole_launcher(launch: Launch) -> Iterator[None]:
 
 
 def clear_queue(launch: Launch) -> None:
-    """Have the queue settle: no job just ending, none that can never start and would be waited for."""
+    """Have the queue settle: no job that SLURM has yet to judge, none that can never start."""
     if launch.cluster != "slurm":
         return
     records = read_jobs(launch.study_dir, launch.study)
     if launch.data.num_shards is not None:
         records += read_records(launch.data.folder)
-    await_leaving(records)
+    await_verdict(records)
     if dead := clear_away(records):
         log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
 

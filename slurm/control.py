@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -76,13 +76,27 @@ def clear_away(records: list[JobRecord]) -> list[str]:
     return dead
 
 
-def await_leaving(records: list[JobRecord]) -> None:
-    """Return when none of these jobs is just ending: nobody knows yet whether it will run again."""
-    queue = ask_scheduler(records, with_accounts=False).queue or {}
-    leaving = [one for one in elements_of(records) if queue.get(one, ("",))[0] == "COMPLETING"]
-    if leaving:
-        log.info("waiting for jobs that are just ending: %s", ", ".join(leaving))
-        await_end(records, leaving, is_over=lambda state: state != "COMPLETING")
+def await_verdict(records: list[JobRecord]) -> None:
+    """Return when SLURM has made up its mind about these jobs, or after SLURM_END_S.
+
+    Nobody knows yet whether one that is just ending will run again, nor whether one that waits for what has
+    ended may start.
+    """
+    told, give_up = False, time.monotonic() + SLURM_END_S
+    while time.monotonic() < give_up:
+        scheduler = ask_scheduler(records, with_accounts=False)
+        queue, undecided = scheduler.queue or {}, scheduler.undecided()
+        open_cases = [
+            one
+            for one in elements_of(records)
+            if queue.get(one, ("",))[0] == "COMPLETING" or one in undecided
+        ]
+        if not open_cases:
+            return
+        if not told:
+            log.info("waiting for SLURM to settle jobs that are just ending: %s", ", ".join(open_cases))
+        told = True
+        time.sleep(1)
 
 
 def elements_of(records: Iterable[JobRecord]) -> list[str]:
@@ -90,17 +104,14 @@ def elements_of(records: Iterable[JobRecord]) -> list[str]:
     return [r.element(index) for r in records if r.cluster == "slurm" for index in r.indices]
 
 
-def await_end(
-    records: list[JobRecord], ended: Iterable[str], is_over: Callable[[str], bool] = lambda state: not state
-) -> None:
-    """Return when these jobs have left the queue (state ""), or are otherwise over, or after SLURM_END_S.
+def await_end(records: list[JobRecord], ended: Iterable[str]) -> None:
+    """Return when these jobs have left the queue, or after SLURM_END_S.
 
     A launch that still sees one in the queue takes it for alive.
     """
     left, give_up = set(ended), time.monotonic() + SLURM_END_S
     while left and time.monotonic() < give_up:
-        queue = ask_scheduler(records, with_accounts=False).queue or {}
-        left = {job for job in left if not is_over(queue.get(job, ("",))[0])}
+        left &= (ask_scheduler(records, with_accounts=False).queue or {}).keys()
         if left:
             time.sleep(1)
 

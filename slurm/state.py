@@ -186,6 +186,23 @@ class Scheduler:
                 return True
         return False
 
+    def undecided(self) -> set[str]:
+        """Jobs that still wait for one that has left the queue: SLURM has yet to look at them."""
+        waiting = {job for job, (_, reason) in (self.queue or {}).items() if reason == "Dependency"}
+        return {job for job in waiting.intersection(self.needs) if self._has_lost_any(job)}
+
+    def _has_lost_any(self, job: str) -> bool:
+        """Whether something that a job needs has ended, well or not."""
+        queue = self.queue or {}
+        arrays = {one.partition("_")[0] for one in queue}
+        for condition, parent in NEEDS.findall(self.needs[job]):
+            element = f"{parent}_{job.partition('_')[2]}"
+            if condition == "aftercorr" and not queue.keys() & {element, parent}:
+                return True
+            if condition == "afterok" and parent not in arrays:
+                return True
+        return False
+
     def state(self, record: JobRecord, index: int) -> tuple[str, str]:
         """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN.
 

@@ -196,6 +196,16 @@ def test_what_needs_a_job_that_never_starts_never_starts_either() -> None:
     assert Scheduler(queue, {}, needs=needs).hopeless() == {"4_0", "5_0"}
 
 
+def test_what_waits_for_a_job_that_has_just_ended_is_undecided() -> None:
+    queue = dict.fromkeys(("5_0", "5_1", "6", "7", "8_0", "9"), ("PENDING", "Dependency"))
+    queue |= {"4_1": ("RUNNING", "None"), "5_2": ("PENDING", "JobHeldUser"), "5_3": ("RUNNING", "None")}
+    needs = {f"5_{index}": "aftercorr:4_*(unfulfilled)" for index in (0, 1, 2)} | {"5_3": "(null)"}
+    needs |= {"6": "afterok:4_*(unfulfilled)", "7": "afterok:3(unfulfilled)"}
+    needs |= {"8_0": "aftercorr:7(unfulfilled)", "9": "afterany:3(unfulfilled)"}
+    assert Scheduler(queue, {}, needs=needs).undecided() == {"5_0", "7"}
+    assert Scheduler(None, None, needs=needs).undecided() == set()
+
+
 def test_a_job_of_another_name_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids start anew on a new controller; what its owner wants squeue to show a person does not count."""
     programs = {

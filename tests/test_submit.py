@@ -122,6 +122,10 @@ def test_the_script_requeues_the_job_that_could_not_do_it_itself(tmp_path: Path)
     assert list((folder / "jobs").iterdir()) == []
 
 
+def test_the_script_requeues_the_job_whose_warning_came_before_it_could_be_ignored(tmp_path: Path) -> None:
+    assert run_script(tmp_path, ClusterProfile(), "kill -USR2 $$") == (140, "scontrol requeue 8_3\n")
+
+
 def test_an_outer_job_does_not_leak_into_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     leaked = {
         "SLURM_JOB_ID": "1",

@@ -162,15 +162,15 @@ def _attempt(known: dict[str, Any], kept_until: float) -> Attempt | None:
     startup_s = max(0.0, did["last_s"] - begin_s - train_s - save_s - val_s)
     steps = max(0, did["reached_step"] - first)
     kept = min(max(0, kept_until - first), steps)
-    useful_s = train_s * kept / steps if steps else 0.0
+    lost_s = train_s * (steps - kept) / steps if steps else train_s
     hours = (startup_s + train_s + save_s + val_s) / 3600
     device, world_size, cpus = known.get("device", ""), known.get("world_size", 1), known.get("cpus")
     is_gpu = device == "cuda"
     spent = Spent(
         wait_s=_wait_s(known),
         startup_s=startup_s,
-        useful_s=useful_s,
-        lost_s=train_s - useful_s,
+        useful_s=train_s - lost_s,
+        lost_s=lost_s,
         save_s=save_s,
         val_s=val_s,
         gpu_hours=world_size * hours if is_gpu else 0.0,

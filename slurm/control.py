@@ -82,8 +82,8 @@ def await_verdict(records: list[JobRecord]) -> None:
     Nobody knows yet whether one that is just ending will run again, nor whether one that waits for what has
     ended may start.
     """
-    told, give_up = False, time.monotonic() + SLURM_END_S
-    while time.monotonic() < give_up:
+    told = False
+    for _ in ticks(time.monotonic() + SLURM_END_S):
         scheduler = ask_scheduler(records, with_accounts=False)
         queue, undecided = scheduler.queue or {}, scheduler.undecided()
         open_cases = [
@@ -96,7 +96,6 @@ def await_verdict(records: list[JobRecord]) -> None:
         if not told:
             log.info("waiting for SLURM to settle jobs that are just ending: %s", ", ".join(open_cases))
         told = True
-        time.sleep(1)
 
 
 def elements_of(records: Iterable[JobRecord]) -> list[str]:
@@ -109,11 +108,11 @@ def await_end(records: list[JobRecord], ended: Iterable[str]) -> None:
 
     A launch that still sees one in the queue takes it for alive.
     """
-    left, give_up = set(ended), time.monotonic() + SLURM_END_S
-    while left and time.monotonic() < give_up:
+    left = set(ended)
+    for _ in ticks(time.monotonic() + SLURM_END_S):
         left &= (ask_scheduler(records, with_accounts=False).queue or {}).keys()
-        if left:
-            time.sleep(1)
+        if not left:
+            return
 
 
 def end(record: JobRecord, live: list[int], is_all: bool) -> None:

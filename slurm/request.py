@@ -28,8 +28,8 @@ JOBS_DIR = "jobs"
 # torch is being imported would otherwise kill the job. A trap in the batch script does not reach the tasks.
 LAUNCHER = 'bash -c \'trap "" USR2; exec "$@"\' task'
 
-# A task that cannot reach SLURM itself (inside a container, say) leaves a file; the script asks for it. It also
-# asks after 140, the exit code of what USR2 has killed: the warning came before that first instruction.
+# A task that cannot reach SLURM itself (inside a container, say) leaves a file, and the script requeues it;
+# and after 140, the exit code of what USR2 has killed: the warning came before that first instruction.
 REQUEUE = """\
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 if rm {jobs_dir}/"$job.requeue" 2>/dev/null || [ "${{code:-0}}" -eq 140 ]; then scontrol requeue "$job"; fi

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -172,36 +172,25 @@ class Scheduler:
     def hopeless(self) -> set[str]:
         """Jobs that are pending for ever: what they need has failed, or is itself pending for ever."""
         dead = {job for job in self.queue or {} if self.can_never_start(job)}
-        while more := {job for job in self.needs if job not in dead and self._needs_any(job, dead)}:
+        while more := {job for job in self.needs if job not in dead and any(self._needed(job, dead))}:
             dead |= more
         return dead
 
-    def _needs_any(self, job: str, dead: set[str]) -> bool:
-        """Whether a job can only start if one of the dead ends well."""
-        for condition, parent in NEEDS.findall(self.needs[job]):
-            element = f"{parent}_{job.partition('_')[2]}"
-            if condition == "aftercorr" and (element in dead or parent in dead):
-                return True
-            if condition == "afterok" and any(one.partition("_")[0] == parent for one in dead):
-                return True
-        return False
-
     def undecided(self) -> set[str]:
         """Jobs that still wait for one that has left the queue: SLURM has yet to look at them."""
-        waiting = {job for job, (_, reason) in (self.queue or {}).items() if reason == "Dependency"}
-        return {job for job in waiting.intersection(self.needs) if self._has_lost_any(job)}
-
-    def _has_lost_any(self, job: str) -> bool:
-        """Whether something that a job needs has ended, well or not."""
         queue = self.queue or {}
-        arrays = {one.partition("_")[0] for one in queue}
+        waiting = {job for job, (_, reason) in queue.items() if reason == "Dependency"}
+        return {job for job in waiting & self.needs.keys() if not all(self._needed(job, queue.keys()))}
+
+    def _needed(self, job: str, among: Set[str]) -> list[Set[str]]:
+        """For each job that one can only start after: which of these it is, element by element."""
+        needed: list[Set[str]] = []
         for condition, parent in NEEDS.findall(self.needs[job]):
-            element = f"{parent}_{job.partition('_')[2]}"
-            if condition == "aftercorr" and not queue.keys() & {element, parent}:
-                return True
-            if condition == "afterok" and parent not in arrays:
-                return True
-        return False
+            if condition == "aftercorr":
+                needed.append(among & {parent, f"{parent}_{job.partition('_')[2]}"})
+            else:
+                needed.append({one for one in among if one.partition("_")[0] == parent})
+        return needed
 
     def state(self, record: JobRecord, index: int) -> tuple[str, str]:
         """(state, reason) of one element: SLURM's state, GONE (ended, nobody knows how) or UNKNOWN.
@@ -517,11 +506,9 @@ def _ends(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     except FileNotFoundError:
         return {}, []
     texts = [line for line in tail.splitlines(keepends=True) if line.endswith(b"\n")]
-    idle = [place for place, line in enumerate(texts) if line.startswith(STEP)][:-2]
-    for place in reversed(idle):
-        del texts[place]
+    idle = set([place for place, line in enumerate(texts) if line.startswith(STEP)][:-2])
     start = json.loads(first) if first.endswith(b"\n") else {}
-    return start, [json.loads(line) for line in texts]
+    return start, [json.loads(line) for place, line in enumerate(texts) if place not in idle]
 
 
 def _last_lines(file: BinaryIO, size: int, length: int) -> bytes:

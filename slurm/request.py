@@ -29,7 +29,8 @@ JOBS_DIR = "jobs"
 LAUNCHER = 'bash -c \'trap "" USR2; exec "$@"\' task'
 
 # A task that cannot reach SLURM itself (inside a container, say) leaves a file, and the script requeues it;
-# and after 140, the exit code of what USR2 has killed: the warning came before that first instruction.
+# and after 140, the exit code of what USR2 has killed: the warning came before that first instruction. (Of
+# several ranks srun reports 143, because it ends the others; then the next launch goes on.)
 REQUEUE = """\
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 if rm {jobs_dir}/"$job.requeue" 2>/dev/null || [ "${{code:-0}}" -eq 140 ]; then scontrol requeue "$job"; fi

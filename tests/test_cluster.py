@@ -198,7 +198,7 @@ def test_a_run_on_two_nodes_goes_on_however_it_is_interrupted(site: Site) -> Non
     # one rank killed: the whole job ends at once, and launching again goes on
     site.until(lambda: len(attempts(run_dir)) == 3)
     os.kill(rank_pid(site.cluster, rank=1), signal.SIGKILL)
-    site.until(lambda: site.status("cut")["direct-s0"] in ENDED, 30)
+    site.until(lambda: site.status("cut")["direct-s0"] in ENDED, 60)
     done = site.launch(*words, "--wait")
     assert done.returncode == 0, done.stderr
 
@@ -266,7 +266,7 @@ exec {python} -c "import os, signal; signal.signal(12, signal.SIG_DFL); os.kill(
 def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
     study_dir = site.folder / "runs" / "hand"
     shards = site.folder / "shards" / "tiny"
-    for variant, steps in (("linear", 400), ("direct", 10)):
+    for variant, steps in (("linear", 1500), ("direct", 10)):
         make_run(study_dir / f"{variant}-s0", shards, variant=variant, epochs=1000, max_steps=steps)
     prepare_study(study_dir, Study("hand", ("linear-s0", "direct-s0"), "smoke"))
     python = site.folder / "python"
@@ -295,7 +295,7 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
     assert restarts == sorted(set(restarts))
     assert restarts[-1] >= 1
     assert [a["restart"] for a in attempts(study_dir / "direct-s0")] == [1]
-    site.cluster.wait_until_idle(30)
+    site.cluster.wait_until_idle(60)
     for job in (train, evaluate):
         assert site.has_ended(job, {0: "COMPLETED", 1: "COMPLETED"})
 
@@ -403,7 +403,7 @@ def test_a_setup_line_that_fails_stops_the_job_and_the_next_launch_clears_away_w
     ids = site.jobs("vain")
     reason = ("squeue", "-rh", "-j", ids["evaluate"], "-o", "%r")
     site.until(lambda: "DependencyNeverSatisfied" in site.cluster.run(*reason))
-    site.until(lambda: site.has_ended(ids["train"], {0: "FAILED"}), 30)  # the accounts lag behind
+    site.until(lambda: site.has_ended(ids["train"], {0: "FAILED"}), 60)  # the accounts lag behind
     assert site.status("vain") == {"direct-s0": "failed"}
     done = site.launch(*words, "--wait", profile=site.profile("patient", patient))
     assert done.returncode == 0, done.stderr
@@ -467,7 +467,7 @@ def test_packing_that_is_warned_with_helpers_at_work_goes_on_and_leaves_no_proce
     assert log.count("Requeued job") == 1
     assert verify(data_dir) == 1500
     site.cluster.wait_until_idle(60)
-    site.until(lambda: site.cluster.left_behind() == [], 30)
+    site.until(lambda: site.cluster.left_behind() == [], 60)
 
 
 def test_a_job_that_starts_before_its_time_does_no_harm(full_site: Site) -> None:

@@ -61,7 +61,7 @@ class Queued:
 def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site: Site) -> None:  # noqa: F811
     study = Queued(site, "waiting")
     train, evaluate, report = (study.ids[kind] for kind in ("train", "evaluate", "report"))
-    site.until(lambda: study.queue("%r")[f"{train}_1"] == "BeginTime", 20)
+    site.until(lambda: study.queue("%r")[f"{train}_1"] == "BeginTime", 60)
     said = study.door("why", "waiting").splitlines()
     assert len(said) == 2
     pattern = r"it starts at .*\d\d:\d\d, not before its begin time \(BeginTime\); nothing to do\."
@@ -76,16 +76,16 @@ def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site:
         "why", "waiting/linear-s0"
     )
     study.door("throttle", "waiting", "release")
-    site.until(lambda: study.queue("%r")[f"{train}_0"] == "BeginTime", 20)
+    site.until(lambda: study.queue("%r")[f"{train}_0"] == "BeginTime", 60)
 
     said = study.door("cancel", "waiting/direct-s0").splitlines()
     assert said == [
         f"cancelled: evaluate direct-s0 (job {evaluate}_1)",
         f"cancelled: train direct-s0 (job {train}_1)",
     ]
-    site.until(lambda: set(study.queue("%t")) == {f"{train}_0", f"{evaluate}_0", report}, 20)
+    site.until(lambda: set(study.queue("%t")) == {f"{train}_0", f"{evaluate}_0", report}, 60)
     # it never ran, so the accounts have no line of it, only of its array
-    site.until(lambda: site.status("waiting")["direct-s0"] == cancelled(site), 20)
+    site.until(lambda: site.status("waiting")["direct-s0"] == cancelled(site), 60)
     how = (
         "was cancelled before it started; run" if site.cluster.has_accounting else "ended before the run was"
     )
@@ -93,10 +93,10 @@ def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site:
 
     records = site.records("waiting")
     assert len(study.door("cancel", "waiting").splitlines()) == 3
-    site.until(lambda: study.queue("%t") == {}, 20)
+    site.until(lambda: study.queue("%t") == {}, 60)
     assert study.door("cancel", "waiting") == "nothing of waiting is queued or running\n"
     assert site.records("waiting") == records
-    site.until(lambda: set(site.status("waiting").values()) == {cancelled(site)}, 20)
+    site.until(lambda: set(site.status("waiting").values()) == {cancelled(site)}, 60)
 
 
 @pytest.mark.slurm
@@ -199,7 +199,7 @@ def test_a_local_study_is_cancelled_with_its_launcher_and_goes_on(tmp_path: Path
         assert f"direct-s0: is not trained and waits for its turn after process {record.id}," in said[1]
         said = door("cancel", "here", folder=tmp_path, env=env).splitlines()
         assert said == [f"cancelled: train linear-s0 (process {record.id})"]
-        assert launcher.wait(10) == 130
+        assert launcher.wait(60) == 130
     finally:
         launcher.terminate()  # ends its job, too
         launcher.communicate()

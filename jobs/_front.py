@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -19,7 +20,10 @@ sys.path.insert(0, str(REPOSITORY))
 import jsonargparse
 
 from data_prep.errors import ToolkitError
+from vae.config import in_plain_words
 
+# What a disk, and not the code, is to blame for.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -76,8 +80,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
-        line = re.sub(r'Parser key "([\w.]+)"', r"--\1", " ".join(message.split()))
-        line = re.sub(r"a <class '(\w+)'>\. Got value: ", r"\1, not ", line)
+        line = re.sub(r'Parser key "([\w.]+)"', r"--\1", in_plain_words(message))
         if found := re.search("(?<=arguments are required: ).*", line):
             line = line[: found.start()] + ", ".join(map(self._typed, found[0].split(", ")))
         print(f"error: {line}", file=sys.stderr)
@@ -107,3 +110,9 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of `status | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        print("hint: mend that or choose another place, and run the same command again", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

@@ -40,6 +40,7 @@ from slurm.profile import ClusterProfile, read_profile
 from slurm.request import Gang, JobRequest
 from slurm.site import Site, ask_site, first, has_programs
 from slurm.submit import check_accepted as ask_sbatch
+from slurm.submit import missing_programs
 from slurm.task import TrainTask
 
 EXAMPLES = """\
@@ -171,7 +172,7 @@ def main() -> int:
 
     tally, site = Tally(), ask_site()
     here = look_here(asked.runs_dir, with_gpus=not (has_programs() or asked.profile))
-    checks = [*check_here(here), check_slurm(has_programs(), site, is_needed=bool(asked.profile))]
+    checks = [*check_here(here), check_slurm(missing_programs(), site, is_needed=bool(asked.profile))]
     if site is not None and not asked.probe:
         checks.append(check_shared_kind(here))
     tally.show(f"this machine, {here.host}", checks)

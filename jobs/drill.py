@@ -57,7 +57,7 @@ from slurm.proof import (
 )
 from slurm.request import Gang
 from slurm.state import QUEUED, RUNNING, Scheduler, newest_job, progress, read_jobs
-from slurm.submit import slurm_answers
+from slurm.submit import choose_cluster, require_slurm
 from vae.config import VARIANT_GROUPS
 from vae.study import STUDY_FILE, read_json, run_name
 
@@ -97,12 +97,12 @@ def build_parser() -> _front.Parser:
     add(
         "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
     )
-    add("--variant", choices=tuple(VARIANT_GROUPS), default="both", help="which runs to interrupt (both)")
-    add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together (1)")
-    add("--nodes", type=int, default=1, metavar="N", help="nodes of each run (1)")
+    add("--variant", choices=tuple(VARIANT_GROUPS), default="both", help="which runs to interrupt")
+    add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together")
+    add("--nodes", type=int, default=1, metavar="N", help="nodes of each run")
     add("--data", default="phantom:96", metavar="SHARDS|phantom:N", help="packed images, or made-up ones")
-    add("--count", type=int, default=10, metavar="K", help="interruptions in all (10)")
-    add("--seed", type=int, default=0, metavar="S", help="of what happens when (0); names the study, too")
+    add("--count", type=int, default=10, metavar="K", help="interruptions in all")
+    add("--seed", type=int, default=0, metavar="S", help="of what happens when; names the study, too")
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="as in launch")
     add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where the two studies are kept")
     return parser
@@ -311,9 +311,11 @@ def main() -> int:
     if asked.count < 1:
         raise SettingsError(f"--count {asked.count}; allowed: at least 1")
     Gang(asked.gpus, asked.nodes)
-    cluster = asked.cluster
-    if cluster == "auto":
-        cluster = "slurm" if slurm_answers() else "local"
+    if asked.seed < 0:
+        raise SettingsError(f"--seed {asked.seed}; allowed: 0 or more")
+    cluster = choose_cluster(asked.cluster, bool(asked.profile))
+    if cluster == "slurm":
+        require_slurm()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = launch_words(asked, cluster, prepare_data(asked.data, asked.runs_dir))
     session = Session(asked, cluster, words)

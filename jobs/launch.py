@@ -3,6 +3,8 @@
 A study is a folder of runs, one for each variant and seed. Launching it does what is missing: pack the
 images, train each run, score it, write the report. Run the same command again to go on after an
 interruption, to see how far it is, or to add variants and seeds; what is done or queued is left alone.
+
+Exit code: 0 = all that could be done is done or queued, 1 = a run failed, 2 = a mistake, 130 = interrupted.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ from slurm.state import (
 from slurm.submit import (
     as_shell,
     check_accepted,
+    choose_cluster,
     max_array_size,
+    require_slurm,
     run_debug,
     run_local,
     script,
-    slurm_answers,
     submit,
 )
 from slurm.tables import scores_table, states_table
@@ -116,7 +119,7 @@ def build_parser() -> _front.Parser:
         choices=("auto", "slurm", "local", "debug"),
         default="auto",
         help="slurm; local = processes on this machine; debug = this very process, --gpus 1;\n"
-        "auto = slurm where it answers, else local",
+        "auto = slurm where it is installed or with a --profile, else local",
     )
     add(
         "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
@@ -181,9 +184,9 @@ def read_launch(asked: Any) -> Launch:
     if asked.max_parallel is not None and asked.max_parallel < 1:
         raise SettingsError(f"--max-parallel {asked.max_parallel}; allowed: at least 1")
     profile = read_profile(asked.profile)
-    cluster = choose_cluster(asked)
+    cluster = choose_cluster(asked.cluster, bool(asked.profile))
     data = find_data(asked.data, asked.size)
-    name = check_name(asked.study or safe_name(data.folder.name))
+    name = check_name(safe_name(data.folder.name) if asked.study is None else asked.study)
     study_dir = (asked.runs_dir / name).resolve()
     configs = {
         run_name(variant, seed): RunConfig(
@@ -204,13 +207,6 @@ def read_launch(asked: Any) -> Launch:
     return Launch(study_dir, study, configs, data, gang, cluster, profile, asked.max_parallel or 0, code)
 
 
-def choose_cluster(asked: Any) -> Cluster:
-    """Where to run. `auto` takes SLURM where it answers; a dry run with a profile is about SLURM anyway."""
-    if asked.cluster != "auto":
-        return asked.cluster
-    return "slurm" if slurm_answers() or (asked.dry_run and asked.profile) else "local"
-
-
 # --- checks that cost seconds here and hours in the queue ------------------------------------------
 
 
@@ -223,13 +219,15 @@ def preflight(launch: Launch, is_dry: bool) -> None:
         check_batch(config, launch)
     weights.check(launch.study)
     check_writable(launch.study_dir)
+    if launch.data.num_shards is not None:
+        check_writable(launch.data.folder)
     if launch.cluster == "debug" and launch.gang.gpus != 1:
         raise SettingsError("--cluster debug is one process", "use --gpus 1, or --cluster local")
     if launch.cluster == "local":
         check_this_machine(launch.gang)
     if launch.cluster == "slurm":
-        if not is_dry and not slurm_answers():
-            raise ClusterError("no SLURM answers here", "launch from a login node, or with --cluster local")
+        if not is_dry:
+            require_slurm()
         warn_of_private_folders(launch)
 
 
@@ -252,7 +250,8 @@ def check_writable(folder: Path) -> None:
     """Raise SettingsError unless files can be made in `folder`, which need not exist yet."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise SettingsError(f"{existing} is not a folder this user can write to", "choose another --runs-dir")
+        hint = "choose another place (--runs-dir for studies), or ask its owner"
+        raise SettingsError(f"{existing} is not a folder this user can write to", hint)
 
 
 def check_this_machine(gang: Gang) -> None:
@@ -333,7 +332,11 @@ def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -
             show(launch)
             print(f"\nto see how far it is: python jobs/status.py {shlex.quote(str(launch.study_dir))}")
             return 0
-        follow_jobs(launch.study_dir, launch.study)
+        try:
+            follow_jobs(launch.study_dir, launch.study)
+        except KeyboardInterrupt:
+            log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(launch.study_dir)))
+            raise
     elif launch.cluster == "local":
         for reason in run_local(requests, launch.code.folder, LocalFollower()):
             log.error("failed: %s", reason)

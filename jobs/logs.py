@@ -52,6 +52,11 @@ def main() -> int:
         )
     if asked.lines is not None and asked.lines < 1:
         raise SettingsError(f"--lines {asked.lines}; allowed: at least 1")
+    if asked.follow and (asked.list or asked.attempt is not None or asked.lines is not None):
+        raise SettingsError(
+            "--follow shows the newest attempt from its beginning",
+            "leave out --list, --attempt and --lines",
+        )
     if asked.follow:
         try:
             follow_log(study_dir, study, run, asked.rank)

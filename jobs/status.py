@@ -11,9 +11,11 @@ useful: share of the allocated time spent in training steps whose results surviv
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +25,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from data_prep.errors import SettingsError
-from slurm.state import REPORT_FILE, RunState, all_states, find_studies, find_target, study_states
+from data_prep.errors import SettingsError, ToolkitError
+from slurm.state import (
+    REPORT_FILE,
+    RunState,
+    all_states,
+    find_studies,
+    find_target,
+    read_jobs,
+    study_states,
+)
 from slurm.tables import scores_table, states_table
 from vae.page import Table, to_text
 from vae.study import (
@@ -33,6 +43,7 @@ from vae.study import (
     METRICS_FILE,
     SCORES_FILE,
     STUDY_FILE,
+    Study,
     read_launches,
     read_study,
 )
@@ -45,6 +56,8 @@ EXAMPLES = """\
   python jobs/status.py chest --watch 60
 """
 
+
+log = logging.getLogger(__name__)
 
 # SLURM asks its users not to ask it more often.
 LEAST_WATCH_S = 2.0
@@ -97,12 +110,24 @@ def studies_table(runs_dir: Path) -> str:
             f"no study in {runs_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
         )
     rows = []
-    for folder, states in all_states({folder: read_study(folder) for folder in folders}).items():
+    for folder, states in all_states(dict(readable(folders))).items():
         counts = Counter(state.state for state in states)
         others = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
         changed = datetime.fromtimestamp(last_change(folder, states))
         rows.append([folder.name, f"{counts['done']} of {len(states)}", others, f"{changed:%Y-%m-%d %H:%M}"])
     return to_text(Table(["study", "done", "runs", "newest change"], rows, frozenset([1])))
+
+
+def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
+    """Those of the studies whose files are whole; of the others it warns."""
+    for folder in folders:
+        try:
+            study = read_study(folder)
+            read_jobs(folder, study)
+        except ToolkitError as error:
+            log.warning("warning: %s", error)
+        else:
+            yield folder, study
 
 
 def last_change(study_dir: Path, states: list[RunState]) -> float:

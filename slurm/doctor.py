@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -179,13 +179,16 @@ def check_own_gpus(gpus: tuple[str, ...]) -> Check:
     return Check("GPUs", "ok", f"{len(gpus)}: {', '.join(sorted(set(gpus)))}")
 
 
-def check_slurm(has_programs: bool, site: Site | None, is_needed: bool) -> Check:
-    """SLURM answers; where nothing asks for it, it may be absent."""
+def check_slurm(missing: Sequence[str], site: Site | None, is_needed: bool) -> Check:
+    """SLURM answers, and no program of it is missing; where nothing asks for it, all may be."""
     if site is not None:
         config = site.config
         seen = f"{config.get('SLURM_VERSION', '?')}, cluster {config.get('ClusterName', '?')}"
         return Check("SLURM", "ok", seen)
-    if has_programs:
+    if missing and "sbatch" not in missing:
+        hint = "install all of SLURM's client programs, or use a login node of your cluster"
+        return Check("SLURM", "fail", f"sbatch is here, but not {', '.join(missing)}", hint)
+    if not missing:
         hint = "try `scontrol ping`; is SLURM_CONF set as on your login nodes?"
         return Check("SLURM", "fail", "sbatch is here, but its controller does not answer", hint)
     if is_needed:

@@ -232,8 +232,8 @@ ENDS = {
     "preempted": (("PREEMPTED",), "DUE TO PREEMPTION"),
     "cancelled": (("CANCELLED",), r"CANCELLED AT \S+ \*\*\*"),
 }
-# How a shell tells of a process that KILL (9) or TERM (15) ended; sacct may name the signal itself.
-KILLED, TERMINATED = ("137:", ":9"), ("143:", ":15")
+# How a shell tells of a process that KILL (9) or TERM (15) ended, and how sacct does.
+KILLED, TERMINATED = ("137:", "9:", ":9"), ("143:", "15:", ":15")
 
 
 def ended(case: Case) -> tuple[str, str]:
@@ -250,8 +250,9 @@ def ended(case: Case) -> tuple[str, str]:
             "allow more (mem_per_gpu_gb in the profile) and launch again; it goes on",
         )
     if how == "killed":
+        who = f" ({case.notice})" if "Killed" in case.notice else ""
         return (
-            f"{job} was killed by signal 9{case.progress}{told(case)}, often because memory ran out",
+            f"{job} was killed by signal 9{case.progress}{who}, often because memory ran out",
             "if nobody killed it, allow more (mem_per_gpu_gb in the profile); launch again, it goes on",
         )
     if how == "time":
@@ -286,14 +287,16 @@ def end_of(case: Case) -> str:
         # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
         if re.search(notice, case.notice) and (case.state == "GONE" or how == "memory"):
             return how
-    if has_exit(case, KILLED) or (case.state == "GONE" and "Killed" in case.notice):
+    # one rank is killed, and srun ends the others; that it was killed is said nowhere else
+    was_ended = case.state == "GONE" or has_exit(case, TERMINATED)
+    if has_exit(case, KILLED) or (was_ended and "Killed" in case.notice):
         return "killed"
     return "terminated" if has_exit(case, TERMINATED) else ""
 
 
-def has_exit(case: Case, ways: tuple[str, str]) -> bool:
-    """Whether the exit code begins, or the signal ends, in this way."""
-    return case.exit.startswith(ways[0]) or case.exit.endswith(ways[1])
+def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:
+    """Whether the exit code is one of these, or the signal that one."""
+    return case.exit.startswith(ways[:2]) or case.exit.endswith(ways[2])
 
 
 def told(case: Case) -> str:
@@ -313,6 +316,8 @@ def failed(case: Case, job: str) -> tuple[str, str]:
     if case.state == "GONE":
         why = f" ({case.reason})" if case.reason else ""
         return f"{job} ended before the run was complete, and it is unknown how{why}", f"see {read}; {AGAIN}"
+    if case.state == "COMPLETED" and case.kind == "evaluate":
+        return f"is trained, but the scores that {job} wrote are gone or of other weights", AGAIN
     if case.state == "COMPLETED":
         return f"{job} ended well, but the run is not complete{case.progress}", f"see {read}; {AGAIN}"
     return (

@@ -17,10 +17,12 @@ MAX_ERROR_CHARS = 300
 # The last line of a traceback, a program's own `error: ...`, or what bash says of a line of a job's script.
 ERROR = re.compile(
     r"(?:(?:[A-Za-z_]\w*\.)*(?=[A-Z]\w*(?:Error|Exception|Interrupt)\b)"
-    r"|(?=error: )|(?:\S*/)?slurm_script: (?=line \d+: ))(.*)"
+    r"|(?=error: )|(?:(?:\S*/)?slurm_script|task): (?=line \d+: ))(.*)"
 )
 # What SLURM's own programs write of an end; that a task has exited says nothing about why.
 NOTICE = re.compile(r"^(slurmstepd|srun)\S*: (?:error: )?(.*(?:CANCELLED|oom|Out Of Memory|Killed).*)")
+# So it tells that srun ends the other ranks; why it does, srun says itself.
+STEP_ENDED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*$")
 # After slurmstepd has said why it ends a job, srun says that the tasks were killed.
 LINES_AFTER_NOTICE = 8
 
@@ -105,8 +107,9 @@ def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
         said = [
             found for line in lines[max(0, number - LINES_AFTER_NOTICE) :] if (found := NOTICE.match(line))
         ]
-        by_step = [found for found in said if found[1] == "slurmstepd"]
-        return shorten((by_step or said)[-1][2])
+        causes = [found for found in said if not STEP_ENDED.search(found[2])] or said
+        by_step = [found for found in causes if found[1] == "slurmstepd"]
+        return shorten((by_step or causes)[-1][2])
     return ""
 
 

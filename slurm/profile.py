@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ PROFILES_DIR = Path(__file__).parent / "profiles"
 # One word SLURM cannot read as two, or as an option: partitions, accounts, constraints (a100&nvlink), ...
 WORD = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:;=@+/&|*()\[\]-]*")
 FLAG_NAME = re.compile(r"[a-z][a-z-]*")
+# Flags that decide what a job is, and where to look for it.
+OWN_FLAGS = frozenset({"job-name", "array", "dependency", "output", "error", "chdir", "wrap"})
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class ClusterProfile:
     rename: dict[str, str] | None = None
     """Flags of sbatch that the site wants under another name, as in {mem: mem-per-node}."""
 
-    extra: dict[str, str] | None = None
+    extra: dict[str, str | int] | None = None
     """Further flags of sbatch, as in {reservation: course}; an empty value gives a bare flag."""
 
     def __post_init__(self) -> None:
@@ -99,17 +102,21 @@ class ClusterProfile:
         for name in ("partition", "cpu_partition", "account", "qos", "constraint", "gpu_type"):
             check_word(name, getattr(self, name))
         for flag, value in (self.extra or {}).items():
-            check_word(f"extra.{flag}", value)
+            check_word(f"extra.{flag}", str(value))
         renamed = self.rename or {}
         for flag in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
             if not FLAG_NAME.fullmatch(flag):
                 raise SettingsError(f"{flag!r} is not the name of an sbatch flag", "write it without dashes")
-        if "job-name" in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
-            raise SettingsError(
-                "job-name cannot be changed in a profile", "it is by their names that jobs are known"
-            )
+            if flag in OWN_FLAGS:
+                raise SettingsError(
+                    f"{flag} cannot be changed in a profile", "it is by this that jobs are found again"
+                )
         for name in ("container", "python"):
             check_one_line(name, getattr(self, name))
+        try:
+            shlex.split(self.container)
+        except ValueError as error:
+            raise SettingsError(f"container = {self.container!r}: {error}", "close the quotes") from error
         if "/" in self.python and not self.python.startswith("/"):
             raise SettingsError(f"python = {self.python!r} is not allowed", "give its absolute path")
         for line in self.setup:
@@ -161,8 +168,10 @@ def read_profile(name: str) -> ClusterProfile:
     if name.endswith((".yaml", ".yml")):
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
+        own = name if WORD.fullmatch(name) and "/" not in name else "NAME"
         raise SettingsError(
             f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
-            f"copy slurm/profiles/example.yaml to slurm/profiles/{name}.yaml",
+            f"give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+            f"slurm/profiles/{own}.yaml",
         )
     return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

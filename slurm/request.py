@@ -353,7 +353,7 @@ def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]
     kept = {name: "" if value is True else str(value) for name, value in flags.items() if value}
     renamed = profile.rename or {}
     kept = {renamed.get(name, name): value for name, value in kept.items() if name not in profile.drop}
-    return kept | (profile.extra or {})
+    return kept | {name: str(value) for name, value in (profile.extra or {}).items()}
 
 
 def sbatch_flag(name: str, value: str) -> str:

@@ -47,6 +47,7 @@ REPORT_FILE = "report.html"
 ANSWER_LIMIT_S = 30
 # What a job cannot start without, in SLURM's `aftercorr:8_*(unfulfilled),afterok:9(failed)`.
 NEEDS = re.compile(r"(afterok|aftercorr):(\d+)")
+REMAKE = "see that squeue shows none of its jobs, then remove the file: it is written anew"
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
 # are told of within two seconds, so its lines are told apart before JSON is read.
 TAIL_BYTES = 16 * 1024
@@ -91,9 +92,16 @@ class JobRecord:
 
 
 def read_records(folder: Path) -> list[JobRecord]:
-    """The jobs submitted for a study or data folder, oldest first."""
-    known = (read_json(folder / JOBS_FILE) or {}).get("jobs", [])
-    return [JobRecord(**{**job, "indices": tuple(job["indices"])}) for job in known]
+    """The jobs submitted for a study or data folder, oldest first.
+
+    Raises:
+        ClusterError: the file that tells is damaged, so what runs might be started twice.
+    """
+    path = folder / JOBS_FILE
+    known = (read_json(path) or {}).get("jobs")
+    if known is None and path.exists():
+        raise ClusterError(f"{path} is damaged, so nobody knows which jobs are at work", REMAKE)
+    return [JobRecord(**{**job, "indices": tuple(job["indices"])}) for job in known or ()]
 
 
 def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
@@ -352,7 +360,7 @@ def _merge(
         return ("scoring" if kind == "evaluate" else "training"), reason
     if state in QUEUED:
         return ("trained" if kind == "evaluate" else "queued"), reason
-    if kind == "evaluate" and state in ("", "GONE", "INTERRUPTED"):
+    if kind == "evaluate" and state in ("", "GONE", "INTERRUPTED", "COMPLETED"):
         return "trained", ""
     words = {
         "": "missing",

@@ -19,16 +19,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from data_prep.errors import ClusterError
 from data_prep.files import write_text
-from slurm.place import alone, clean_environment
+from slurm.place import Cluster, alone, clean_environment
 from slurm.profile import ClusterProfile
 from slurm.request import JOBS_DIR, MAX_ARRAY_SIZE, JobRequest, limit_min, sbatch_text
 from slurm.state import JobRecord, add_record, note_end, read_records
 from slurm.task import Task
 
 log = logging.getLogger(__name__)
+
+PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel")
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
 UNLIMITED_RESTARTS = 1_000_000
@@ -42,9 +45,33 @@ SBATCH_LIMIT_S = 120
 # --- SLURM -----------------------------------------------------------------------------------
 
 
+def choose_cluster(asked: Cluster | Literal["auto"], has_profile: bool) -> Cluster:
+    """Where to run. `auto` takes SLURM where it is installed, and for a profile, which is about SLURM.
+
+    It does not ask whether SLURM answers: while its controller is down, nothing may begin on a login node.
+    """
+    if asked != "auto":
+        return asked
+    return "slurm" if has_profile or shutil.which("sbatch") else "local"
+
+
+def require_slurm() -> None:
+    """Raise ClusterError unless SLURM's programs are here and its controller is up."""
+    missing = missing_programs()
+    if missing or not slurm_answers():
+        why = f"{', '.join(missing)} not in PATH" if missing else "its controller is not reached"
+        hint = "try again later, or from a login node; --cluster local runs on this machine"
+        raise ClusterError(f"no SLURM answers here: {why}", hint)
+
+
+def missing_programs() -> list[str]:
+    """SLURM's programs that the toolkit cannot do without and that are not on this machine."""
+    return [program for program in PROGRAMS if shutil.which(program) is None]
+
+
 def slurm_answers() -> bool:
     """Whether this machine can submit to a SLURM whose controller is up."""
-    if shutil.which("sbatch") is None:
+    if missing_programs():
         return False
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)

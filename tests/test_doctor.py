@@ -23,6 +23,7 @@ from slurm.probe import Probe, RankFacts, num_allocated, run_probe, uninterrupte
 from slurm.profile import PROFILES_DIR, ClusterProfile, read_profile
 from slurm.request import Gang
 from slurm.site import NodeKind, Partition, Site, minutes, node_kind, read_config, read_partitions
+from slurm.submit import PROGRAMS
 
 DOOR = str(REPOSITORY / "jobs" / "doctor.py")
 DEV_PROFILE = Path(__file__).parent / "devcluster.yaml"
@@ -154,10 +155,11 @@ def test_without_a_probe_a_disk_of_one_machine_is_suspicious(kind: str, verdict:
 
 
 def test_slurm_may_be_absent_but_not_silent() -> None:
-    assert doctor.check_slurm(has_programs=False, site=None, is_needed=False).verdict == "ok"
-    assert doctor.check_slurm(has_programs=False, site=None, is_needed=True).verdict == "fail"
-    assert doctor.check_slurm(has_programs=True, site=None, is_needed=False).verdict == "fail"
-    assert doctor.check_slurm(has_programs=True, site=SITE, is_needed=True).verdict == "ok"
+    assert doctor.check_slurm(PROGRAMS, site=None, is_needed=False).verdict == "ok"
+    assert doctor.check_slurm(PROGRAMS, site=None, is_needed=True).verdict == "fail"
+    assert doctor.check_slurm((), site=None, is_needed=False).verdict == "fail"
+    assert doctor.check_slurm((), site=SITE, is_needed=True).verdict == "ok"
+    assert doctor.check_slurm(["squeue"], site=None, is_needed=False).seen == "sbatch is here, but not squeue"
 
 
 def test_an_unknown_or_closed_partition_fails_and_names_the_known_ones() -> None:

@@ -171,6 +171,7 @@ def test_a_mistake_is_said_before_anything_starts(tmp_path: Path) -> None:
         (("--gpus", "3", "--nodes", "2"), "error: --gpus 3 cannot be spread evenly over --nodes 2"),
         (("--data", "nowhere"), "error: --data nowhere: no packed images there"),
         (("--count", "0"), "error: --count 0; allowed: at least 1"),
+        (("--seed", "-1"), "error: --seed -1; allowed: 0 or more"),
     ):
         done = drill(tmp_path, "--cluster", "local", *words, env=dict(os.environ))
         assert (done.returncode, done.stderr.splitlines()[0]) == (2, said)

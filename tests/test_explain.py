@@ -74,7 +74,12 @@ ENDED = [
     ({"state": "OUT_OF_MEMORY", "error": "ValueError: x"}, "ran out of memory at step 5 of 9"),
     (
         {"state": "FAILED", "exit": "137:0"},
-        "was killed by signal 9 at step 5 of 9 (exit code 137), often because",
+        "was killed by signal 9 at step 5 of 9, often because",
+    ),
+    ({"state": "FAILED", "exit": "9:0"}, "was killed by signal 9 at step 5 of 9, often because"),
+    (  # one rank is killed, and srun ends the others
+        {"state": "FAILED", "exit": "15:0", "notice": "n2: task 1: Killed"},
+        "was killed by signal 9 at step 5 of 9 (n2: task 1: Killed), often because",
     ),
     (
         {"state": "FAILED", "exit": "0:9"},
@@ -129,6 +134,12 @@ ENDED = [
     ({"state": "GONE", "error": "ValueError: x"}, "failed at step 5 of 9: ValueError: x"),
     ({"state": "GONE", "reason": "sacct does not answer"}, "it is unknown how (sacct does not answer)"),
 ]
+
+
+def test_scores_that_were_removed_are_made_again() -> None:
+    said = sentence(kind="evaluate", job="9_0", state="COMPLETED", exit="0:0")
+    gone = "the scores that the scoring job 9_0 wrote are gone or of other weights"
+    assert said == f"linear-s0: is trained, but {gone}; {AGAIN}."
 
 
 @pytest.mark.parametrize(("known", "expected"), ENDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -44,6 +45,22 @@ def test_a_switch_and_what_has_no_default_show_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "is_told"), [(errno.EACCES, True), (errno.ENOSPC, True), (errno.EIO, False)]
+)
+def test_a_disk_that_refuses_is_one_line(number: int, is_told: bool) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'jobs'); import _front\n"
+        f"def main(): raise OSError({number}, 'it refuses', '/data/x')\n"
+        "_front.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == ((2, False) if is_told else (1, True))
+    assert not is_told or done.stderr.startswith("error: it refuses: /data/x\nhint: ")
+
+
+@pytest.mark.parametrize(
     ("door", "words", "told"),
     [
         ("launch", (), "error: the following arguments are required: --variant\nhint: python jobs/launch.py"),
@@ -52,6 +69,16 @@ def test_a_switch_and_what_has_no_default_show_none() -> None:
             "launch",
             ("--variant", "both", "--run.image_size_px", "64"),
             "error: unrecognized arguments: --run.image_size_px 64\nhint: the packed images set the size",
+        ),
+        (
+            "launch",
+            ("--variant", "both", "--run.widths", "4"),
+            "error: --run.widths: expected a list, as in [a, b], not 4\nhint: python jobs/launch.py --help\n",
+        ),
+        (
+            "launch",
+            ("--variant", "both", "--run.precision", "fp8"),
+            "error: --run.precision: expected one of 'auto', 'bf16', 'fp16', 'fp32', 'fp64', not fp8\n",
         ),
         (
             "launch",

@@ -77,7 +77,10 @@ def test_dry_run_shows_runs_scripts_and_the_command_and_changes_nothing(folder: 
 
 
 MISTAKES = {
-    "no slurm": (("--cluster", "slurm"), r"no SLURM answers here"),
+    "no slurm": (("--cluster", "slurm"), r"no SLURM answers here: "),
+    "no slurm for a profile": (("--profile", "example"), r"no SLURM answers here: "),
+    "empty name": (("--study", ""), r"study name '' is not allowed"),
+    "seed above 64 bits": (("--seeds", "99999999999999999999"), r"seed = 9+; allowed: below 2\*\*63"),
     "no packed images": (("--data", "nowhere"), r"nowhere"),
     "no GPU": (("--gpus", "0"), r"--gpus 0 --nodes 1; allowed: at least 1 each"),
     "unknown profile": (("--profile", "alpin"), r'Unknown profile "alpin"\. Known: '),
@@ -184,7 +187,7 @@ def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_
 
 
 def test_local_processes_train_and_later_launches_add_runs(folder: Path) -> None:
-    words = ("--gpus", "2", "--cluster", "auto", "--study", "grow", *SHORT)
+    words = ("--gpus", "2", "--cluster", "local", "--study", "grow", *SHORT)
     done = launch(folder, "--variant", "linear", *words)
     assert done.returncode == 0, done.stderr
     if shutil.which("nvidia-smi") is None:

@@ -82,6 +82,13 @@ def test_a_study_is_no_run_and_a_run_without_log_says_why(run_dir: Path) -> None
     assert logs(str(run_dir.parent / "direct-s0")).stderr == said
 
 
+@pytest.mark.parametrize("other", [("--list",), ("--attempt", "1"), ("--lines", "3")])
+def test_following_takes_the_newest_attempt_from_its_beginning(run_dir: Path, other: tuple[str, ...]) -> None:
+    done = logs(f"{run_dir}", "--follow", *other)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --follow shows the newest attempt")
+
+
 def test_following_a_run_that_nothing_changes_any_more_ends(run_dir: Path) -> None:
     (run_dir.parent / "jobs.json").unlink()
     shown = logs(str(run_dir), "--follow")
@@ -114,6 +121,11 @@ def test_a_setup_line_that_fails_is_the_error_of_the_job(run_dir: Path) -> None:
     assert last_error(run_dir, 0, TRAIN) == "line 20: module: command not found"
 
 
+def test_a_python_that_is_not_there_is_the_error_of_the_job(run_dir: Path) -> None:
+    write(run_dir.parent / "jobs" / "8_0_0.log", "task: line 1: /no/python: No such file or directory\n", 1)
+    assert last_error(run_dir, 0, TRAIN) == "line 1: /no/python: No such file or directory"
+
+
 @pytest.mark.parametrize(
     ("log", "notice"),
     [
@@ -123,6 +135,12 @@ def test_a_setup_line_that_fails_is_the_error_of_the_job(run_dir: Path) -> None:
             "slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n"
             "srun: forcing job termination\nsrun: error: n1: tasks 0-1: Killed\n",
             "*** JOB 8 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***",
+        ),
+        (
+            "srun: error: n2: task 1: Killed\n"
+            "slurmstepd-n1: error: *** STEP 8.0 ON n1 CANCELLED AT 2026 ***\n"
+            "srun: error: n1: task 0: Terminated\n",
+            "n2: task 1: Killed",
         ),
         (
             "slurmstepd-n1: error: *** JOB 8 ON n1 CANCELLED AT 2026 DUE TO JOB REQUEUE ***\n"

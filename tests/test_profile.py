@@ -23,18 +23,37 @@ def test_every_profile_in_the_toolkit_can_be_read() -> None:
 def test_unknown_profile_names_the_known_ones_and_what_to_do() -> None:
     with pytest.raises(SettingsError, match=r'Unknown profile "alpin"\. Known: .*example') as caught:
         read_profile("alpin")
-    assert caught.value.hint == "copy slurm/profiles/example.yaml to slurm/profiles/alpin.yaml"
+    assert caught.value.hint == (
+        "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+        "slurm/profiles/alpin.yaml"
+    )
 
 
 def test_a_profile_can_be_a_file_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
-    path.write_text("partition: gpu\nsetup: [module load cuda]\nextra: {reservation: course}\n")
+    path.write_text("partition: gpu\nsetup: [module load cuda]\nextra: {reservation: course, nice: 100}\n")
     profile = read_profile(str(path))
     assert (profile.partition, profile.setup, profile.extra) == (
         "gpu",
         ("module load cuda",),
-        {"reservation": "course"},
+        {"reservation": "course", "nice": 100},
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("setup: module load cuda", '"setup": expected a list, as in [a, b], not module load cuda'),
+        ("train_limit_min: 5h", '"train_limit_min": expected a whole number, not 5h'),
+        ("extra: {nice: 1.5}", "\"extra\": expected names and values, as in {a: 1}, not {'nice': 1.5}"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_in_plain_words(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        read_profile(str(path))
+    assert str(caught.value) == f"{path}: {said}"
 
 
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:
@@ -71,6 +90,10 @@ def test_line_breaks_and_odd_flags_are_refused() -> None:
         {"drop": ("--mem",)},
         {"drop": ("job-name",)},
         {"extra": {"job-name": "mine"}},
+        {"extra": {"array": "0-9"}},
+        {"drop": ("output",)},
+        {"rename": {"dependency": "depends"}},
+        {"container": "apptainer exec 'my image.sif"},
         {"python": ".venv/bin/python"},
         {"rename": {"mem": "mem\n#SBATCH --uid"}},
     ):

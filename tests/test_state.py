@@ -106,6 +106,8 @@ def test_state_of_an_evaluation(tmp_path: Path) -> None:
     assert state_of(tmp_path, waiting, TRAIN, EVALUATE) == ("trained", "Dependency")
     assert state_of(tmp_path, Scheduler({"9_0": ("RUNNING", "None")}, {}), EVALUATE) == ("scoring", "")
     assert state_of(tmp_path, Scheduler({}, {"9_0": "TIMEOUT"}), EVALUATE) == ("failed", "evaluate TIMEOUT")
+    removed = Scheduler({}, {"9_0": "COMPLETED"})  # the job has ended well, but its scores are gone
+    assert state_of(tmp_path, removed, EVALUATE) == ("trained", "")
 
 
 def test_the_newest_job_counts(tmp_path: Path) -> None:
@@ -167,6 +169,13 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         add_record(tmp_path, record)
     assert read_records(tmp_path) == [TRAIN, EVALUATE]
     assert (TRAIN.element(1), JobRecord("8", "report", "slurm", False, (0,), "").element(0)) == ("8_1", "8")
+
+
+def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"other": 1}'):
+        (tmp_path / "jobs.json").write_text(text)
+        with pytest.raises(ClusterError, match=r"jobs\.json is damaged, so nobody knows which jobs"):
+            read_records(tmp_path)
 
 
 def test_a_job_submitted_by_hand_is_known_from_provenance(tmp_path: Path) -> None:

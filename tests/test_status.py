@@ -111,6 +111,10 @@ def test_without_a_study_all_are_listed(tmp_path: Path) -> None:
         ["chest", "1 of 3", "2 missing"],
     ]
     assert rows[1][3].startswith("1979-07-05")
+    write_text(tmp_path / "by-hand" / "jobs.json", "{")  # tells nothing of the other studies
+    shown = status("--runs-dir", str(tmp_path))
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:]] == ["chest"]
+    assert re.match(r"warning: .*jobs\.json is damaged", shown.stderr)
     nothing = status("--runs-dir", str(tmp_path / "none"))
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert nothing.stderr.startswith("error: no study in ")

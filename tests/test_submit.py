@@ -16,8 +16,11 @@ from slurm.profile import ClusterProfile
 from slurm.request import Gang, JobRequest
 from slurm.state import read_records
 from slurm.submit import (
+    PROGRAMS,
     as_shell,
+    choose_cluster,
     clean_environment,
+    require_slurm,
     run_debug,
     run_local,
     sbatch_command,
@@ -147,6 +150,26 @@ def test_an_outer_job_does_not_leak_into_the_new_one(monkeypatch: pytest.MonkeyP
     assert not set(leaked) & set(cleaned)
     assert kept.items() <= cleaned.items()
     assert set(os.environ) - set(cleaned) == set(leaked)
+
+
+def test_auto_is_slurm_where_it_is_installed_or_a_profile_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert choose_cluster("auto", has_profile=False) == "local"
+    assert choose_cluster("auto", has_profile=True) == "slurm"
+    assert choose_cluster("debug", has_profile=True) == "debug"
+    with pytest.raises(ClusterError, match="sbatch, squeue, scontrol, scancel not in PATH"):
+        require_slurm()
+    for program in PROGRAMS:  # all there, but no controller
+        (tmp_path / program).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / program).chmod(0o755)
+    assert choose_cluster("auto", has_profile=False) == "slurm"
+    with pytest.raises(ClusterError, match="its controller is not reached"):
+        require_slurm()
+    (tmp_path / "squeue").unlink()
+    with pytest.raises(ClusterError, match="here: squeue not in PATH"):
+        require_slurm()
 
 
 def test_without_slurm_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Imports no torch, so `--help` and `--dry-run` stay quick on a login node.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,6 +126,7 @@ class RunConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("seed", "max_steps", "warmup_steps", "beta", "clip_norm"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("seed", self.seed < 2**63, "below 2**63")
         for name in ("lr", "checkpoint_every_min"):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("widths", len(self.widths) >= 1 and min(self.widths) >= 1, "positive counts")
@@ -169,7 +171,7 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     except Exception as error:  # jsonargparse raises several kinds; all mean: bad settings
         if isinstance(error, SettingsError):
             raise SettingsError(f"{source}: {error}", error.hint) from error
-        reason = " ".join(str(error).split()).replace("settings.", "")
+        reason = in_plain_words(str(error)).replace('Parser key "settings.', '"')
         known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         if unknown := [name for name in values if name not in known]:
             near = get_close_matches(str(unknown[0]), known, 1)
@@ -177,6 +179,20 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
             raise SettingsError(f"{source}: unknown setting {unknown[0]!r}", hint) from error
         raise SettingsError(f"{source}: {reason}") from error
     return parsed.settings
+
+
+# What jsonargparse says of a value of the wrong kind, and what is meant.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+KINDS |= {"tuple": "a list, as in [a, b]", "dict": "names and values, as in {a: 1}"}
+
+
+def in_plain_words(message: str) -> str:
+    """jsonargparse's message on one line, without Python's names of types."""
+    line = " ".join(message.split())
+    for kind, words in KINDS.items():
+        line = line.replace(f"Expected a <class '{kind}'>. Got value: ", f"expected {words}, not ")
+    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected one of \1, not ", line)
+    return re.sub(r"Does not validate .* Given value: ", f"expected {KINDS['dict']}, not ", line)
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:

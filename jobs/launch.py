@@ -316,6 +316,19 @@ def clear_queue(launch: Launch) -> None:
         log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
 
 
+def accepted_requests(launch: Launch) -> tuple[JobRequest, ...]:
+    """The jobs that are missing.
+
+    Raises:
+        ClusterError: SLURM would not take one of them.
+    """
+    requests = launch.requests()
+    if launch.cluster == "slurm":
+        for request in requests:
+            check_accepted(request, launch.profile, launch.code.folder)
+    return requests
+
+
 def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[str]) -> None:
     """Keep the command with the study, if it is about to start anything."""
     tasks = [task for request in requests if request.gang for task in request.tasks.values()]
@@ -387,14 +400,13 @@ def main() -> int:
         show_plan(launch, launch.requests(), words)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end local processes as Ctrl-C does
+    if not launch.study_dir.exists():
+        accepted_requests(launch)  # what SLURM refuses leaves no folder behind
     with sole_launcher(launch):
         # another launch may have added runs until a moment ago
         launch = replace(launch, study=with_known_runs(launch.study_dir, launch.study))
         clear_queue(launch)
-        requests = launch.requests()
-        if launch.cluster == "slurm":
-            for request in requests:
-                check_accepted(request, launch.profile, launch.code.folder)
+        requests = accepted_requests(launch)
         prepare(launch)
         note_launch(launch, requests, words)
         return carry_out(launch, requests, asked.wait)

@@ -162,7 +162,7 @@ def _attempt(known: dict[str, Any], kept_until: float) -> Attempt | None:
     startup_s = max(0.0, did["last_s"] - begin_s - train_s - save_s - val_s)
     steps = max(0, did["reached_step"] - first)
     kept = min(max(0, kept_until - first), steps)
-    lost_s = train_s * (steps - kept) / steps if steps else train_s
+    lost_s = train_s * ((steps - kept) / steps if steps else 1.0)  # exactly none, or all, where that is so
     hours = (startup_s + train_s + save_s + val_s) / 3600
     device, world_size, cpus = known.get("device", ""), known.get("world_size", 1), known.get("cpus")
     is_gpu = device == "cuda"

@@ -60,6 +60,12 @@ def test_folders_that_are_no_study_or_run_are_named(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+def test_a_study_without_its_name_says_so_in_the_words_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("runs: []\n")
+    with pytest.raises(SettingsError, match=r"study\.yaml: the following arguments are required: name$"):
+        read_study(tmp_path)
+
+
 def test_scores_count_only_for_these_weights_and_this_extractor(tmp_path: Path) -> None:
     study = Study("s", extractor="smoke")
     (tmp_path / "scores.json").write_text(json.dumps({"checkpoint_sha256": "a", "extractor": "smoke"}))

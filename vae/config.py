@@ -171,7 +171,7 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     except Exception as error:  # jsonargparse raises several kinds; all mean: bad settings
         if isinstance(error, SettingsError):
             raise SettingsError(f"{source}: {error}", error.hint) from error
-        reason = in_plain_words(str(error)).replace('Parser key "settings.', '"')
+        reason = in_plain_words(str(error)).replace("settings.", "").replace('Parser key "', '"')
         known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         if unknown := [name for name in values if name not in known]:
             near = get_close_matches(str(unknown[0]), known, 1)

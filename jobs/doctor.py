@@ -38,9 +38,9 @@ from slurm.probe import run_probe
 from slurm.probed import check_probe, probe_gang
 from slurm.profile import ClusterProfile, read_profile
 from slurm.request import Gang, JobRequest
-from slurm.site import Site, ask_site, first, has_programs
+from slurm.site import Site, ask_site, first
 from slurm.submit import check_accepted as ask_sbatch
-from slurm.submit import missing_programs
+from slurm.submit import has_programs, missing_programs
 from slurm.task import TrainTask
 
 EXAMPLES = """\

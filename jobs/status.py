@@ -32,7 +32,7 @@ from slurm.state import (
     all_states,
     find_studies,
     find_target,
-    read_jobs,
+    read_records,
     study_states,
 )
 from slurm.tables import scores_table, states_table
@@ -123,7 +123,7 @@ def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
     for folder in folders:
         try:
             study = read_study(folder)
-            read_jobs(folder, study)
+            read_records(folder)
         except ToolkitError as error:
             log.warning("warning: %s", error)
         else:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from data_prep.errors import SettingsError
 from vae.config import read_settings
+from vae.study import NAME
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
@@ -168,7 +169,7 @@ def read_profile(name: str) -> ClusterProfile:
     if name.endswith((".yaml", ".yml")):
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
-        own = name if WORD.fullmatch(name) and "/" not in name else "NAME"
+        own = name if NAME.fullmatch(name) else "NAME"
         raise SettingsError(
             f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
             f"give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "

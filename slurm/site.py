@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
@@ -97,11 +96,6 @@ def ask_site() -> Site | None:
         account=account.strip(),
         has_accounts=ask("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None,
     )
-
-
-def has_programs() -> bool:
-    """Whether SLURM's programs are installed here."""
-    return shutil.which("sbatch") is not None
 
 
 def ask(*command: str) -> str | None:

@@ -47,7 +47,6 @@ REPORT_FILE = "report.html"
 ANSWER_LIMIT_S = 30
 # What a job cannot start without, in SLURM's `aftercorr:8_*(unfulfilled),afterok:9(failed)`.
 NEEDS = re.compile(r"(afterok|aftercorr):(\d+)")
-REMAKE = "see that squeue shows none of its jobs, then remove the file: it is written anew"
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
 # are told of within two seconds, so its lines are told apart before JSON is read.
 TAIL_BYTES = 16 * 1024
@@ -100,7 +99,10 @@ def read_records(folder: Path) -> list[JobRecord]:
     path = folder / JOBS_FILE
     known = (read_json(path) or {}).get("jobs")
     if known is None and path.exists():
-        raise ClusterError(f"{path} is damaged, so nobody knows which jobs are at work", REMAKE)
+        raise ClusterError(
+            f"{path} is damaged, so nobody knows which jobs are at work",
+            "see that squeue shows none of its jobs, then remove the file: it is written anew",
+        )
     return [JobRecord(**{**job, "indices": tuple(job["indices"])}) for job in known or ()]
 
 

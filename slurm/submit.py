@@ -52,7 +52,12 @@ def choose_cluster(asked: Cluster | Literal["auto"], has_profile: bool) -> Clust
     """
     if asked != "auto":
         return asked
-    return "slurm" if has_profile or shutil.which("sbatch") else "local"
+    return "slurm" if has_profile or has_programs() else "local"
+
+
+def has_programs() -> bool:
+    """Whether SLURM is installed here."""
+    return shutil.which("sbatch") is not None
 
 
 def require_slurm() -> None:

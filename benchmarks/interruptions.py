@@ -42,9 +42,11 @@ from tiny import TINY_FLAGS, make_run, make_shards
 
 from data_prep.files import only_holder
 from data_prep.shards import verify
-from slurm.drill import Blow, Drill, Hit, SlurmWays, Strike, Target, ask_queue, deal, send_all
-from slurm.proof import breaks, interval_s, judge_breaks, judge_end, judge_study, read_stretches
-from slurm.state import JOBS_FILE, progress
+from slurm.drill.drill import Drill, Target, ask_queue
+from slurm.drill.faults import Blow, Hit, SlurmWays, Strike, deal, send_all
+from slurm.drill.verdict import breaks, interval_s, judge_breaks, judge_end, judge_study, read_stretches
+from slurm.job_records import JOBS_FILE
+from vae.metrics import progress
 from vae.study import read_json
 
 VARIANTS = ("linear", "direct")
@@ -336,7 +338,7 @@ class Bench:
             for target in drill.targets
             for one in breaks(read_stretches(target.run_dir), target.hits)
         ]
-        warned, killed = ([one for one in found if one.was_warned is kind] for kind in (True, False))
+        warned, killed = ([one for one in found if one.was_signalled is kind] for kind in (True, False))
         worst = max((one.lost_s for one in killed), default=0.0)
         return (
             f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts after warnings,"
@@ -375,7 +377,7 @@ def unbroken_runs(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def main() -> int:
-    """Deal out interruptions, wait for the ends, and judge."""
+    """Deal out interruptions, wait for the ends, and evaluator."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

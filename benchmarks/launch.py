@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny import REPOSITORY, make_shards
 
 from data_prep.files import write_json, write_text
-from slurm.state import JobRecord, add_record
+from slurm.job_records import JobRecord, add_record
 from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, Study, prepare_study
 
 LIMIT_S = 1.5

@@ -29,10 +29,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Grayscale, Resize, ToTensor
 
 from vae.config import RunConfig
-from vae.data import BatchPlan, batches, load_split
-from vae.learner import Learner
 from vae.provenance import versions
-from vae.ranks import start_accelerator
+from vae.training.accelerator import start_accelerator
+from vae.training.data_loader import BatchPlan, batches, load_split
+from vae.training.learner import Learner
 
 BATCH = 32
 

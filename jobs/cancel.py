@@ -9,8 +9,7 @@ from __future__ import annotations
 import _front
 
 from slurm.control import cancel
-from slurm.state import find_target
-from vae.study import read_study
+from vae.study import find_target, read_study
 
 EXAMPLES = """\
   python jobs/cancel.py chest                   # training, scoring and report of the study runs/chest

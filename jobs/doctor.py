@@ -23,7 +23,8 @@ from _data import SHARDS_DIR
 
 from data_prep.errors import ClusterError, SettingsError, ToolkitError
 from data_prep.shards import MANIFEST_FILE
-from slurm.doctor import (
+from slurm.client import has_programs, missing_programs
+from slurm.doctor.checks import (
     Check,
     Here,
     check_accepted,
@@ -33,15 +34,14 @@ from slurm.doctor import (
     check_slurm,
     look_here,
 )
-from slurm.draft import draft_profile, new_profile_path, profile_text, write_draft
-from slurm.probe import run_probe
-from slurm.probed import check_probe, probe_gang
+from slurm.doctor.node_checks import check_probe, probe_resources
+from slurm.doctor.probe import run_probe
+from slurm.doctor.profile_draft import draft_profile, new_profile_path, profile_text, write_draft
+from slurm.doctor.site import Site, ask_site, first
+from slurm.node.task import TrainTask
+from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile, read_profile
-from slurm.request import Gang, JobRequest
-from slurm.site import Site, ask_site, first
 from slurm.submit import check_accepted as ask_sbatch
-from slurm.submit import has_programs, missing_programs
-from slurm.task import TrainTask
 
 EXAMPLES = """\
   python jobs/doctor.py                                  # this machine, and SLURM if it is there
@@ -120,9 +120,9 @@ def find_shards(asked: Path | None) -> Path | None:
     return asked
 
 
-def refusal(profile: ClusterProfile, gang: Gang, runs_dir: Path) -> str:
+def refusal(profile: ClusterProfile, resources: Resources, runs_dir: Path) -> str:
     """Why SLURM does not accept a training job of this profile; empty if it does."""
-    request = JobRequest("train", "train", runs_dir / "doctor", {0: TrainTask("doctor")}, gang=gang)
+    request = JobRequest("train", "train", runs_dir / "doctor", {0: TrainTask("doctor")}, resources=resources)
     try:
         ask_sbatch(request, profile, _front.REPOSITORY)
     except ToolkitError as error:
@@ -136,7 +136,7 @@ def examine_site(site: Site, profile: ClusterProfile, here: Here, tally: Tally) 
     partition = site.partition(first(profile.partition))
     reason = ""
     if partition is not None:
-        reason = refusal(profile, probe_gang(partition, profile), here.runs_dir)
+        reason = refusal(profile, probe_resources(partition, profile), here.runs_dir)
         checks.append(check_accepted(reason))
     tally.show(f"SLURM, {site.config.get('ClusterName', '')}", checks)
     return partition is not None and not reason and here.is_writable
@@ -148,9 +148,9 @@ def examine_nodes(
     """Run the probe; returns what it showed."""
     partition = site.partition(first(profile.partition))
     assert partition is not None  # or there is no probe
-    gang = probe_gang(partition, profile)
+    resources = probe_resources(partition, profile)
     try:
-        probe = run_probe(here.runs_dir, profile, gang, data, wait_min)
+        probe = run_probe(here.runs_dir, profile, resources, data, wait_min)
     except ToolkitError as error:
         return [Check("job", "fail", str(error), error.hint or "")]
     return check_probe(probe, here, profile, data)

@@ -31,20 +31,11 @@ from data_prep import packer
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import write_json
 from data_prep.shards import MANIFEST_FILE
+from slurm.client import require_slurm
 from slurm.control import cancel
-from slurm.drill import (
-    LOCAL_DECK,
-    SLURM_DECK,
-    Blow,
-    Drill,
-    Hit,
-    LocalWays,
-    SlurmWays,
-    ask_queue,
-    deal,
-    shuffled,
-)
-from slurm.proof import (
+from slurm.drill.drill import Drill, ask_queue
+from slurm.drill.faults import LOCAL_DECK, SLURM_DECK, Blow, Hit, LocalWays, SlurmWays, deal, shuffled
+from slurm.drill.verdict import (
     TOLERANCE,
     breaks,
     describe,
@@ -55,10 +46,12 @@ from slurm.proof import (
     must_be_exact,
     read_stretches,
 )
-from slurm.request import Gang
-from slurm.state import QUEUED, RUNNING, Scheduler, newest_job, progress, read_jobs
-from slurm.submit import choose_cluster, require_slurm
+from slurm.job_records import read_jobs
+from slurm.plan import Resources
+from slurm.scheduler import QUEUED, RUNNING, Scheduler, newest_job
+from slurm.submit import choose_cluster
 from vae.config import VARIANT_GROUPS
+from vae.metrics import progress
 from vae.study import STUDY_FILE, read_json, run_name
 
 EXAMPLES = """\
@@ -310,7 +303,7 @@ def main() -> int:
     asked = build_parser().parse_args()
     if asked.count < 1:
         raise SettingsError(f"--count {asked.count}; allowed: at least 1")
-    Gang(asked.gpus, asked.nodes)
+    Resources(asked.gpus, asked.nodes)
     if asked.seed < 0:
         raise SettingsError(f"--seed {asked.seed}; allowed: 0 or more")
     cluster = choose_cluster(asked.cluster, bool(asked.profile))

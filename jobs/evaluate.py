@@ -12,10 +12,9 @@ from pathlib import Path
 
 import _front
 
-from slurm.state import find_target
-from vae.report import score_table
-from vae.study import SCORES_FILE, Study, is_scored, is_trained, read_json, read_study
-from vae.weights import EXTRACTORS, check, identify, locate
+from vae.report.report import score_table
+from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
+from vae.study import SCORES_FILE, Study, find_target, is_scored, is_trained, read_json, read_study
 
 EXAMPLES = """\
   python jobs/evaluate.py chest                                # what the study runs/chest lacks
@@ -71,12 +70,14 @@ def main() -> int:
     check(study)
     due = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
     if due:
-        from vae.ranks import disconnect  # imports torch: seconds that a typing error need not wait for
-        from vae.scores import evaluate
+        from vae.scoring.evaluate import evaluate
+        from vae.training.collectives import (
+            destroy_process_group,  # imports torch: seconds that a typing error need not wait for
+        )
 
         for name in due:
             evaluate(study_dir / name, study)
-        disconnect()
+        destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
         print(score_table(study_dir, study.runs))
     return 0

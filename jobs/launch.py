@@ -26,36 +26,23 @@ import _front
 from _data import SHARDS_DIR, Data, find_data, safe_name, write_plan
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm.control import await_verdict, clear_away
-from slurm.follow import LocalFollower, follow_jobs
-from slurm.place import Cluster
+from slurm.client import max_array_size, require_slurm
+from slurm.code_snapshot import Snapshot, take_snapshot
+from slurm.control import cancel_unsatisfiable, wait_until_settled
+from slurm.diagnose.follow import LocalFollower, follow_jobs
+from slurm.job_records import only_launcher, read_jobs, read_records
+from slurm.local import run_debug, run_local
+from slurm.node.environment import Cluster
+from slurm.plan import JobRequest, Resources, decide, with_cap
 from slurm.profile import ClusterProfile, read_profile
-from slurm.request import Gang, JobRequest, check_path, decide, with_cap
-from slurm.snapshot import Snapshot, take_snapshot
-from slurm.state import (
-    REPORT_FILE,
-    RunState,
-    only_launcher,
-    read_jobs,
-    read_records,
-    study_facts,
-    study_states,
-)
-from slurm.submit import (
-    as_shell,
-    check_accepted,
-    choose_cluster,
-    max_array_size,
-    require_slurm,
-    run_debug,
-    run_local,
-    script,
-    submit,
-)
-from slurm.tables import scores_table, states_table
-from vae import weights
+from slurm.sbatch import check_path
+from slurm.state import RunState, study_facts, study_states
+from slurm.status_tables import scores_table, states_table
+from slurm.submit import as_shell, check_accepted, choose_cluster, script, submit
 from vae.config import VARIANT_GROUPS, RunConfig
+from vae.scoring import inception_weights as weights
 from vae.study import (
+    REPORT_FILE,
     Study,
     add_launch,
     check_name,
@@ -151,7 +138,7 @@ class Launch:
     configs: dict[str, RunConfig]
     """The runs asked for, by name."""
     data: Data
-    gang: Gang
+    resources: Resources
     cluster: Cluster
     profile: ClusterProfile
     max_parallel: int
@@ -165,13 +152,13 @@ class Launch:
             self.study_dir, self.study, tuple(self.configs), self.data.folder, self.data.num_shards
         )
         if self.cluster == "slurm":
-            requests = decide(facts, self.gang, self.profile.pack_jobs, max_array_size())
+            requests = decide(facts, self.resources, self.profile.pack_jobs, max_array_size())
             return with_cap(requests, self.max_parallel)
         if job := facts.any_job():
             raise ClusterError(
                 f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
             )
-        return decide(facts, self.gang, pack_jobs=1)
+        return decide(facts, self.resources, pack_jobs=1)
 
     def states(self) -> list[RunState]:
         """What the runs asked for are doing."""
@@ -180,7 +167,7 @@ class Launch:
 
 def read_launch(asked: Any) -> Launch:
     """Turn flags into a launch; reads what is there, writes nothing."""
-    gang = Gang(asked.gpus, asked.nodes)
+    resources = Resources(asked.gpus, asked.nodes)
     if asked.max_parallel is not None and asked.max_parallel < 1:
         raise SettingsError(f"--max-parallel {asked.max_parallel}; allowed: at least 1")
     profile = read_profile(asked.profile)
@@ -204,7 +191,7 @@ def read_launch(asked: Any) -> Launch:
     own_weights = str(Path(asked.inception_weights).resolve()) if asked.inception_weights else ""
     study = with_known_runs(study_dir, Study(name, tuple(configs), asked.extractor, own_weights))
     code = take_snapshot(study_dir)
-    return Launch(study_dir, study, configs, data, gang, cluster, profile, asked.max_parallel or 0, code)
+    return Launch(study_dir, study, configs, data, resources, cluster, profile, asked.max_parallel or 0, code)
 
 
 # --- checks that cost seconds here and hours in the queue ------------------------------------------
@@ -221,10 +208,10 @@ def preflight(launch: Launch, is_dry: bool) -> None:
     check_writable(launch.study_dir)
     if launch.data.num_shards is not None:
         check_writable(launch.data.folder)
-    if launch.cluster == "debug" and launch.gang.gpus != 1:
+    if launch.cluster == "debug" and launch.resources.gpus != 1:
         raise SettingsError("--cluster debug is one process", "use --gpus 1, or --cluster local")
     if launch.cluster == "local":
-        check_this_machine(launch.gang)
+        check_this_machine(launch.resources)
     if launch.cluster == "slurm":
         if not is_dry:
             require_slurm()
@@ -233,7 +220,7 @@ def preflight(launch: Launch, is_dry: bool) -> None:
 
 def check_batch(config: RunConfig, launch: Launch) -> None:
     """Raise SettingsError if a batch cannot be shared out among the GPUs, or is larger than the data."""
-    least = launch.gang.gpus * config.accumulate
+    least = launch.resources.gpus * config.accumulate
     if config.batch_size < least:
         raise SettingsError(
             f"batch_size {config.batch_size} cannot be shared by {least} (GPUs x accumulate)",
@@ -254,15 +241,19 @@ def check_writable(folder: Path) -> None:
         raise SettingsError(f"{existing} is not a folder this user can write to", hint)
 
 
-def check_this_machine(gang: Gang) -> None:
+def check_this_machine(resources: Resources) -> None:
     """Raise ClusterError if a local run needs several nodes, or more GPUs than there are; warn of none."""
-    if gang.nodes > 1:
-        raise ClusterError(f"--nodes {gang.nodes}, but this is one machine and no SLURM", "use --nodes 1")
+    if resources.nodes > 1:
+        raise ClusterError(
+            f"--nodes {resources.nodes}, but this is one machine and no SLURM", "use --nodes 1"
+        )
     gpus = num_gpus_here()
     if gpus == 0:
-        log.warning("warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU", gang.gpus)
-    elif gpus < gang.gpus:
-        raise ClusterError(f"--gpus {gang.gpus}, but this machine has {gpus}", f"use --gpus {gpus}")
+        log.warning(
+            "warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU", resources.gpus
+        )
+    elif gpus < resources.gpus:
+        raise ClusterError(f"--gpus {resources.gpus}, but this machine has {gpus}", f"use --gpus {gpus}")
 
 
 def num_gpus_here() -> int:
@@ -305,14 +296,14 @@ def sole_launcher(launch: Launch) -> Iterator[None]:
 
 
 def clear_queue(launch: Launch) -> None:
-    """Have the queue settle: no job that SLURM has yet to judge, none that can never start."""
+    """Have the queue settle: no job that SLURM has yet to evaluator, none that can never start."""
     if launch.cluster != "slurm":
         return
     records = read_jobs(launch.study_dir, launch.study)
     if launch.data.num_shards is not None:
         records += read_records(launch.data.folder)
-    await_verdict(records)
-    if dead := clear_away(records):
+    wait_until_settled(records)
+    if dead := cancel_unsatisfiable(records):
         log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
 
 
@@ -331,7 +322,7 @@ def accepted_requests(launch: Launch) -> tuple[JobRequest, ...]:
 
 def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[str]) -> None:
     """Keep the command with the study, if it is about to start anything."""
-    tasks = [task for request in requests if request.gang for task in request.tasks.values()]
+    tasks = [task for request in requests if request.resources for task in request.tasks.values()]
     runs = dict.fromkeys(Path(task.path).name for task in tasks)  # a run is trained, then scored
     if requests:
         add_launch(launch.study_dir, ["python", "jobs/launch.py", *words], list(runs))

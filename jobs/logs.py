@@ -12,12 +12,12 @@ from datetime import datetime
 import _front
 
 from data_prep.errors import RunError, SettingsError
-from slurm.evidence import gather
-from slurm.explain import explain
-from slurm.follow import follow_log
-from slurm.logs import Attempt, choose, find_attempts, last_change
-from slurm.state import find_target, read_jobs
-from vae.study import read_study
+from slurm.diagnose.explain import explain
+from slurm.diagnose.follow import follow_log
+from slurm.diagnose.gather import gather
+from slurm.diagnose.log_files import Attempt, choose, find_attempts, last_change
+from slurm.job_records import read_jobs
+from vae.study import find_target, read_study
 
 EXAMPLES = """\
   python jobs/logs.py chest/linear-s0               # the newest attempt, rank 0

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import _front
 
-from slurm.state import find_target
-from vae.report import write_report
+from vae.report.report import write_report
+from vae.study import find_target
 
 EXAMPLES = """\
   python jobs/report.py chest                   # the study runs/chest

@@ -26,24 +26,20 @@ from rich.live import Live
 from rich.text import Text
 
 from data_prep.errors import SettingsError, ToolkitError
-from slurm.state import (
-    REPORT_FILE,
-    RunState,
-    all_states,
-    find_studies,
-    find_target,
-    read_records,
-    study_states,
-)
-from slurm.tables import scores_table, states_table
-from vae.page import Table, to_text
+from slurm.job_records import read_records
+from slurm.state import RunState, all_states, study_states
+from slurm.status_tables import scores_table, states_table
+from vae.report.page import Table, to_text
 from vae.study import (
     DONE_FILE,
     LAUNCHES_FILE,
     METRICS_FILE,
+    REPORT_FILE,
     SCORES_FILE,
     STUDY_FILE,
     Study,
+    find_studies,
+    find_target,
     read_launches,
     read_study,
 )

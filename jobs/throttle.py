@@ -9,8 +9,7 @@ import _front
 
 from data_prep.errors import SettingsError
 from slurm.control import Asked, throttle
-from slurm.state import find_study
-from vae.study import read_study
+from vae.study import find_study, read_study
 
 EXAMPLES = """\
   python jobs/throttle.py chest 2               # at most two runs train at once, and two are scored

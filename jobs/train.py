@@ -101,11 +101,13 @@ def main() -> int:
     should_stop = StopRequest()
     with removed_if_it_never_began(run_dir):
         prepare_run(run_dir, config)
-        from vae.ranks import disconnect  # these import torch: seconds that a typing error need not wait for
-        from vae.trainer import train
+        from vae.training.collectives import (
+            destroy_process_group,  # these import torch: seconds that a typing error need not wait for
+        )
+        from vae.training.trainer import train
 
         is_complete = train(run_dir, should_stop)
-    disconnect()
+    destroy_process_group()
     if is_complete:
         print(run_dir)
         return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _front
 
-from vae.weights import fetch, identify, locate
+from vae.scoring.inception_weights import fetch, identify, locate
 
 EXAMPLES = """\
   python jobs/weights.py fetch                              # on a machine with internet

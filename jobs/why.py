@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import _front
 
-from slurm.evidence import gather
-from slurm.explain import explain
-from slurm.state import find_target
-from vae.study import read_study
+from slurm.diagnose.explain import explain
+from slurm.diagnose.gather import gather
+from vae.study import find_target, read_study
 
 EXAMPLES = """\
   python jobs/why.py chest                      # every run of the study runs/chest that is not done

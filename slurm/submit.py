@@ -8,41 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import shutil
-import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from data_prep.errors import ClusterError
 from data_prep.files import write_text
-from slurm.place import Cluster, alone, clean_environment
+from slurm.client import clean_environment, has_programs
+from slurm.job_records import JobRecord, add_record
+from slurm.local import UNLIMITED_RESTARTS
+from slurm.node.environment import Cluster
+from slurm.node.task import Task
+from slurm.plan import JOBS_DIR, JobRequest
 from slurm.profile import ClusterProfile
-from slurm.request import JOBS_DIR, MAX_ARRAY_SIZE, JobRequest, limit_min, sbatch_text
-from slurm.state import JobRecord, add_record, note_end, read_records
-from slurm.task import Task
+from slurm.sbatch import limit_min, sbatch_text
 
 log = logging.getLogger(__name__)
-
-PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel")
-
-# submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
-UNLIMITED_RESTARTS = 1_000_000
-
-LOCAL_LIMIT_MIN = 365 * 24 * 60
-LOCAL_POLL_S = 0.3
-LOCAL_END_S = 60.0
 SBATCH_LIMIT_S = 120
-
-
-# --- SLURM -----------------------------------------------------------------------------------
 
 
 def choose_cluster(asked: Cluster | Literal["auto"], has_profile: bool) -> Cluster:
@@ -53,46 +38,6 @@ def choose_cluster(asked: Cluster | Literal["auto"], has_profile: bool) -> Clust
     if asked != "auto":
         return asked
     return "slurm" if has_profile or has_programs() else "local"
-
-
-def has_programs() -> bool:
-    """Whether SLURM is installed here."""
-    return shutil.which("sbatch") is not None
-
-
-def require_slurm() -> None:
-    """Raise ClusterError unless SLURM's programs are here and its controller is up."""
-    missing = missing_programs()
-    if missing or not slurm_answers():
-        why = f"{', '.join(missing)} not in PATH" if missing else "its controller is not reached"
-        hint = "try again later, or from a login node; --cluster local runs on this machine"
-        raise ClusterError(f"no SLURM answers here: {why}", hint)
-
-
-def missing_programs() -> list[str]:
-    """SLURM's programs that the toolkit cannot do without and that are not on this machine."""
-    return [program for program in PROGRAMS if shutil.which(program) is None]
-
-
-def slurm_answers() -> bool:
-    """Whether this machine can submit to a SLURM whose controller is up."""
-    if missing_programs():
-        return False
-    try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return ping.returncode == 0 and " UP" in ping.stdout
-
-
-def max_array_size() -> int:
-    """SLURM's bound on array indices; its usual one if it does not tell."""
-    try:
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return MAX_ARRAY_SIZE
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown.stdout, re.M)
-    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
 
 
 def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
@@ -150,7 +95,7 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     record = JobRecord.of(request, job, "slurm")
     add_record(request.folder, record)
     for index, path in pickles.items():
-        path.rename(jobs_dir / f"{record.element(index)}_submitted.pkl")
+        path.rename(jobs_dir / f"{record.array_task(index)}_submitted.pkl")
     write_text(jobs_dir / f"{job}.sbatch", text)
     return job
 
@@ -196,170 +141,3 @@ def as_shell(request: JobRequest, keys: Sequence[str]) -> str:
 def shell_name(key: str) -> str:
     """A key of the plan as the name of a shell variable."""
     return key.replace("-", "_")
-
-
-# --- this machine ----------------------------------------------------------------------------
-
-
-Watch = Callable[[JobRequest, int], None]
-
-
-def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> list[str]:
-    """Run the requests here, one element after another, one process per GPU; returns what failed.
-
-    An element is skipped if the one it waits for failed; the report always comes. `watch` is called now and
-    then with what is running. Ctrl-C ends the processes.
-    """
-    return _run_in_order(requests, lambda request, index: run_element(request, index, code_dir, watch))
-
-
-def run_debug(requests: Sequence[JobRequest]) -> list[str]:
-    """Run the requests in this very process, one after another; an error is raised where it happens."""
-
-    def act(request: JobRequest, index: int) -> str:
-        request.tasks[index](alone())
-        return ""
-
-    return _run_in_order(requests, act)
-
-
-def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str]) -> list[str]:
-    failed: set[tuple[str, int]] = set()
-    reasons: list[str] = []
-    for request in requests:
-        for index in request.tasks:
-            if _is_blocked(request, index, failed):
-                failed.add((request.key, index))
-                continue
-            if reason := act(request, index):
-                failed.add((request.key, index))
-                reasons.append(reason)
-    return reasons
-
-
-def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -> bool:
-    """What SLURM's dependencies say, for jobs that run one after another."""
-    for after in request.after:
-        condition, key = after.split(":", 1)
-        if condition == "afterok" and any(key == failed_key for failed_key, _ in failed):
-            return True
-        if condition == "aftercorr" and (key, index) in failed:
-            return True
-    return False
-
-
-def run_element(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
-    """Run one element in processes of its own; returns why it failed, or nothing."""
-    from submitit import LocalExecutor
-
-    jobs_dir = request.folder / JOBS_DIR
-    processes = request.gang.gpus_per_node if request.gang else 1
-    with _at_home(code_dir), _without_ctrl_c():
-        executor = LocalExecutor(jobs_dir, max_num_timeout=UNLIMITED_RESTARTS)
-        executor.update_parameters(
-            timeout_min=LOCAL_LIMIT_MIN,
-            tasks_per_node=processes,
-            stderr_to_stdout=True,
-            **visible_gpus(request),
-        )
-        job = executor.submit(request.tasks[index])
-    # this element's record alone: the others have processes of their own
-    add_record(request.folder, replace(JobRecord.of(request, job.job_id, "local"), indices=(index,)))
-    try:
-        while not job.done():
-            watch(request, index)
-            time.sleep(LOCAL_POLL_S)
-    except BaseException:
-        note_end(request.folder, job.job_id, "interrupted")
-        end_processes(job._process)  # type: ignore[attr-defined]  # submitit's cancel() saves nothing
-        raise
-    if has_succeeded(jobs_dir, job.job_id, processes):
-        return ""
-    return failure(request, index, jobs_dir, job.job_id)
-
-
-def end_processes(controller: subprocess.Popen[bytes]) -> None:
-    """Let a local job's processes save and end; kill them if they do not.
-
-    The controller passes TERM on. It is sent again and again, for processes that are just starting miss it.
-    """
-    give_up = time.monotonic() + LOCAL_END_S
-    while controller.poll() is None and time.monotonic() < give_up:
-        controller.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            controller.wait(1)
-    if controller.poll() is None:
-        children = Path(f"/proc/{controller.pid}/task/{controller.pid}/children").read_text().split()
-        controller.kill()
-        for child in children:
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
-
-
-def has_succeeded(jobs_dir: Path, job: str, processes: int) -> bool:
-    """Whether every process of a local job ended well."""
-    from submitit.core.utils import pickle_load
-
-    results = [jobs_dir / f"{job}_{rank}_result.pkl" for rank in range(processes)]
-    return all(path.exists() and pickle_load(path)[0] == "success" for path in results)
-
-
-def failure(request: JobRequest, index: int, jobs_dir: Path, job: str) -> str:
-    """One line on why a local job failed: the last line of its error, and where to read on."""
-    from submitit.core.utils import pickle_load
-
-    name = f"{request.kind} {Path(request.tasks[index].path).name}"
-    if end := next((record.end for record in read_records(request.folder) if record.id == job), ""):
-        return f"{name} was {end}"
-    for path in sorted(jobs_dir.glob(f"{job}_*_result.pkl")):
-        outcome, value = pickle_load(path)
-        if outcome == "error":
-            return f"{name}: {str(value).strip().splitlines()[-1]}"
-    return f"{name} was killed; see {jobs_dir}/{job}_0_log.out"
-
-
-def visible_gpus(request: JobRequest) -> dict[str, object]:
-    """submitit's parameters that leave CUDA_VISIBLE_DEVICES as the user set it; it would number from 0.
-
-    Raises:
-        ClusterError: the variable names GPUs in a way that cannot be passed on.
-    """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = request.gang.gpus_per_node if request.gang else 0
-    if given is None or wanted == 0:
-        return {"gpus_per_node": wanted}
-    if not re.fullmatch(r"(\d+(,\d+)*)?", given):
-        raise ClusterError(f"CUDA_VISIBLE_DEVICES={given} cannot be passed on", "name the GPUs by number")
-    numbers = [int(number) for number in given.split(",") if number]
-    if not numbers:  # the user wants the CPU
-        return {"gpus_per_node": 0}
-    if len(numbers) < wanted:
-        raise ClusterError(f"--gpus {wanted}, but CUDA_VISIBLE_DEVICES={given}", "make more GPUs visible")
-    return {"gpus_per_node": wanted, "visible_gpus": numbers}
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Processes started in here ignore the terminal's Ctrl-C: the launcher ends them, and lets them save."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _at_home(code_dir: Path) -> Iterator[None]:
-    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us."""
-    environment, folder = dict(os.environ), Path.cwd()
-    others = os.environ.get("PYTHONPATH")
-    wanted = clean_environment() | {"PYTHONPATH": f"{code_dir}:{others}" if others else str(code_dir)}
-    os.environ.clear()
-    os.environ.update(wanted)
-    os.chdir(code_dir)  # where Python looks first
-    try:
-        yield
-    finally:
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)

@@ -12,8 +12,8 @@ from devcluster import bare_cluster, cluster  # noqa: F401  (fixtures)
 from tiny import REPOSITORY, make_run, make_shards
 
 from data_prep.files import sha256_file
+from vae.scoring.inception_weights import FILE_NAME
 from vae.study import Study, prepare_study
-from vae.weights import FILE_NAME
 
 # Real X-rays for the tests marked `xrays`; the project contains none.
 XRAYS = REPOSITORY.parent / "shared" / "chest_xray"
@@ -31,8 +31,8 @@ def scored_study(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path
 
     Tests that write into it take a copy.
     """
-    from vae.scores import evaluate
-    from vae.trainer import train
+    from vae.scoring.evaluate import evaluate
+    from vae.training.trainer import train
 
     study = Study("tiny", ("linear-s0", "direct-s0", "linear-s1", "direct-s1"), extractor="smoke")
     folder = tmp_path_factory.mktemp("runs") / study.name

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from vae.ranks import disconnect
-from vae.scores import evaluate
+from vae.scoring.evaluate import evaluate
 from vae.study import read_study
+from vae.training.collectives import destroy_process_group
 
 torch.set_num_threads(1)
 study_dir = Path(sys.argv[1])
 evaluate(study_dir / sys.argv[2], read_study(study_dir))
-disconnect()
+destroy_process_group()

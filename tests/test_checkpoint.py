@@ -12,8 +12,8 @@ import torch
 from tiny import child_environment, make_run
 
 from data_prep.errors import RunError
-from vae import checkpoint
-from vae.trainer import train
+from vae.training import checkpoint
+from vae.training.trainer import train
 
 WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3)}
 

@@ -20,8 +20,8 @@ from tiny import REPOSITORY, TINY_FLAGS, make_run, make_shards
 
 from data_prep.files import write_json
 from data_prep.shards import verify
-from slurm.state import REPORT_FILE
-from vae.study import Study, prepare_study, read_json, read_metrics
+from vae.metrics import read_metrics
+from vae.study import REPORT_FILE, Study, prepare_study, read_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

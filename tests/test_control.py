@@ -13,9 +13,10 @@ from test_cluster import PROFILE, SHORT, TINY, Site, last_step, site  # noqa: F4
 from tiny import REPOSITORY, child_environment, make_shards
 
 from data_prep.errors import ClusterError
-from slurm.control import OVER, cancel, throttle
-from slurm.explain import AGAIN
-from slurm.state import JobRecord, add_record, read_records
+from slurm.client import OVER
+from slurm.control import cancel, throttle
+from slurm.diagnose.explain import AGAIN
+from slurm.job_records import JobRecord, add_record, read_records
 from vae.study import Study, prepare_study
 
 STUDY = Study("chest", ("linear-s0", "direct-s0"), "smoke")

@@ -10,7 +10,7 @@ import torch
 from tiny import COUNTS, SIZE_PX, blob
 
 from data_prep.errors import DataError
-from vae.data import (
+from vae.training.data_loader import (
     BatchPlan,
     batches,
     choose_loader,

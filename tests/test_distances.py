@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from ignite.metrics import FID, InceptionScore
 
-from vae.distances import frechet_distance, inception_score
+from vae.scoring.distances import frechet_distance, inception_score
 
 
 def draw(seed: int, n: int, d: int) -> np.ndarray:

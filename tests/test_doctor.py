@@ -16,14 +16,16 @@ from devcluster import DevCluster, free_ports, wait_for
 from tiny import REPOSITORY, TINY_FLAGS
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm import doctor, probed
-from slurm.doctor import Here, Verdict
-from slurm.draft import draft_profile, new_profile_path, profile_text, write_draft
-from slurm.probe import Probe, RankFacts, num_allocated, run_probe, uninterrupted
+from slurm.client import PROGRAMS
+from slurm.doctor import checks as doctor
+from slurm.doctor import node_checks as probed
+from slurm.doctor.checks import Here, Verdict
+from slurm.doctor.probe import Probe, run_probe, uninterrupted
+from slurm.doctor.probe_task import RankFacts, num_allocated
+from slurm.doctor.profile_draft import draft_profile, new_profile_path, profile_text, write_draft
+from slurm.doctor.site import NodeKind, Partition, Site, minutes, node_kind, read_config, read_partitions
+from slurm.plan import Resources
 from slurm.profile import PROFILES_DIR, ClusterProfile, read_profile
-from slurm.request import Gang
-from slurm.site import NodeKind, Partition, Site, minutes, node_kind, read_config, read_partitions
-from slurm.submit import PROGRAMS
 
 DOOR = str(REPOSITORY / "jobs" / "doctor.py")
 DEV_PROFILE = Path(__file__).parent / "devcluster.yaml"
@@ -65,7 +67,7 @@ def here(**facts: object) -> Here:
 
 
 def probe_of(*ranks: RankFacts, state: str = "COMPLETED", reason: str = "", log: str = "") -> Probe:
-    return Probe("7", Gang(2, 2), state, reason, 12.0, "hello", ranks, log)
+    return Probe("7", Resources(2, 2), state, reason, 12.0, "hello", ranks, log)
 
 
 def rank(number: int = 0, **facts: object) -> RankFacts:
@@ -281,7 +283,7 @@ def test_a_hint_stands_beside_everything_that_is_not_ok() -> None:
     sick = rank(1, token="", cpus_usable=1, gpus_seen=0, may_requeue=False, address="", free_gb=1.0)
     checks = probed.check_probe(probe_of(rank(0), sick), here(), ClusterProfile(), None)
     assert len([check for check in checks if check.verdict == "fail"]) > 4
-    alone = dataclasses.replace(probe_of(rank(0, errors={"cpus": "no /proc"})), gang=Gang())
+    alone = dataclasses.replace(probe_of(rank(0, errors={"cpus": "no /proc"})), resources=Resources())
     checks += probed.check_probe(alone, here(), ClusterProfile(), None)
     assert all(check.hint for check in checks if check.verdict != "ok")
 
@@ -321,19 +323,19 @@ def test_allocated_gpus_are_counted(variables: dict[str, str], count: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("partition", "settings", "gang"),
+    ("partition", "settings", "resources"),
     [
-        (GPU, {}, Gang(2, 2)),
-        (MIXED, {"gpu_type": "v100"}, Gang(2, 2)),
-        (dataclasses.replace(GPU, max_nodes=1), {}, Gang(2, 1)),
-        (Partition("one", kinds=(NodeKind(1, 8, 30, 1),)), {}, Gang()),
-        (Partition("one", kinds=(NodeKind(1, 8, 30),)), {"drop": ("gpus-per-node",)}, Gang(2, 1)),
+        (GPU, {}, Resources(2, 2)),
+        (MIXED, {"gpu_type": "v100"}, Resources(2, 2)),
+        (dataclasses.replace(GPU, max_nodes=1), {}, Resources(2, 1)),
+        (Partition("one", kinds=(NodeKind(1, 8, 30, 1),)), {}, Resources()),
+        (Partition("one", kinds=(NodeKind(1, 8, 30),)), {"drop": ("gpus-per-node",)}, Resources(2, 1)),
     ],
 )
 def test_the_probe_takes_two_nodes_else_two_ranks_else_one(
-    partition: Partition, settings: dict, gang: Gang
+    partition: Partition, settings: dict, resources: Resources
 ) -> None:
-    assert probed.probe_gang(partition, ClusterProfile(**settings)) == gang
+    assert probed.probe_resources(partition, ClusterProfile(**settings)) == resources
 
 
 def test_ctrl_c_waits_until_a_program_has_answered() -> None:
@@ -625,7 +627,7 @@ def test_a_probe_that_does_not_start_says_why_and_is_cancelled(
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     profile = read_profile(profile_with(folder, "extra: {begin: now+1hour}"))
-    probe = run_probe(folder / "runs", profile, Gang(2, 2), None, wait_min=0.05)
+    probe = run_probe(folder / "runs", profile, Resources(2, 2), None, wait_min=0.05)
     assert (probe.state, probe.reason) == ("PENDING", "BeginTime")
     check = probed.check_job(probe)
     assert check.verdict == "fail"

@@ -15,9 +15,19 @@ import pytest
 from devcluster import DevCluster
 from tiny import REPOSITORY, make_run
 
-from slurm.drill import LOCAL_DECK, SLURM_COMMANDS, SLURM_DECK, Blow, Hit, Refused, Target, deal, run_command
-from slurm.drill import shuffled as shuffled_cards
-from slurm.proof import Break, Stretch, breaks, describe, judge_breaks, judge_end, judge_study, read_stretches
+from slurm.drill.drill import Target
+from slurm.drill.faults import LOCAL_DECK, SLURM_COMMANDS, SLURM_DECK, Blow, Hit, Refused, deal, run_command
+from slurm.drill.faults import shuffled as shuffled_cards
+from slurm.drill.verdict import (
+    Break,
+    Stretch,
+    breaks,
+    describe,
+    judge_breaks,
+    judge_end,
+    judge_study,
+    read_stretches,
+)
 from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE
 
 RUNS = ("linear-s0", "direct-s0")
@@ -130,7 +140,7 @@ def test_a_warning_may_cost_nothing_and_a_kill_the_checkpoint_interval() -> None
 
 
 def test_another_end_than_the_unbroken_runs_is_told(tmp_path: Path, shards: Path) -> None:
-    from vae.trainer import train
+    from vae.training.trainer import train
 
     left, right, other = (
         make_run(tmp_path / name, shards, variant="direct", seed=seed)

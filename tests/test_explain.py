@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slurm.explain import AGAIN, REASONS, Case, cause_and_step, explain, is_settled
+from slurm.diagnose.explain import AGAIN, REASONS, Case, cause_and_step, explain, is_settled
 
 NOTHING_TO_DO = "; nothing to do."
 

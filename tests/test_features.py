@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision import transforms
 
 from data_prep.errors import RunError, WeightsError
-from vae import features
-from vae.features import Features, cached, load_extractor, resize, to_8bit
+from vae.scoring import extractors as features
+from vae.scoring.extractors import Features, load_extractor, resize, to_8bit
+from vae.scoring.feature_cache import cached
 from vae.study import Study
 
 CPU = torch.device("cpu")

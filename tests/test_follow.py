@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.follow import LocalFollower
-from slurm.request import JobRequest
-from slurm.task import EvaluateTask, TrainTask
+from slurm.diagnose.follow import LocalFollower
+from slurm.node.task import EvaluateTask, TrainTask
+from slurm.plan import JobRequest
 from vae.study import METRICS_FILE
 
 

@@ -28,8 +28,8 @@ from vae.goodput import (
     total,
     work,
 )
-from vae.study import read_metrics
-from vae.trainer import train
+from vae.metrics import read_metrics
+from vae.training.trainer import train
 
 # Two attempts on 2 GPUs. The first waits 60 s once its dependency is met, starts for 20 s and takes 30 steps
 # in 60 s, of which 20 survive; the second, requeued at 250 s and held until 290 s, waits 50 s and takes 50
@@ -181,7 +181,7 @@ def test_saves_are_spaced_by_youngs_formula_only_after_losses() -> None:
 KILL_AT_CALL = """
 import os, signal, sys
 from pathlib import Path
-from vae.trainer import train
+from vae.training.trainer import train
 
 calls = iter(range(1, 10_000))
 train(Path(sys.argv[1]), lambda: next(calls) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL))

@@ -15,26 +15,26 @@ from tiny import REPOSITORY, child_environment, make_run
 
 from data_prep.errors import RunError
 from vae.config import RunConfig
-from vae.journal import Journal
-from vae.ranks import start_accelerator
-from vae.study import read_metrics
-from vae.trainer import train
+from vae.metrics import read_metrics
+from vae.training.accelerator import start_accelerator
+from vae.training.metrics_log import MetricsLog
+from vae.training.trainer import train
 
 
-def make_journal(run_dir: Path, **settings: object) -> Journal:
+def make_metrics_log(run_dir: Path, **settings: object) -> MetricsLog:
     config = RunConfig(batch_size=4, trackers=(), **settings)  # type: ignore[arg-type]
     run_dir.mkdir(exist_ok=True)
-    return Journal(run_dir, config, start_accelerator(config, run_dir), steps_per_epoch=2, total_steps=6)
+    return MetricsLog(run_dir, config, start_accelerator(config, run_dir), steps_per_epoch=2, total_steps=6)
 
 
 def test_losses_are_per_image_and_add_up_with_beta(tmp_path: Path) -> None:
-    journal = make_journal(tmp_path, beta=0.5)
-    journal.start(0, [0.0, 0.0], restarts=0)
-    with journal:
-        journal.add(torch.tensor([40.0, 8.0], dtype=torch.float64))
-        journal.log_step(1, lr=0.1, grad_norm=torch.tensor(12.0))
-        journal.add(torch.tensor([20.0, 4.0], dtype=torch.float64))
-        journal.log_epoch(2, {"val_loss": 3.0})
+    metrics_log = make_metrics_log(tmp_path, beta=0.5)
+    metrics_log.start(0, [0.0, 0.0], restarts=0)
+    with metrics_log:
+        metrics_log.add(torch.tensor([40.0, 8.0], dtype=torch.float64))
+        metrics_log.log_step(1, lr=0.1, grad_norm=torch.tensor(12.0))
+        metrics_log.add(torch.tensor([20.0, 4.0], dtype=torch.float64))
+        metrics_log.log_epoch(2, {"val_loss": 3.0})
     step, epoch = [line for line in read_metrics(tmp_path) if line["kind"] != "start"]
     assert (step["bce"], step["kl"], step["loss"], step["grad_norm"]) == (10, 2, 11, 3)
     assert (epoch["train_bce"], epoch["train_kl"], epoch["train_loss"], epoch["val_loss"]) == (
@@ -47,26 +47,26 @@ def test_losses_are_per_image_and_add_up_with_beta(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_first_of_several_bad_losses_is_named(tmp_path: Path, bad: float) -> None:
-    journal = make_journal(tmp_path)
+    metrics_log = make_metrics_log(tmp_path)
     for value in (1.0, bad, bad):
-        journal.add(torch.tensor([value, 0.0], dtype=torch.float64))
+        metrics_log.add(torch.tensor([value, 0.0], dtype=torch.float64))
     with pytest.raises(RunError, match="not finite at step 8; there is no checkpoint before it"):
-        journal.settle(9)
+        metrics_log.flush_losses(9)
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     lines = [{"kind": "step", "step": step} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kin')
-    make_journal(tmp_path).start(2, [0.0, 0.0], restarts=1)
+    make_metrics_log(tmp_path).start(2, [0.0, 0.0], restarts=1)
     left = [(line["kind"], line["step"]) for line in read_metrics(tmp_path)]
     assert left == [("step", 1), ("step", 2), ("start", 2)]
 
 
 def test_infinite_gradient_norm_of_a_skipped_fp16_step_is_left_out(tmp_path: Path) -> None:
-    journal = make_journal(tmp_path)
-    journal.start(0, [0.0, 0.0], restarts=0)
-    journal.add(torch.ones(2, dtype=torch.float64))
-    journal.log_step(1, lr=0.1, grad_norm=torch.tensor(float("inf")))
+    metrics_log = make_metrics_log(tmp_path)
+    metrics_log.start(0, [0.0, 0.0], restarts=0)
+    metrics_log.add(torch.ones(2, dtype=torch.float64))
+    metrics_log.log_step(1, lr=0.1, grad_norm=torch.tensor(float("inf")))
     assert "grad_norm" not in read_metrics(tmp_path)[-1]  # JSON knows no infinity
 
 

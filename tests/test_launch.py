@@ -16,7 +16,8 @@ from tiny import REPOSITORY, TINY_FLAGS, child_environment
 
 from data_prep.packer import PackOptions, plan
 from vae.config import read_settings
-from vae.study import Study, is_trained, read_json, read_launches, read_metrics, read_run
+from vae.metrics import read_metrics
+from vae.study import Study, is_trained, read_json, read_launches, read_run
 
 SHORT = (*TINY_FLAGS, "--run.epochs", "1")
 
@@ -51,7 +52,7 @@ def test_help_and_dry_run_import_no_torch(folder: Path, words: tuple[str, ...]) 
     )
     assert done.returncode == 0, done.stderr
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "slurm.request" in imported
+    assert "slurm.plan" in imported
     assert not imported & {"torch", "accelerate", "ignite", "torchvision", "matplotlib"}
 
 

@@ -10,10 +10,10 @@ import torch
 from tiny import TINY
 
 from vae.config import RunConfig
-from vae.data import BatchPlan, load_split, to_unit
-from vae.learner import Learner
 from vae.losses import bce_per_image, kl_per_image
-from vae.ranks import start_accelerator
+from vae.training.accelerator import start_accelerator
+from vae.training.data_loader import BatchPlan, load_split, to_unit
+from vae.training.learner import Learner
 
 
 def make_learner(tmp_path: Path, **settings: object) -> Learner:

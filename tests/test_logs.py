@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY, child_environment
 
-from slurm.logs import find_attempts, last_error, last_notice
-from slurm.state import JobRecord, add_record
+from slurm.diagnose.log_files import find_attempts, last_error, last_notice
+from slurm.job_records import JobRecord, add_record
 from vae.study import Study, prepare_study
 
 TRAIN = JobRecord("8", "train", "slurm", True, (0, 1), "login")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vae.page import Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
+from vae.report.page import Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
 
 EVIL = "<script>alert('x')</script> & | `code` [link](u) \"q\""
 

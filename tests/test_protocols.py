@@ -12,9 +12,9 @@ from PIL import Image
 from test_features import pictures
 from torchvision import transforms
 
-from vae.distances import frechet_distance
-from vae.features import Features, load_extractor, to_8bit
-from vae.protocols import frechet_scores, inception_scores, no_score, score
+from vae.scoring.distances import frechet_distance
+from vae.scoring.extractors import Features, load_extractor, to_8bit
+from vae.scoring.score_cards import frechet_scores, inception_scores, no_score, score
 from vae.study import Study
 
 

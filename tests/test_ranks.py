@@ -14,8 +14,10 @@ from tiny import child_environment, make_run, train_on_ranks
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
-from vae.ranks import Agreement, check_world_size, choose_precision, first_loss_scale, start_accelerator
-from vae.study import is_trained, read_metrics
+from vae.metrics import read_metrics
+from vae.study import is_trained
+from vae.training.accelerator import check_world_size, choose_precision, first_loss_scale, start_accelerator
+from vae.training.collectives import HostCollectives
 
 VARIANTS = ("linear", "direct")
 # Relative difference of the losses: fp64 leaves only the order of sums; fp32 grows it over 50 Adam steps.
@@ -100,16 +102,16 @@ def test_first_loss_scale_is_that_of_a_mean_loss() -> None:
 
 def test_one_rank_agrees_with_itself(tmp_path: Path) -> None:
     assert "WORLD_SIZE" not in os.environ
-    agreement = Agreement(start_accelerator(RunConfig(trackers=()), tmp_path))
-    assert agreement.any(True, False) == [True, False]
-    assert agreement.from_main("step_00000001") == "step_00000001"
+    collectives = HostCollectives(start_accelerator(RunConfig(trackers=()), tmp_path))
+    assert collectives.any(True, False) == [True, False]
+    assert collectives.from_main("step_00000001") == "step_00000001"
 
 
 def test_a_rank_that_meets_nobody_names_itself_and_the_place(tmp_path: Path) -> None:
     code = """
-        import datetime, pathlib, vae.ranks as ranks
+        import datetime, pathlib, vae.training.accelerator as ranks
         from data_prep.errors import RunError
-        ranks.MEETING_TIME_LIMIT = datetime.timedelta(seconds=1)
+        ranks.RENDEZVOUS_TIME_LIMIT = datetime.timedelta(seconds=1)
         try:
             ranks.start_accelerator(ranks.RunConfig(trackers=()), pathlib.Path())
         except RunError as error:

@@ -14,9 +14,9 @@ import pytest
 from test_page import Reader
 from tiny import REPOSITORY, child_environment
 
-from vae.report import in_words, number, score_table, spread, write_report
+from vae.report.report import in_words, number, score_table, spread, write_report
 from vae.study import Study, prepare_study
-from vae.trainer import train
+from vae.training.trainer import train
 
 
 @pytest.fixture

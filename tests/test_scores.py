@@ -15,14 +15,14 @@ from PIL import Image
 from tiny import SIZE_PX, make_run, make_shards, run_ranks
 
 from data_prep.errors import DataError, RunError, WeightsError
-from vae.checkpoint import load_trained
-from vae.data import load_split, to_unit
-from vae.distances import frechet_distance, inception_score
-from vae.features import load_extractor, to_8bit
 from vae.losses import bce_per_image, kl_per_image
-from vae.scores import evaluate, prior_noise
+from vae.scoring.distances import frechet_distance, inception_score
+from vae.scoring.evaluate import evaluate, prior_noise
+from vae.scoring.extractors import load_extractor, to_8bit
 from vae.study import SCORES_FILE, Study, is_scored, prepare_study, read_study
-from vae.trainer import train
+from vae.training.checkpoint import load_trained
+from vae.training.data_loader import load_split, to_unit
+from vae.training.trainer import train
 
 NAMES = {
     *("rfid_paper", "rfid_2048", "is_reconstructions", "ssim", "psnr", "bce", "kl"),

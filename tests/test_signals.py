@@ -11,12 +11,13 @@ from pathlib import Path
 
 from tiny import child_environment
 
-from slurm.request import LAUNCHER
+from slurm.sbatch import LAUNCHER
 
 
 def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own: handlers and fork hooks cannot be taken back."""
-    setup = "import os, signal, sys, time\nfrom slurm.place import alone\nfrom slurm.signals import *\n"
+    setup = "import os, signal, sys, time\nfrom slurm.node.environment import single_process\n"
+    setup += "from slurm.node.signals import *\n"
     return subprocess.run(
         [sys.executable, "-c", setup + textwrap.dedent(code)],
         env=child_environment(),
@@ -56,8 +57,8 @@ def test_helpers_ignore_the_warning_and_can_be_terminated() -> None:
 def test_rank_0_hands_over_to_the_handler_that_was_there() -> None:
     done = run_python("""
         signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued", number), sys.exit(7)))
-        place = alone().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1)
-        hand_over(place, StopFlag().before)
+        job_env = single_process().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1)
+        requeue_and_exit(job_env, StopFlag().before)
     """)
     assert (done.stdout, done.returncode) == (f"requeued {int(signal.SIGUSR2)}\n", 7)
 
@@ -65,10 +66,10 @@ def test_rank_0_hands_over_to_the_handler_that_was_there() -> None:
 def test_terminated_training_ends_without_asking_to_run_again() -> None:
     done = run_python("""
         signal.signal(signal.SIGUSR2, lambda number, frame: print("requeued"))
-        stop = StopFlag().note_termination()
+        stop = StopFlag().catch_termination()
         os.kill(os.getpid(), signal.SIGTERM)
         print(stop())
-        leave(alone().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1), stop)
+        exit_after_stop(single_process().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1), stop)
     """)
     assert (done.stdout, done.returncode) == ("True\n", 128 + signal.SIGTERM)
 
@@ -79,10 +80,10 @@ def test_a_preempted_run_hands_over_where_only_term_tells_of_it(tmp_path: Path) 
     code = f"""
         os.environ["PATH"] = {str(tmp_path)!r} + ":" + os.environ["PATH"]
         signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued"), sys.exit(7)))
-        stop = StopFlag().note_termination()
+        stop = StopFlag().catch_termination()
         os.kill(os.getpid(), signal.SIGTERM)
         print(stop())
-        leave(alone().__class__("slurm", "5_1", 0, 0, 2, 0, 1, "n1", 1), stop)
+        exit_after_stop(single_process().__class__("slurm", "5_1", 0, 0, 2, 0, 1, "n1", 1), stop)
     """
     for moment, expected in (("2026-01-31T16:00:00", ("True\nrequeued\n", 7)), ("None", ("True\n", 143))):
         shown = f"PreemptEligibleTime=2026-01-31T15:00:00 PreemptTime={moment}"
@@ -94,8 +95,8 @@ def test_a_preempted_run_hands_over_where_only_term_tells_of_it(tmp_path: Path) 
 
 def test_other_ranks_leave_quietly() -> None:
     done = run_python("""
-        place = alone().__class__("slurm", "5", 0, 1, 2, 1, 1, "n1", 1)
-        hand_over(place, lambda number, frame: print("requeued"))
+        job_env = single_process().__class__("slurm", "5", 0, 1, 2, 1, 1, "n1", 1)
+        requeue_and_exit(job_env, lambda number, frame: print("requeued"))
     """)
     assert (done.stdout, done.returncode) == ("", 0)
 
@@ -103,7 +104,7 @@ def test_other_ranks_leave_quietly() -> None:
 def test_a_warning_after_the_end_changes_nothing() -> None:
     done = run_python("""
         StopFlag()
-        ignore_warnings()
+        ignore_stop_signal()
         os.kill(os.getpid(), signal.SIGUSR2)
     """)
     assert done.returncode == 0
@@ -126,7 +127,7 @@ def test_a_process_without_scontrol_has_the_jobs_script_requeue_it(tmp_path: Pat
     done = run_python(f"""
         os.environ |= {{"SUBMITIT_FOLDER": {str(tmp_path)!r}, "PATH": "/nowhere"}}
         requeue = lambda number, frame: subprocess.run(["scontrol", "requeue", "5_2"])
-        hand_over(alone().__class__("slurm", "5_2", 0, 0, 2, 0, 1, "n1", 1), requeue)
+        requeue_and_exit(single_process().__class__("slurm", "5_2", 0, 0, 2, 0, 1, "n1", 1), requeue)
     """)
     assert done.returncode == 1, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["5_2.requeue"]
@@ -137,7 +138,8 @@ def test_a_rank_that_was_not_warned_itself_hands_over_with_the_others() -> None:
         signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued"), sys.exit(7)))
         for rank, code in ((0, 7), (1, 0)):
             try:
-                leave(alone().__class__("slurm", "5", 0, rank, 2, 0, 1, "n1", 1), StopFlag())
+                env = single_process().__class__("slurm", "5", 0, rank, 2, 0, 1, "n1", 1)
+                exit_after_stop(env, StopFlag())
             except SystemExit as end:
                 print(rank, end.code == code)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -151,6 +153,6 @@ def test_a_lost_warning_is_made_up_for_before_the_end() -> None:
         stop.expire_at(time.time() + 0.5)
         early = stop()
         time.sleep(0.6)
-        print(early, stop(), stop.was_warned)
+        print(early, stop(), stop.was_signalled)
     """)
     assert done.stdout == "False True True\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-from slurm.snapshot import FOLDER, take_snapshot
+from slurm.code_snapshot import FOLDER, take_snapshot
 
 CODE = {
     "vae/model.py": "LAYERS = 4\n",

@@ -14,28 +14,19 @@ import pytest
 
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import write_json, write_text
-from slurm.state import (
-    JobRecord,
-    Scheduler,
-    add_record,
-    ask_scheduler,
-    find_study,
-    has_report,
-    is_running_here,
-    live_job,
-    only_launcher,
-    progress,
-    read_jobs,
-    read_records,
-    run_state,
-    study_facts,
-)
+from slurm.job_records import JobRecord, add_record, only_launcher, read_jobs, read_records
+from slurm.local import is_running_here
+from slurm.scheduler import Scheduler, ask_scheduler, live_job
+from slurm.state import run_state, study_facts
+from vae.metrics import progress
 from vae.study import (
     DONE_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
     SCORES_FILE,
     Study,
+    find_study,
+    has_report,
     prepare_study,
 )
 
@@ -168,7 +159,10 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     for record in (TRAIN, EVALUATE):
         add_record(tmp_path, record)
     assert read_records(tmp_path) == [TRAIN, EVALUATE]
-    assert (TRAIN.element(1), JobRecord("8", "report", "slurm", False, (0,), "").element(0)) == ("8_1", "8")
+    assert (TRAIN.array_task(1), JobRecord("8", "report", "slurm", False, (0,), "").array_task(0)) == (
+        "8_1",
+        "8",
+    )
 
 
 def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path: Path) -> None:
@@ -199,10 +193,10 @@ def test_what_needs_a_job_that_never_starts_never_starts_either() -> None:
     needs = {"3": "afterok:2_*(failed)", "4_0": "afterok:3(unfulfilled)", "4_1": "afterok:3(unfulfilled)"}
     needs |= {f"5_{index}": "aftercorr:4_*(unfulfilled)" for index in (0, 1)}
     needs |= {"6": "afterany:5_*(unfulfilled)", "7_0": "(null)"}
-    assert Scheduler(queue, {}, needs=needs).hopeless() == {"3", "4_0", "4_1", "5_0", "5_1"}
+    assert Scheduler(queue, {}, needs=needs).never_satisfiable() == {"3", "4_0", "4_1", "5_0", "5_1"}
     # element by element
     queue["4_0"], queue["3"] = ("PENDING", "DependencyNeverSatisfied"), ("RUNNING", "None")
-    assert Scheduler(queue, {}, needs=needs).hopeless() == {"4_0", "5_0"}
+    assert Scheduler(queue, {}, needs=needs).never_satisfiable() == {"4_0", "5_0"}
 
 
 def test_what_waits_for_a_job_that_has_just_ended_is_undecided() -> None:
@@ -211,8 +205,8 @@ def test_what_waits_for_a_job_that_has_just_ended_is_undecided() -> None:
     needs = {f"5_{index}": "aftercorr:4_*(unfulfilled)" for index in (0, 1, 2)} | {"5_3": "(null)"}
     needs |= {"6": "afterok:4_*(unfulfilled)", "7": "afterok:3(unfulfilled)"}
     needs |= {"8_0": "aftercorr:7(unfulfilled)", "9": "afterany:3(unfulfilled)"}
-    assert Scheduler(queue, {}, needs=needs).undecided() == {"5_0", "7"}
-    assert Scheduler(None, None, needs=needs).undecided() == set()
+    assert Scheduler(queue, {}, needs=needs).in_transition() == {"5_0", "7"}
+    assert Scheduler(None, None, needs=needs).in_transition() == set()
 
 
 def test_a_job_of_another_name_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,17 +14,10 @@ import pytest
 from tiny import REPOSITORY, child_environment
 
 from data_prep.files import write_json, write_text
-from slurm.state import TAIL_BYTES, RunState
-from slurm.tables import duration, scores_table, states_table
-from vae.study import (
-    DONE_FILE,
-    METRICS_FILE,
-    PROVENANCE_FILE,
-    RUN_FILE,
-    SCORES_FILE,
-    Study,
-    prepare_study,
-)
+from slurm.state import RunState
+from slurm.status_tables import duration, scores_table, states_table
+from vae.metrics import TAIL_BYTES
+from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE, RUN_FILE, SCORES_FILE, Study, prepare_study
 
 STEPS = """\
 {"kind": "start", "step": 0, "total_steps": 1000, "steps_per_epoch": 100, "time": 0}

@@ -9,6 +9,7 @@ import pytest
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
+from vae.metrics import read_metrics, slowest_stop_s
 from vae.study import (
     Study,
     add_launch,
@@ -18,11 +19,9 @@ from vae.study import (
     prepare_run,
     prepare_study,
     read_launches,
-    read_metrics,
     read_run,
     read_study,
     run_name,
-    slowest_stop_s,
 )
 
 

@@ -11,24 +11,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import ClusterError
-from slurm.place import Place
+from slurm.client import PROGRAMS, require_slurm, slurm_answers
+from slurm.job_records import read_records
+from slurm.local import run_debug, run_local, visible_gpus
+from slurm.node.environment import JobEnvironment
+from slurm.node.task import Task
+from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
-from slurm.request import Gang, JobRequest
-from slurm.state import read_records
-from slurm.submit import (
-    PROGRAMS,
-    as_shell,
-    choose_cluster,
-    clean_environment,
-    require_slurm,
-    run_debug,
-    run_local,
-    sbatch_command,
-    script,
-    slurm_answers,
-    visible_gpus,
-)
-from slurm.task import Task
+from slurm.submit import as_shell, choose_cluster, clean_environment, sbatch_command, script
 
 STUDY = Path("/shared/runs/chest")
 CODE = Path("/shared/runs/chest/code/0123456789ab")
@@ -39,7 +29,7 @@ TESTS = Path(__file__).parent
 class Note(Task):
     """Writes down who it is; fails if its folder is called bad."""
 
-    def work(self, place: Place) -> None:
+    def work(self, place: JobEnvironment) -> None:
         folder = Path(self.path)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"rank-{place.rank}-of-{place.world_size}").write_text(
@@ -55,10 +45,10 @@ def plan(folder: Path, *names: str, gpus: int = 1) -> list[JobRequest]:
     """A training array, an evaluation array after it, and a report after that."""
     train = {i: Note(str(folder / "train" / name)) for i, name in enumerate(names)}
     score = {i: Note(str(folder / "score" / name)) for i, name in enumerate(names)}
-    gang = Gang(gpus)
+    resources = Resources(gpus)
     return [
-        JobRequest("train", "train", folder, train, gang=gang),
-        JobRequest("evaluate", "evaluate", folder, score, ("aftercorr:train",), gang=gang),
+        JobRequest("train", "train", folder, train, resources=resources),
+        JobRequest("evaluate", "evaluate", folder, score, ("aftercorr:train",), resources=resources),
         JobRequest(
             "report", "report", folder, {0: Note(str(folder / "report"))}, ("afterany:evaluate",), False
         ),

@@ -12,8 +12,8 @@ from tiny import child_environment, make_run
 
 from data_prep.errors import RunError, SettingsError
 from data_prep.files import write_json
-from slurm.place import alone
-from slurm.task import (
+from slurm.node.environment import single_process
+from slurm.node.task import (
     MAX_IDLE_RESTARTS,
     EvaluateTask,
     FinalizeTask,
@@ -40,7 +40,7 @@ def test_tasks_are_small_and_run_again_as_they_are(task: Task) -> None:
 
 def test_training_in_this_process_completes_the_run(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "linear-s0", shards, epochs=1)
-    code = f"from slurm.task import TrainTask; TrainTask({str(run_dir)!r})()"
+    code = f"from slurm.node.task import TrainTask; TrainTask({str(run_dir)!r})()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, timeout=120
     )
@@ -54,21 +54,21 @@ def attempts(run_dir: Path, *steps: int, job: str) -> None:
 
 
 def test_a_job_that_never_gets_further_is_stopped(tmp_path: Path) -> None:
-    place = alone()
+    job_env = single_process()
     idle = MAX_IDLE_RESTARTS + 1
-    attempts(tmp_path, *[40] * (idle - 1), job=place.job)
-    refuse_idle_restarts(tmp_path, place)
-    attempts(tmp_path, *[40] * idle, job=place.job)
+    attempts(tmp_path, *[40] * (idle - 1), job=job_env.job)
+    refuse_idle_restarts(tmp_path, job_env)
+    attempts(tmp_path, *[40] * idle, job=job_env.job)
     with pytest.raises(RunError, match=f"started {idle} times at step 40 without getting further"):
-        refuse_idle_restarts(tmp_path, place)
+        refuse_idle_restarts(tmp_path, job_env)
 
 
 def test_progress_or_a_new_launch_allows_more_restarts(tmp_path: Path) -> None:
-    place = alone()
-    attempts(tmp_path, *range(0, 100, 10), job=place.job)
-    refuse_idle_restarts(tmp_path, place)
+    job_env = single_process()
+    attempts(tmp_path, *range(0, 100, 10), job=job_env.job)
+    refuse_idle_restarts(tmp_path, job_env)
     attempts(tmp_path, *[40] * 9, job="another")
-    refuse_idle_restarts(tmp_path, place)
+    refuse_idle_restarts(tmp_path, job_env)
 
 
 def test_index_counts_the_runs_of_study_yaml(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_index_counts_the_runs_of_study_yaml(tmp_path: Path) -> None:
 
 
 def test_by_hand_a_mistake_is_one_line() -> None:
-    words = [sys.executable, "-m", "slurm.task", "train", "/no/such/study", "--index", "0"]
+    words = [sys.executable, "-m", "slurm.node.task", "train", "/no/such/study", "--index", "0"]
     done = subprocess.run(words, env=child_environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no study at /no/such/study\nhint: ")

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from tiny import REPOSITORY, blob, child_environment, make_run, make_shards
 
 from data_prep.errors import DataError, RunError, SettingsError
-from vae import checkpoint, trainer
 from vae.config import RunConfig
-from vae.study import is_trained, read_json, read_metrics, read_run
-from vae.trainer import SaveClock, train
+from vae.metrics import read_metrics
+from vae.study import is_trained, read_json, read_run
+from vae.training import checkpoint, trainer
+from vae.training.trainer import SaveClock, train
 
 VARIANTS = ("linear", "direct", "spatial")
 

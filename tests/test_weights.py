@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import SettingsError, WeightsError
-from vae import weights
+from vae.scoring import inception_weights as weights
 from vae.study import Study
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def test_fetch_without_a_connection_is_one_clear_line(tmp_path):
 
 
 def test_the_check_imports_no_torch():
-    code = "import sys, vae.weights; sys.exit('torch' in sys.modules)"
+    code = "import sys, vae.scoring.inception_weights; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 

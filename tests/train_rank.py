@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from vae.ranks import disconnect
-from vae.trainer import train
+from vae.training.collectives import destroy_process_group
+from vae.training.trainer import train
 
 
 class StopAt:
@@ -31,4 +31,4 @@ torch.set_num_threads(1)
 for argument in sys.argv[1:]:
     run_dir, _, stop_at_step = argument.partition("@")
     train(Path(run_dir), StopAt(int(stop_at_step or 0)))
-disconnect()
+destroy_process_group()

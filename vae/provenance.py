@@ -14,7 +14,8 @@ from typing import Any
 
 from data_prep.files import write_json
 from vae.goodput import with_work
-from vae.study import PROVENANCE_FILE, read_json, read_launches, read_metrics
+from vae.metrics import read_metrics
+from vae.study import PROVENANCE_FILE, read_json, read_launches
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Beside a copy of the code that a launch has made for its jobs: what `code` said at that moment.

@@ -167,11 +167,6 @@ def is_scored(run_dir: Path, study: Study) -> bool:
     )
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole lines of metrics.jsonl, oldest first; a half-written last line is left out."""
-    return _read_lines(run_dir / METRICS_FILE)
-
-
 def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> None:
     """Remember a command, word by word, that is about to start work on `runs`; one launcher at a time."""
     launch = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": list(command), "runs": list(runs)}
@@ -194,9 +189,53 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def slowest_stop_s(run_dir: Path) -> float:
-    """Longest time a run has taken to save, and to validate if a warning comes just then; 0 = unknown."""
-    lines = read_metrics(run_dir)
-    saves = [line["seconds"] for line in lines if line["kind"] == "save"]
-    validations = [line.get("val_seconds", 0.0) for line in lines if line["kind"] == "epoch"]
-    return max(saves, default=0.0) + max(validations, default=0.0)
+REPORT_FILE = "report.html"
+
+
+def has_report(study_dir: Path, study: Study) -> bool:
+    """Whether the report is there and newer than everything it tells of."""
+    times = [
+        path.stat().st_mtime
+        for name in study.runs
+        for path in (study_dir / name / DONE_FILE, study_dir / name / SCORES_FILE)
+        if path.exists()
+    ]
+    report = study_dir / REPORT_FILE
+    return report.exists() and report.stat().st_mtime >= max(times, default=0.0)
+
+
+def find_study(asked: str, runs_dir: Path) -> Path:
+    """Folder of the study that a user named: a path, or a name under the runs folder.
+
+    Raises:
+        SettingsError: neither is a study.
+    """
+    for folder in (Path(asked), runs_dir / asked):
+        if is_study(folder):
+            return folder.resolve()
+    known = [path.name for path in find_studies(runs_dir)]
+    raise SettingsError(
+        f"no study {asked!r}. Known in {runs_dir}: {', '.join(known) or 'none'}.",
+        "give a study's name, or its folder",
+    )
+
+
+def find_studies(runs_dir: Path) -> list[Path]:
+    """The studies in a runs folder, by name."""
+    return sorted(path for path in runs_dir.glob("*") if is_study(path))
+
+
+def find_target(asked: str, runs_dir: Path) -> tuple[Path, str]:
+    """Study folder and run name of what a user named: a study as above (no run name), or `STUDY/RUN`.
+
+    Raises:
+        SettingsError: neither is there.
+    """
+    for folder in (Path(asked), runs_dir / asked):
+        path = folder.resolve()
+        if not is_study(path) and is_study(path.parent):
+            runs = read_study(path.parent).runs
+            if path.name in runs:
+                return path.parent, path.name
+            raise SettingsError(f"no run {path.name!r} in {path.parent}", f"its runs are {', '.join(runs)}")
+    return find_study(asked, runs_dir), ""

@@ -1,0 +1,1 @@
+"""Why a run is not done, and what its jobs have written."""

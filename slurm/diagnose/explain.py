@@ -1,0 +1,322 @@
+"""Says in one sentence why a run is not done, and what to do: a pure function of what is known about it.
+
+What is not known is called unknown. Words in brackets are SLURM's own, for those who want to look them up.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from slurm.scheduler import QUEUED, RUNNING
+
+AGAIN = "run the same launch command again to go on"
+NOTHING = "nothing to do"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known of one run."""
+
+    run: str
+    study: str
+    """The study's folder, as one would type it in a command."""
+    kind: str = "train"
+    """The job that is due next: train, or evaluate when the run is trained."""
+    is_done: bool = False
+    was_started: bool = False
+    """It has trained at least for a moment."""
+    job: str = ""
+    """Id of the newest job of that kind, as in `8_0`; empty if there never was one."""
+    is_local: bool = False
+    state: str = ""
+    """That job's state in SLURM's words, INTERRUPTED, GONE (ended, nobody knows how) or UNKNOWN."""
+    reason: str = ""
+    """Why it is pending, in SLURM's words."""
+    start: str = ""
+    """When SLURM means to start it, as in `16:45`."""
+    exit: str = ""
+    """Exit code and signal, as sacct writes them: `1:0`."""
+    was_begun: bool = False
+    """This very job has run before, so if it is queued it was requeued."""
+    waits_for: str = ""
+    """The job it depends on and what that is doing."""
+    progress: str = ""
+    """How far it is, as in `at step 250 of 1,000`."""
+    saved: int = 0
+    """The newest step that the training can go on from."""
+    error: str = ""
+    """The last error line of its newest log."""
+    notice: str = ""
+    """The last line SLURM itself wrote into the job's log, as in `... CANCELLED DUE TO TIME LIMIT`."""
+    busy: str = ""
+    """Id of the process on this machine that works on any run of the study; the others have their turn."""
+    shards: str = ""
+    """What is wrong with the packed images; empty if nothing is."""
+
+
+def explain(case: Case) -> str:
+    """`RUN: cause; next step.`"""
+    cause, step = cause_and_step(case)
+    return f"{case.run}: {cause}; {step}."
+
+
+def cause_and_step(case: Case) -> tuple[str, str]:
+    """Why the run is not done, and what to do about it."""
+    if case.is_done:
+        return "is trained and scored", NOTHING
+    if case.state in QUEUED:
+        return pending(case)
+    if case.state in RUNNING:
+        return running(case)
+    if case.state == "UNKNOWN":
+        return (
+            f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running",
+            "try again later",
+        )
+    if case.shards and case.kind == "train":
+        return case.shards, step_for_shards(case)
+    if not case.job:
+        return without_job(case)
+    return ended(case)
+
+
+def job_of(case: Case) -> str:
+    """What the job is called in a sentence."""
+    kind = "training" if case.kind == "train" else "scoring"
+    return f"the {kind} process {case.job}" if case.is_local else f"the {kind} job {case.job}"
+
+
+def is_settled(case: Case) -> bool:
+    """Whether nothing that is queued or running will change what there is to say."""
+    awaits = case.state in (*RUNNING, *QUEUED, "UNKNOWN") or (case.busy and not case.job)
+    return case.is_done or not awaits
+
+
+def without_job(case: Case) -> tuple[str, str]:
+    """A run that no job is known for."""
+    if case.busy:
+        has = "is trained and" if case.kind == "evaluate" else "is not trained and"
+        return f"{has} waits for its turn after process {case.busy}, which works on this study", NOTHING
+    if case.kind == "evaluate":
+        return "is trained, but no job to score it was submitted", AGAIN
+    if case.was_started:
+        return f"stopped{case.progress} and no job of it is known", AGAIN
+    return "has not been launched yet", "launch it"
+
+
+def step_for_shards(case: Case) -> str:
+    """What to do without shards."""
+    if case.waits_for:
+        return f"wait for {case.waits_for}"
+    return "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
+
+
+def running(case: Case) -> tuple[str, str]:
+    """A job that has its nodes."""
+    if case.state == "COMPLETING":
+        return f"{job_of(case)} is just ending (COMPLETING)", "look again in a minute"
+    if case.state == "SUSPENDED":
+        return f"{job_of(case)} is suspended by SLURM (SUSPENDED)", "it goes on by itself"
+    doing = "is training" if case.kind == "train" else "is trained and is being scored"
+    where = "" if case.is_local else f" in job {case.job}"
+    return f"{doing}{case.progress}{where}", NOTHING
+
+
+# What SLURM's pending reasons mean, and what to do: `{}` is the folder of the study.
+REASONS = {
+    "None": ("SLURM has not looked at it yet", "look again in a minute"),
+    "Priority": ("other jobs come first", NOTHING),
+    "Resources": ("it is next, as soon as enough nodes are free", NOTHING),
+    "JobArrayTaskLimit": (
+        "as many runs of the study as allowed are running",
+        "python jobs/throttle.py {} N allows more at once",
+    ),
+    "DependencyNeverSatisfied": (
+        "it can never start, because the job it waits for has failed",
+        "python jobs/cancel.py {}, then run the same launch command again",
+    ),
+    "JobHeldUser": ("it is held by its owner", "python jobs/throttle.py {} release"),
+    "JobHeldAdmin": ("it is held by an administrator", "ask them, or cancel and launch again"),
+    "PartitionTimeLimit": (
+        "its time limit is above the partition's, so it never starts",
+        "lower *_limit_min in the profile or change the partition, cancel, and launch again",
+    ),
+    "PartitionNodeLimit": (
+        "it asks for more nodes than the partition allows, so it never starts",
+        "use fewer --nodes, or another partition; cancel, and launch again",
+    ),
+    "PartitionDown": ("the partition takes no jobs", "wait for the site, or use another partition"),
+    "PartitionInactive": ("the partition starts no jobs", "wait for the site, or use another partition"),
+    "BadConstraints": (
+        "no node has what it asks for, so it never starts",
+        "change gpu_type or constraint in the profile, cancel, and launch again",
+    ),
+    "NodeDown": ("a node it needs is down", "wait for the site, or cancel and launch again"),
+    "Licenses": ("it waits for a licence", NOTHING),
+    "Reservation": ("it waits for its reservation to begin", NOTHING),
+    "ReservationDeleted": (
+        "its reservation is gone, so it never starts",
+        "change the profile, cancel, and launch again",
+    ),
+    "InvalidAccount": ("SLURM does not know its account", "correct account in the profile, cancel, launch"),
+    "AccountNotAllowed": (
+        "the partition is closed to its account",
+        "correct account or partition in the profile, cancel, and launch again",
+    ),
+    "InvalidQOS": ("SLURM does not know its QOS", "correct qos in the profile, cancel, and launch again"),
+    "QOSNotAllowed": (
+        "its QOS may not use the partition or account",
+        "correct qos in the profile, cancel, and launch again",
+    ),
+    "ReqNodeNotAvail": (
+        "nodes it could use are down, or reserved as for maintenance",
+        "wait; if its time limit reaches into a maintenance, a shorter one may start earlier",
+    ),
+    "launch failed requeued held": (
+        "SLURM could not start it on its node, and holds it",
+        "python jobs/throttle.py {} release; tell the site if it happens again",
+    ),
+}
+
+
+def pending(case: Case) -> tuple[str, str]:
+    """A job that waits: SLURM's reason in plain words."""
+    reason = case.reason or "None"
+    cause, step = pending_reason(case, reason)
+    said = f" ({reason})" if reason != "None" else ""
+    expected = ""
+    if case.start and reason in ("Priority", "Resources"):
+        expected = f" and is expected to start at {case.start}"
+    waiting = "is queued" if case.kind == "train" else "is trained and waits for its scores"
+    return f"{waiting}{expected}: {cause}{said}", step.format(case.study)
+
+
+def pending_reason(case: Case, reason: str) -> tuple[str, str]:
+    """Cause and step of one reason."""
+    if reason == "BeginTime":
+        when = f"at {case.start}" if case.start else "later"
+        if case.was_begun:
+            return f"SLURM delays what was requeued; it restarts {when}", NOTHING
+        return f"it starts {when}, not before its begin time", NOTHING
+    if reason == "Dependency":
+        return f"it waits for {case.waits_for or 'another job, which SLURM does not name'}", NOTHING
+    if reason.startswith(("QOS", "Assoc", "Max")) and reason not in REASONS:
+        return limit(reason)
+    known = reason.split(",")[0]  # `ReqNodeNotAvail, UnavailableNodes:n1`
+    return REASONS.get(known, ("SLURM's reason is not one this toolkit knows", "look it up in `man squeue`"))
+
+
+def limit(reason: str) -> tuple[str, str]:
+    """A limit of the QOS or of the account: of this one job, of a budget, or of what runs now."""
+    whose = "the QOS" if reason.startswith("QOS") else "the account"
+    if re.search("PerJob|PerNode|WallDuration|QOSTimeLimit|Min", reason.replace("Minutes", "")):
+        return (
+            f"it asks for more (or less) than {whose} allows one job, so it never starts",
+            "change --gpus, the limits or qos in the profile, cancel, and launch again",
+        )
+    if re.search("(?<!Run)Minutes|UsageThreshold|GrpWall", reason, re.IGNORECASE) and "Run" not in reason:
+        return f"the time budget of {whose} is used up", "ask the site for more, or use another account"
+    return f"{whose} allows no more at once", "it starts when others of its jobs end"
+
+
+# State in the accounts, and what SLURM writes into the log where there are no accounts.
+ENDS = {
+    "memory": (("OUT_OF_MEMORY",), "oom[-_ ]kill|Out Of Memory"),
+    "time": (("TIMEOUT", "DEADLINE"), "DUE TO TIME LIMIT"),
+    "node": (("NODE_FAIL", "BOOT_FAIL"), "NODE FAILURE"),
+    "preempted": (("PREEMPTED",), "DUE TO PREEMPTION"),
+    "cancelled": (("CANCELLED",), r"CANCELLED AT \S+ \*\*\*"),
+}
+# How a shell tells of a process that KILL (9) or TERM (15) ended, and how sacct does.
+KILLED, TERMINATED = ("137:", "9:", ":9"), ("143:", "15:", ":15")
+
+
+def ended(case: Case) -> tuple[str, str]:
+    """A job that is neither queued nor running, of a run that is not done."""
+    job, how = job_of(case), end_of(case)
+    if "OutOfMemoryError" in case.error:
+        return (
+            f"{job} ran out of GPU memory{case.progress}",
+            "launch again with more --gpus, or --run.accumulate 2; it goes on",
+        )
+    if how == "memory":
+        return (
+            f"{job} ran out of memory{case.progress} (OUT_OF_MEMORY)",
+            "allow more (mem_per_gpu_gb in the profile) and launch again; it goes on",
+        )
+    if how == "killed":
+        who = f" ({case.notice})" if "Killed" in case.notice else ""
+        return (
+            f"{job} was killed by signal 9{case.progress}{who}, often because memory ran out",
+            "if nobody killed it, allow more (mem_per_gpu_gb in the profile); launch again, it goes on",
+        )
+    if how == "time":
+        setting = "train_limit_min" if case.kind == "train" else "evaluate_limit_min"
+        return (
+            f"{job} came to its time limit{case.progress} and was not requeued",
+            f"{AGAIN}; if it happens again, raise {setting} or warning_s in the profile",
+        )
+    if how == "cancelled" or case.state == "INTERRUPTED":
+        if case.state == "CANCELLED" and case.reason:
+            return f"{job} was cancelled before it started", AGAIN
+        saved = f", saved at step {case.saved:,}" if case.saved else ""
+        return f"{job} was {how or 'interrupted'}{case.progress}{saved}", AGAIN
+    words = {
+        "node": "lost its node",
+        "preempted": "was preempted and not requeued",
+        "terminated": "was asked to end from outside (TERM)",
+    }
+    if how in words:
+        return f"{job} {words[how]}{case.progress}", AGAIN
+    return failed(case, job)
+
+
+def end_of(case: Case) -> str:
+    """How the job ended, in one word; empty if nothing says so, or an error line says it better."""
+    for how, (states, _) in ENDS.items():
+        if case.state in states:
+            return how
+    if case.error:
+        return ""
+    for how, (_, notice) in ENDS.items():
+        # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
+        if re.search(notice, case.notice) and (case.state == "GONE" or how == "memory"):
+            return how
+    # one rank is killed, and srun ends the others; that it was killed is said nowhere else
+    was_ended = case.state == "GONE" or has_exit(case, TERMINATED)
+    if has_exit(case, KILLED) or (was_ended and "Killed" in case.notice):
+        return "killed"
+    return "terminated" if has_exit(case, TERMINATED) else ""
+
+
+def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:
+    """Whether the exit code is one of these, or the signal that one."""
+    return case.exit.startswith(ways[:2]) or case.exit.endswith(ways[2])
+
+
+def told(case: Case) -> str:
+    """` (exit code 137)`, if the accounts know a code that is not 0."""
+    code = case.exit.partition(":")[0]
+    return f" (exit code {code})" if code not in ("", "0") else ""
+
+
+def failed(case: Case, job: str) -> tuple[str, str]:
+    """A job that ended by itself before its work was done."""
+    read = f"python jobs/logs.py {case.study}/{case.run}"
+    if case.error:
+        return (
+            f"{job} failed{case.progress}: {case.error}",
+            f"mend that (all of it: {read}), then launch again",
+        )
+    if case.state == "GONE":
+        why = f" ({case.reason})" if case.reason else ""
+        return f"{job} ended before the run was complete, and it is unknown how{why}", f"see {read}; {AGAIN}"
+    if case.state == "COMPLETED" and case.kind == "evaluate":
+        return f"is trained, but the scores that {job} wrote are gone or of other weights", AGAIN
+    if case.state == "COMPLETED":
+        return f"{job} ended well, but the run is not complete{case.progress}", f"see {read}; {AGAIN}"
+    return (
+        f"{job} ended as {case.state}{told(case)}{case.progress}, and its logs hold no line with an error",
+        f"see {read}; {AGAIN}",
+    )

@@ -1,0 +1,147 @@
+"""Finds what the jobs of a run have written, attempt by attempt, and the line that says what went wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.job_records import JobRecord
+from slurm.plan import JOBS_DIR
+
+LOG_NAME = re.compile(r"(train|evaluate)-(.+)-r(\d+)-rank(\d+)\.log")
+TAIL_BYTES = 64 * 1024
+MAX_ERROR_CHARS = 300
+
+# The last line of a traceback, a program's own `error: ...`, or what bash says of a line of a job's script.
+ERROR = re.compile(
+    r"(?:(?:[A-Za-z_]\w*\.)*(?=[A-Z]\w*(?:Error|Exception|Interrupt)\b)"
+    r"|(?=error: )|(?:(?:\S*/)?slurm_script|task): (?=line \d+: ))(.*)"
+)
+# What SLURM's own programs write of an end; that a task has exited says nothing about why.
+NOTICE = re.compile(r"^(slurmstepd|srun)\S*: (?:error: )?(.*(?:CANCELLED|oom|Out Of Memory|Killed).*)")
+# So it tells that srun ends the other ranks; why it does, srun says itself.
+STEP_ENDED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*$")
+# After slurmstepd has said why it ends a job, srun says that the tasks were killed.
+LINES_AFTER_NOTICE = 8
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of one job, and the log of each of its ranks."""
+
+    kind: str
+    job: str
+    restart: int
+    logs: dict[int, Path]
+
+    @property
+    def label(self) -> str:
+        """What it is called in a list."""
+        again = f", restart {self.restart}" if self.restart else ""
+        return f"{self.kind}, job {self.job}{again}"
+
+
+def find_attempts(run_dir: Path, index: int, records: list[JobRecord]) -> list[Attempt]:
+    """All attempts at a run that have left a log, oldest first."""
+    found: dict[tuple[str, str, int], dict[int, Path]] = {}
+    logs_dir = run_dir / "logs"
+    for path in logs_dir.iterdir() if logs_dir.is_dir() else ():
+        if name := LOG_NAME.fullmatch(path.name):
+            found.setdefault((name[1], name[2], int(name[3])), {})[int(name[4])] = path
+    known = {job for _, job, _ in found}
+    for record in records:  # a job that ended before it could open its own log
+        if record.kind in ("train", "evaluate") and index in record.indices:
+            job = job_tag(record, index)
+            if job not in known and (outer := rank_logs(run_dir.parent, record, index)):
+                found[record.kind, job, 0] = outer
+    attempts = [Attempt(*key, logs=dict(sorted(logs.items()))) for key, logs in found.items()]
+    return sorted(attempts, key=lambda attempt: (last_change(attempt), attempt.restart))
+
+
+def last_change(attempt: Attempt) -> float:
+    """When anything was last written to the logs of an attempt, as a Unix time."""
+    return max(path.stat().st_mtime for path in attempt.logs.values())
+
+
+def job_tag(record: JobRecord, index: int) -> str:
+    """A job as log files call it."""
+    return f"local-{record.id}" if record.cluster == "local" else record.array_task(index)
+
+
+def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]:
+    """What SLURM, or submitit on this machine, has caught of each rank of a job."""
+    element = record.array_task(index)
+    ending = "_log.out" if record.cluster == "local" else ".log"
+    pattern = re.compile(rf"{re.escape(element)}_(\d+){re.escape(ending)}")
+    found = {}
+    for path in (study_dir / JOBS_DIR).glob(f"{element}_*{ending}"):
+        # `8_1.log` is rank 1 of job 8, but all of element 1 of array 8
+        if (name := pattern.fullmatch(path.name)) and path.stat().st_size:
+            found[int(name[1])] = path
+    if not found and (whole := study_dir / JOBS_DIR / f"{element}.log").exists() and whole.stat().st_size:
+        found[0] = whole
+    return found
+
+
+def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
+    """The error that ended a job's newest attempt, from the rank that fell silent first; or empty."""
+    mine = [a for a in find_attempts(run_dir, index, [record]) if a.job == job_tag(record, index)]
+    paths = list(mine[-1].logs.values()) if mine else []
+    outer = rank_logs(run_dir.parent, record, index).values()
+    by_silence = sorted(paths, key=lambda path: path.stat().st_mtime)
+    for path in (*by_silence, *outer):
+        for line in reversed(tail(path)):
+            if found := ERROR.match(line):
+                return shorten(found[1])
+    return ""
+
+
+def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
+    """The last thing SLURM itself said in a job's log about its end; empty if it said nothing."""
+    lines = tail(study_dir / JOBS_DIR / f"{record.array_task(index)}.log")
+    for number in reversed(range(len(lines))):
+        if not NOTICE.match(lines[number]):
+            continue
+        said = [
+            found for line in lines[max(0, number - LINES_AFTER_NOTICE) :] if (found := NOTICE.match(line))
+        ]
+        causes = [found for found in said if not STEP_ENDED.search(found[2])] or said
+        by_step = [found for found in causes if found[1] == "slurmstepd"]
+        return shorten((by_step or causes)[-1][2])
+    return ""
+
+
+def shorten(text: str) -> str:
+    """At most MAX_ERROR_CHARS of a line, without what ends a sentence."""
+    text = " ".join(text.split()).rstrip(".;")
+    return text if len(text) <= MAX_ERROR_CHARS else text[: MAX_ERROR_CHARS - 3] + "..."
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a file, whatever its encoding; none if it is not there."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = text.splitlines()
+    return lines[1:] if size > TAIL_BYTES else lines
+
+
+def read_new(path: Path, position: int) -> tuple[str, int]:
+    """What was added to a file since `position` in bytes, and where it ends now."""
+    with path.open("rb") as file:
+        file.seek(position)
+        added = file.read()
+    return added.decode(errors="replace"), position + len(added)
+
+
+def choose(attempts: list[Attempt], number: int | None) -> Attempt | None:
+    """The attempt of that number, counted from 1; the newest without a number; None if there is none."""
+    if number is None:
+        return attempts[-1] if attempts else None
+    return attempts[number - 1] if 1 <= number <= len(attempts) else None

@@ -1,0 +1,186 @@
+"""What SLURM says about itself: its settings, its partitions and their nodes, and the user's account."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+
+from slurm.client import clean_environment, slurm_answers
+
+ANSWER_LIMIT_S = 60
+# Beginnings of sinfo's states of nodes that start no jobs.
+UNUSABLE = ("down", "drain", "drng", "err", "fail", "futr", "inval", "maint", "unk")
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """The nodes of a partition that are alike."""
+
+    count: int
+    """How many take jobs; those that are down or drained are left out."""
+    cpus: int
+    mem_gb: int
+    gpus: int = 0
+    gpu_type: str = ""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition."""
+
+    name: str
+    is_default: bool = False
+    state: str = "UP"
+    max_time_min: int | None = None
+    """Longest time limit of a job; None = unlimited."""
+    max_nodes: int | None = None
+    """Most nodes of a job; None = unlimited."""
+    preempt_mode: str = "OFF"
+    grace_s: int = 0
+    """Seconds between the warning and the end of a job that is preempted."""
+    kinds: tuple[NodeKind, ...] = ()
+    num_unusable: int = 0
+
+    @property
+    def most_gpus(self) -> int:
+        """GPUs of the node with the most of them."""
+        return max((kind.gpus for kind in self.kinds), default=0)
+
+    @property
+    def gpu_types(self) -> tuple[str, ...]:
+        """The types of its GPUs, in alphabetical order."""
+        return tuple(sorted({kind.gpu_type for kind in self.kinds if kind.gpus}))
+
+    def num_nodes(self, gpus: int = 0, gpu_type: str = "") -> int:
+        """Nodes that a job could get which wants this many GPUs of that type on each."""
+        count = sum(
+            kind.count for kind in self.kinds if kind.gpus >= gpus and gpu_type in ("", kind.gpu_type)
+        )
+        return count if self.max_nodes is None else min(count, self.max_nodes)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster as SLURM describes it."""
+
+    config: dict[str, str] = field(default_factory=dict)
+    """`scontrol show config`."""
+    partitions: tuple[Partition, ...] = ()
+    account: str = ""
+    """The user's default account; empty if sacctmgr names none."""
+    has_accounts: bool = True
+    """sacct answers."""
+
+    def partition(self, name: str = "") -> Partition | None:
+        """The partition of that name, the default one for an empty name; None if there is none."""
+        return next((p for p in self.partitions if (p.name == name if name else p.is_default)), None)
+
+
+def ask_site() -> Site | None:
+    """What SLURM says; None if its controller does not answer."""
+    if not slurm_answers():
+        return None
+    user = pwd.getpwuid(os.getuid()).pw_name
+    account = ask("sacctmgr", "-nP", "show", "user", f"name={user}", "format=DefaultAccount") or ""
+    return Site(
+        config=read_config(ask("scontrol", "show", "config") or ""),
+        partitions=read_partitions(
+            ask("scontrol", "--oneliner", "show", "partition") or "",
+            ask("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G|%t") or "",
+        ),
+        account=account.strip(),
+        has_accounts=ask("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None,
+    )
+
+
+def ask(*command: str) -> str | None:
+    """Standard output of one of SLURM's programs; None if it fails or does not answer."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, env=clean_environment()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def first(partitions: str) -> str:
+    """The first of several partitions, as in `gpu,gpu-long`."""
+    return partitions.split(",")[0]
+
+
+def describe_nodes(partition: Partition) -> str:
+    """The nodes that take jobs: `2 nodes of 8 CPUs, 15 GB, 4 GPUs (a100)`."""
+    if not partition.kinds:
+        return "no node takes jobs"
+    shown = [
+        f"{kind.count} {'node' if kind.count == 1 else 'nodes'} of {kind.cpus} CPUs, {kind.mem_gb} GB"
+        + (f", {kind.gpus} GPUs" if kind.gpus else "")
+        + (f" ({kind.gpu_type})" if kind.gpu_type else "")
+        for kind in partition.kinds
+    ]
+    return "; ".join(shown[:4]) + ("; ..." if len(shown) > 4 else "")
+
+
+def read_config(text: str) -> dict[str, str]:
+    """`scontrol show config` by name."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def read_partitions(partitions: str, nodes: str) -> tuple[Partition, ...]:
+    """Partitions from `scontrol --oneliner show partition` and sinfo's `%R|%D|%c|%m|%G|%t`."""
+    found = []
+    for line in partitions.splitlines():
+        facts = dict(re.findall(r"(\w+)=(\S*)", line))
+        if not facts:
+            continue
+        rows = [row.strip().split("|") for row in nodes.splitlines()]
+        mine = [row[1:] for row in rows if len(row) == 6 and row[0] == facts["PartitionName"]]
+        usable, num_unusable = Counter[tuple[str, str, str]](), 0
+        for count, cpus, memory, gres, state in mine:
+            if state.startswith(UNUSABLE) or state.endswith("*"):  # * = does not respond
+                num_unusable += int(count)
+            else:
+                usable[cpus, memory, gres] += int(count)
+        found.append(
+            Partition(
+                name=facts["PartitionName"],
+                is_default=facts.get("Default") == "YES",
+                state=facts.get("State", "UP"),
+                max_time_min=minutes(facts.get("MaxTime", "")),
+                max_nodes=int(limit) if (limit := facts.get("MaxNodes", "")).isdigit() else None,
+                preempt_mode=facts.get("PreemptMode", "OFF"),
+                grace_s=int(grace) if (grace := facts.get("GraceTime", "")).isdigit() else 0,
+                kinds=tuple(node_kind(count, *what) for what, count in usable.items()),
+                num_unusable=num_unusable,
+            )
+        )
+    return tuple(found)
+
+
+def node_kind(count: int, cpus: str, memory_mb: str, gres: str) -> NodeKind:
+    """Like nodes, from sinfo's columns; of several types of GPU in one node, the most frequent."""
+    # gpu:4, gpu:a100:4(S:0-1), gpu:2080ti:2,gpu:t4:1
+    gpus = [(int(number), kind) for kind, number in re.findall(r"\bgpu(?::([^:,()]+))?:(\d+)\b", gres)]
+    most, kind = max(gpus, default=(0, ""))
+    return NodeKind(count, leading_int(cpus), leading_int(memory_mb) // 1024, most, kind)
+
+
+def leading_int(text: str) -> int:
+    """The number a text begins with, 0 if none: `64+` is 64."""
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else 0
+
+
+def minutes(limit: str) -> int | None:
+    """A time limit as SLURM writes it (`1-12:00:00`, `30:00`), in minutes; None = unlimited."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if found is None:
+        return None
+    days, hours, mins, _ = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + mins

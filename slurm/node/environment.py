@@ -1,0 +1,122 @@
+"""The environment of one process of a job: rank, world size, job id, and SLURM's times of the job."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Cluster = Literal["slurm", "local", "debug"]
+
+
+@dataclass(frozen=True)
+class JobEnvironment:
+    """One process of a job: one per GPU."""
+
+    cluster: Cluster
+    job: str
+    """Job id, with the array index if it has one: `123_4`."""
+    restart: int
+    """How often the scheduler has started this job again."""
+    rank: int
+    world_size: int
+    local_rank: int
+    num_nodes: int
+    node: str
+    cpus: int
+    """CPU cores that this process may use."""
+
+    @property
+    def tag(self) -> str:
+        """Names one attempt of one job."""
+        return f"{self.job}-r{self.restart}"
+
+    def as_attempt(self) -> dict[str, str | int | float]:
+        """What provenance.json should know about this attempt."""
+        nodes = os.environ.get("SLURM_JOB_NODELIST", "") if self.cluster == "slurm" else self.node
+        attempt: dict[str, str | int | float] = {"cluster": self.cluster, "job": self.job}
+        attempt |= {"restart": self.restart, "nodes": nodes, "cpus": self.cpus}
+        if (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
+            attempt["gpus"] = int(gpus) * self.num_nodes
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            attempt["visible_gpus"] = visible
+        return attempt
+
+
+def single_process() -> JobEnvironment:
+    """The environment of a process that is its whole job (`--cluster debug`)."""
+    return JobEnvironment("debug", f"debug-{os.getpid()}", 0, 0, 1, 0, 1, socket.gethostname(), num_cpus())
+
+
+def find_job_environment() -> JobEnvironment:
+    """This process's environment, from SLURM's srun or submitit's local executor; else `single_process()`."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        return _local_environment()
+    if "SLURM_PROCID" in os.environ:
+        return _slurm_environment()
+    return single_process()
+
+
+def _slurm_environment() -> JobEnvironment:
+    env = os.environ
+    job = env["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in env:  # the raw id of one element is also the id of the whole array
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return JobEnvironment(
+        cluster="slurm",
+        job=job,
+        restart=int(env.get("SLURM_RESTART_COUNT", "0")),
+        rank=int(env["SLURM_PROCID"]),
+        world_size=int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"]),
+        local_rank=int(env["SLURM_LOCALID"]),
+        num_nodes=int(env.get("SLURM_STEP_NUM_NODES") or env["SLURM_JOB_NUM_NODES"]),
+        node=env["SLURMD_NODENAME"],
+        cpus=int(env.get("SLURM_CPUS_PER_TASK") or num_cpus()),
+    )
+
+
+def _local_environment() -> JobEnvironment:
+    env, world_size = os.environ, int(os.environ["SUBMITIT_LOCAL_NTASKS"])
+    rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
+    job = f"local-{env['SUBMITIT_LOCAL_JOB_ID']}"
+    cpus = max(1, num_cpus() // world_size)
+    return JobEnvironment("local", job, 0, rank, world_size, rank, 1, socket.gethostname(), cpus)
+
+
+# What provenance.json calls the times that SLURM tells, and what squeue calls them.
+TIMES = {
+    "submitted_s": "SubmitTime",
+    "eligible_s": "EligibleTime",
+    "allocated_s": "StartTime",
+    "ends_s": "EndTime",
+}
+
+
+def times_of(job_env: JobEnvironment) -> dict[str, float]:
+    """When this job was submitted (or requeued), could have started, did, and must end; in Unix seconds.
+
+    Empty where SLURM does not tell, as on nodes without its programs.
+    """
+    if job_env.cluster != "slurm":
+        return {}
+    form = ",".join(f"{name}:30" for name in TIMES.values())
+    try:
+        shown = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={job_env.job}", f"--Format={form}"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        moments = [datetime.fromisoformat(word).timestamp() for word in shown.stdout.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):  # a time may be N/A
+        return {}
+    return dict(zip(TIMES, moments, strict=False))
+
+
+def num_cpus() -> int:
+    """CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,126 @@
+"""Rendezvous: rank 0 publishes address and port in a file of the attempt, the other ranks wait for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.errors import ClusterError
+from data_prep.files import write_json
+from slurm.node.environment import JobEnvironment
+from vae.study import read_json
+
+# All ranks of a job start together; one that is this late has not been started, or sees another folder.
+RENDEZVOUS_LIMIT_S = 300.0
+POLL_S = 0.2
+# Below Linux's ephemeral range, so that no outgoing connection takes the port before torch binds it.
+PORTS = range(20_000, 32_000)
+
+
+@contextmanager
+def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
+    """Set the variables by which torch and accelerate find the other ranks; `folder` must be shared.
+
+    CUDA_VISIBLE_DEVICES stays as the scheduler set it: every rank sees all GPUs of its node, and accelerate
+    picks the one numbered LOCAL_RANK.
+
+    Raises:
+        ClusterError: rank 0 could not be found.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(job_env.cpus))
+    os.environ.setdefault("NCCL_DEBUG", "WARN")  # says what went wrong, and nothing else
+    path = folder / f".rendezvous-{job_env.tag}.json"
+    if job_env.world_size == 1:  # no process group, nobody to meet
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
+        yield
+        return
+    meeting = publish_rendezvous(job_env, path) if job_env.rank == 0 else wait_for_rendezvous(job_env, path)
+    os.environ |= {
+        "RANK": str(job_env.rank),
+        "WORLD_SIZE": str(job_env.world_size),
+        "LOCAL_RANK": str(job_env.local_rank),
+        "LOCAL_WORLD_SIZE": str(job_env.world_size // job_env.num_nodes),
+        "MASTER_ADDR": meeting[0],
+        "MASTER_PORT": str(meeting[1]),
+    }
+    try:
+        yield
+    finally:
+        if job_env.rank == 0:
+            path.unlink(missing_ok=True)
+
+
+def publish_rendezvous(job_env: JobEnvironment, path: Path) -> tuple[str, int]:
+    """Rank 0's part: write the address and port at which it will listen, and return them."""
+    for left_behind in path.parent.glob(".rendezvous-*.json"):  # by an attempt that was killed
+        left_behind.unlink(missing_ok=True)
+    address, port = own_address(job_env), free_port()
+    write_json(path, {"address": address, "port": port})
+    return address, port
+
+
+def wait_for_rendezvous(
+    job_env: JobEnvironment, path: Path, limit_s: float = RENDEZVOUS_LIMIT_S
+) -> tuple[str, int]:
+    """The other ranks' part: wait for rank 0's file of this very attempt, and resolve its address.
+
+    Raises:
+        ClusterError: the file did not come in time, or its address cannot be resolved from here.
+    """
+    give_up = time.monotonic() + limit_s
+    while (meeting := read_json(path)) is None:
+        if time.monotonic() > give_up:
+            raise ClusterError(
+                f"rank {job_env.rank} on {job_env.node} waited {limit_s:.0f} s in vain for rank 0's {path}",
+                "is the runs folder shared by all nodes? did rank 0 start? see its log",
+            )
+        time.sleep(POLL_S)
+    try:
+        socket.getaddrinfo(meeting["address"], meeting["port"])
+    except OSError as error:
+        raise ClusterError(
+            f"rank {job_env.rank} on {job_env.node} cannot resolve rank 0's address "
+            f"{meeting['address']}: {error}"
+        ) from error
+    return meeting["address"], meeting["port"]
+
+
+def own_address(job_env: JobEnvironment) -> str:
+    """Address at which the other ranks of the job reach this process.
+
+    Node names need not resolve; NodeAddr is what SLURM itself connects to.
+    """
+    if job_env.num_nodes == 1:
+        return "127.0.0.1"
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "node", job_env.node], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        # srun ran on the job's first node, which is rank 0's; some sites have no scontrol there
+        if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
+            return address
+        raise ClusterError(f"the address of {job_env.node} is unknown: {error}") from error
+    found = re.search(r"\bNodeAddr=(\S+)", shown.stdout)
+    if found is None:
+        raise ClusterError(f"scontrol shows no NodeAddr for {job_env.node}")
+    return found[1]
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise ClusterError(f"no free TCP port found in {PORTS.start}-{PORTS.stop - 1}")

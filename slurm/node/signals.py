@@ -1,0 +1,149 @@
+"""The warning before the end of a job (USR2): noted, acted on at a safe moment, never twice.
+
+A job's command starts with USR2 ignored (see `LAUNCHER` in request.py), so a warning that comes before Python
+is ready kills nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from data_prep.errors import ClusterError
+from slurm.node.environment import JobEnvironment
+
+log = logging.getLogger(__name__)
+
+WARNING = signal.SIGUSR2
+
+
+class StopFlag:
+    """Call it to learn whether this job was asked to stop; the handler only sets a flag.
+
+    Helper processes that this one forks ignore the warning and can be terminated: where SLURM signals every
+    process of a job, they would otherwise run this handler, or submitit's, too.
+    """
+
+    def __init__(self, at_once: Callable[[], object] | None = None) -> None:
+        """`at_once` is called by the handler itself, for work that has no safe moment to wait for."""
+        self.was_signalled = False
+        self.was_terminated = False
+        self._expires_s = math.inf
+        self._at_once = at_once
+        self._pid = os.getpid()
+        self.before = signal.signal(WARNING, self._note)
+        os.register_at_fork(after_in_child=reset_signals_in_child)
+
+    def catch_termination(self) -> StopFlag:
+        """Let TERM stop it too: scancel, scontrol requeue, preemption, Ctrl-C of a local launch."""
+        signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def expire_at(self, moment_s: float) -> None:
+        """Count as warned from this moment on (Unix seconds), for a warning may get lost."""
+        self._expires_s = moment_s
+
+    def __call__(self) -> bool:
+        self.was_signalled = self.was_signalled or time.time() >= self._expires_s
+        return self.was_signalled or self.was_terminated
+
+    def _note(self, number: int, frame: object) -> None:
+        if os.getpid() != self._pid:
+            return
+        if number == signal.SIGTERM:
+            self.was_terminated = True
+            return
+        self.was_signalled = True
+        if self._at_once is not None:
+            self._at_once()
+
+
+def reset_signals_in_child() -> None:
+    """For helper processes: ignore the warning, die when terminated."""
+    signal.signal(WARNING, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def ignore_stop_signal() -> None:
+    """The last act of a job: a warning while Python shuts down would turn success into failure."""
+    signal.signal(WARNING, signal.SIG_IGN)
+
+
+def exit_after_stop(job_env: JobEnvironment, stop: StopFlag) -> NoReturn:
+    """End a process that has stopped in the middle and saved all; after a warning, the job runs again.
+
+    After TERM alone, unless that means preemption, it is for SLURM, or the user who cancelled the job, to
+    decide what comes next.
+    """
+    # not warned, not terminated: then it was another rank
+    if stop.was_signalled or not stop.was_terminated or is_preempted(job_env):
+        requeue_and_exit(job_env, stop.before)
+    if job_env.cluster == "debug":
+        raise KeyboardInterrupt
+    if job_env.cluster == "slurm" and job_env.rank > 0:
+        sys.exit(0)  # rank 0 may still have to hand over
+    sys.exit(128 + signal.SIGTERM)
+
+
+def is_preempted(job_env: JobEnvironment) -> bool:
+    """Whether SLURM ends this job to make room.
+
+    Some sites send TERM then, and not the warning. SLURM requeues a job that it has to kill after the grace
+    time, but takes one that ends before for failed.
+    """
+    if job_env.cluster != "slurm" or job_env.rank > 0:
+        return False
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job_env.job], capture_output=True, text=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return re.search(r"\bPreemptTime=\d", shown) is not None
+
+
+def requeue_and_exit(job_env: JobEnvironment, before: object) -> NoReturn:
+    """End this process; rank 0 has the scheduler run the job again. Everything must be saved by now.
+
+    `before` is the handler found at the start: submitit's if submitit runs the job, and it knows how to
+    requeue; else the job was submitted by hand and is requeued here.
+    """
+    ignore_stop_signal()
+    if job_env.cluster == "debug":
+        raise KeyboardInterrupt
+    if job_env.rank > 0:
+        sys.exit(0)
+    try:
+        if callable(before):
+            before(WARNING, None)  # checkpoint(), requeue, exit
+        else:
+            requeue(job_env.job)
+    except (OSError, subprocess.SubprocessError) as error:
+        leave_requeue_to_script(job_env, error)
+    sys.exit(1)  # the step must end now, whatever became of the request
+
+
+def leave_requeue_to_script(job_env: JobEnvironment, error: Exception) -> None:
+    """Have the job's script requeue it when this process cannot, as in a container without SLURM's programs.
+
+    Raises:
+        ClusterError: the job was submitted by hand, so its script is not ours.
+    """
+    if job_env.cluster != "slurm" or not (folder := os.environ.get("SUBMITIT_FOLDER")):
+        raise ClusterError(f"job {job_env.job} could not be requeued: {error}", "submit it again; it goes on")
+    log.info("cannot requeue from here (%s); the job's script will", error)
+    Path(folder, f"{job_env.job}.requeue").touch()
+
+
+def requeue(job: str) -> None:
+    """Put this job, or this one element of an array, back into the queue."""
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)

@@ -1,0 +1,236 @@
+"""What runs inside a job: tiny picklable callables that hold a path, and nothing else.
+
+State lives on disk, so running a task again goes on where the last attempt stopped; that is all that
+`checkpoint()` (which submitit calls before it requeues a job) has to arrange.
+
+    python -m slurm.node.task train STUDY --index 0      the same, for sbatch scripts written by hand
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.errors import RunError, SettingsError, ToolkitError
+from slurm.node.environment import JobEnvironment, find_job_environment, times_of
+from slurm.node.rendezvous import rendezvous
+from slurm.node.signals import StopFlag, exit_after_stop, ignore_stop_signal, requeue_and_exit
+from vae.metrics import slowest_stop_s
+from vae.study import PROVENANCE_FILE, read_json, read_study
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+
+log = logging.getLogger(__name__)
+
+# A job that was started again this often without one more saved step will not get any further.
+MAX_IDLE_RESTARTS = 3
+
+# Without a warning, a run stops by itself this long before its job's end, beside the time it takes to save
+# twice. SLURM's warning comes earlier (request.measured_warning_s).
+LAST_CHANCE_S = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job's work on the folder at `path`."""
+
+    path: str
+
+    def __call__(self, job_env: JobEnvironment | None = None) -> None:
+        """Do the work, as the rank that the scheduler gave this process (or as `job_env`)."""
+        job_env = job_env or find_job_environment()
+        start_logging(job_env)
+        remove_unfinished_pickles(job_env)
+        if job_env.cluster == "local":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would go on, but Ctrl-C means now
+        self.work(job_env)
+        ignore_stop_signal()
+
+    def work(self, job_env: JobEnvironment) -> None:
+        """What this kind of task does."""
+        raise NotImplementedError
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit should run after a requeue: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class TrainTask(Task):
+    """Trains the run in the folder `path`."""
+
+    def work(self, job_env: JobEnvironment) -> None:
+        run_dir = Path(self.path)
+        stop = StopFlag().catch_termination()
+        write_logs_to(run_dir / "logs", "train", job_env)
+        refuse_idle_restarts(run_dir, job_env)
+        times = times_of(job_env) if job_env.rank == 0 else {}
+        if "ends_s" in times:
+            ends_s, now_s = times["ends_s"], time.time()
+            early_s = 2 * slowest_stop_s(run_dir) + LAST_CHANCE_S
+            stop.expire_at(max(ends_s - early_s, (now_s + ends_s) / 2))  # half the time is for work
+        with rendezvous(job_env, run_dir):
+            from vae.training.collectives import (
+                destroy_process_group,  # these import torch, which reads the variables set above
+            )
+            from vae.training.trainer import train
+
+            is_complete = train(run_dir, should_stop=stop, attempt=job_env.as_attempt() | times)
+            destroy_process_group()
+        if not is_complete:
+            exit_after_stop(job_env, stop)
+
+
+@dataclass(frozen=True)
+class EvaluateTask(Task):
+    """Scores the run in the folder `path`."""
+
+    def work(self, job_env: JobEnvironment) -> None:
+        run_dir = Path(self.path)
+        requeue_when_signalled(job_env)
+        write_logs_to(run_dir / "logs", "evaluate", job_env)
+        with rendezvous(job_env, run_dir):
+            from vae.scoring.evaluate import evaluate
+            from vae.training.collectives import destroy_process_group
+
+            evaluate(run_dir, read_study(run_dir.parent))
+            destroy_process_group()
+
+
+@dataclass(frozen=True)
+class PackTask(Task):
+    """Packs shards number `task`, `task + tasks`, ... of the plan in the folder `path`."""
+
+    task: int
+    tasks: int
+
+    def work(self, job_env: JobEnvironment) -> None:
+        requeue_when_signalled(job_env)
+        from data_prep.packer import pack_part
+
+        pack_part(Path(self.path), self.task, self.tasks, job_env.cpus)
+
+
+@dataclass(frozen=True)
+class FinalizeTask(Task):
+    """Joins the packed shards in the folder `path` under one manifest."""
+
+    def work(self, job_env: JobEnvironment) -> None:
+        requeue_when_signalled(job_env)
+        from data_prep.packer import finalize
+
+        finalize(Path(self.path))
+
+
+@dataclass(frozen=True)
+class ReportTask(Task):
+    """Writes the report of the study in the folder `path`."""
+
+    def work(self, job_env: JobEnvironment) -> None:
+        requeue_when_signalled(job_env)
+        from vae.report.report import write_report
+
+        log.info("report: %s", write_report(Path(self.path)))
+
+
+def requeue_when_signalled(job_env: JobEnvironment) -> None:
+    """For work that starts again from what is on disk: hand over as soon as a warning comes.
+
+    Ranks above 0 wait to be ended with the job; if they went first, rank 0 might fail before it has requeued.
+    """
+    flag: StopFlag
+
+    def act() -> None:
+        if job_env.rank == 0:
+            requeue_and_exit(job_env, flag.before)
+
+    flag = StopFlag(at_once=act)
+
+
+def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:
+    """Stop a job that its scheduler restarts over and over without one more saved step.
+
+    Raises:
+        RunError: says how often it was tried.
+    """
+    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
+    steps = [attempt.get("from_step") for attempt in attempts if attempt.get("job") == job_env.job]
+    tried = steps[-MAX_IDLE_RESTARTS - 1 :]
+    if len(tried) > MAX_IDLE_RESTARTS and len(set(tried)) == 1:
+        raise RunError(
+            f"{run_dir.name}: started {len(tried)} times at step {tried[0]} without getting further",
+            "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
+            "(--run.checkpoint_every_min), then launch again",
+        )
+
+
+def start_logging(job_env: JobEnvironment) -> None:
+    """Send log lines of rank 0, and warnings of all, to standard error."""
+    level = logging.INFO if job_env.rank == 0 else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
+    logging.getLogger("submitit").propagate = False  # it has a handler of its own
+
+
+def write_logs_to(folder: Path, kind: str, job_env: JobEnvironment) -> None:
+    """Let everything this process prints go to a file of its own: one per attempt and rank."""
+    if job_env.cluster == "debug":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}-{job_env.tag}-rank{job_env.rank}.log"
+    print(f"the log of rank {job_env.rank} goes on in {path}", flush=True)
+    with path.open("ab") as file:  # the descriptors themselves, so that C libraries write there too
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+def remove_unfinished_pickles(job_env: JobEnvironment) -> None:
+    """Remove what submitit left half-written when it was killed; it would refuse to write over it."""
+    if job_env.cluster == "slurm" and job_env.rank == 0 and (folder := os.environ.get("SUBMITIT_FOLDER")):
+        for path in Path(folder).glob(f"{job_env.job}_*.save_tmp"):
+            path.unlink(missing_ok=True)
+
+
+def run_of(study_dir: Path, index: int) -> Path:
+    """Folder of the `index`-th run of a study, counted from 0 in the order of study.yaml.
+
+    Raises:
+        SettingsError: the study has no run of that number.
+    """
+    runs = read_study(study_dir).runs
+    if not 0 <= index < len(runs):
+        raise SettingsError(
+            f"{study_dir} has no run {index}; it has {len(runs)}: {', '.join(runs)}",
+            f"submit with --array=0-{len(runs) - 1}",
+        )
+    return study_dir / runs[index]
+
+
+def main() -> int:
+    """One element of an array that was submitted by hand."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.node.task", allow_abbrev=False)
+    parser.add_argument("kind", choices=("train", "evaluate"))
+    parser.add_argument("study", type=Path, help="folder of the study")
+    parser.add_argument("--index", type=int, required=True, help="the element's index in its array")
+    asked = parser.parse_args()
+    make = TrainTask if asked.kind == "train" else EvaluateTask
+    make(str(run_of(asked.study.resolve(), asked.index)))()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ToolkitError as error:
+        print(f"error: {error}", f"hint: {error.hint}" if error.hint else "", sep="\n", file=sys.stderr)
+        sys.exit(2)

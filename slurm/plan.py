@@ -1,0 +1,244 @@
+"""Which jobs a study still needs, and the exact text that asks SLURM for each: a pure decision.
+
+    pack array -> finalize -> train array -> evaluate array -> report
+             afterok       afterok       aftercorr         afterany
+
+Nothing here reads a disk or talks to SLURM: state.py finds out what is there, submit.py acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from data_prep.errors import SettingsError
+from slurm.node.task import EvaluateTask, FinalizeTask, PackTask, ReportTask, Task, TrainTask
+
+Kind = Literal["pack", "finalize", "train", "evaluate", "report"]
+
+# Where submitit keeps what it runs, beside SLURM's own logs.
+JOBS_DIR = "jobs"
+
+# SLURM's own default: array indices are below this.
+MAX_ARRAY_SIZE = 1001
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of one run before anything is decided."""
+
+    name: str
+    index: int
+    """Position in study.yaml, which is its index in every array."""
+    is_trained: bool = False
+    is_scored: bool = False
+    train_job: str = ""
+    """Id of the queued or running job that trains it, as in `123_4`; empty if there is none."""
+    evaluate_job: str = ""
+    """Id of the queued or running job that scores it."""
+    stop_s: float = 0.0
+    """Longest time it has ever needed to save and, at the end of an epoch, validate; 0 = never measured."""
+
+
+@dataclass(frozen=True)
+class StudyFacts:
+    """What is known of a study and its data before anything is decided."""
+
+    study_dir: Path
+    runs: tuple[RunFacts, ...]
+    """The runs asked for; the study may hold more."""
+    data_dir: Path
+    is_packed: bool = True
+    num_shards: int = 0
+    pack_job: str = ""
+    """Id of the queued or running job that will finish the shards."""
+    has_report: bool = False
+    """A report is there and newer than every score."""
+    report_job: str = ""
+
+    def any_job(self) -> str:
+        """Id of a job that is at work, or will be, on this study or its data; empty if there is none."""
+        jobs = [self.pack_job, self.report_job]
+        jobs += [job for run in self.runs for job in (run.train_job, run.evaluate_job)]
+        return next(filter(None, jobs), "")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Processes that train one run together: one per GPU."""
+
+    gpus: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError unless every node gets the same number of GPUs."""
+        if self.gpus < 1 or self.nodes < 1:
+            raise SettingsError(f"--gpus {self.gpus} --nodes {self.nodes}; allowed: at least 1 each")
+        if self.gpus % self.nodes:
+            raise SettingsError(
+                f"--gpus {self.gpus} cannot be spread evenly over --nodes {self.nodes}",
+                "--gpus counts the GPUs of one run over all its nodes; make it a multiple of --nodes",
+            )
+
+    @property
+    def gpus_per_node(self) -> int:
+        return self.gpus // self.nodes
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """One sbatch: a job, or an array with one element per task."""
+
+    key: str
+    """Name within the plan, for the jobs that wait for this one."""
+    kind: Kind
+    folder: Path
+    """Study (or data) folder; logs and pickles go to its `jobs/`."""
+    tasks: Mapping[int, Task]
+    """Work by position: of the run in its study, of the part in its packing."""
+    after: tuple[str, ...] = ()
+    """What it waits for: `aftercorr:train` (a key of this plan) or `afterok:123_4` (a job's id)."""
+    is_array: bool = True
+    resources: Resources | None = None
+    """Processes and GPUs of each element; None = one process without a GPU."""
+    max_parallel: int = 0
+    """Elements that may run at once; 0 = as many as there is room for."""
+    offset: int = 0
+    """Position of the element with array index 0: SLURM bounds the index, and a study may be longer."""
+    stop_s: float = 0.0
+    """Longest time that any of its runs has needed to save and stop, in seconds; 0 = never measured."""
+
+    @property
+    def name(self) -> str:
+        """Job name, as squeue shows it."""
+        return f"{self.folder.name}-{self.key}"
+
+
+def decide(
+    facts: StudyFacts, resources: Resources, pack_jobs: int, max_array_size: int = MAX_ARRAY_SIZE
+) -> tuple[JobRequest, ...]:
+    """The jobs to submit, in order: only what is neither done nor queued nor running."""
+    pack = decide_pack(facts, min(pack_jobs, max_array_size))
+    train = decide_train(facts, resources, _after_data(facts, pack), max_array_size)
+    evaluate = decide_evaluate(facts, resources, max_array_size)
+    report = decide_report(facts, evaluate)
+    return (*pack, *train, *evaluate, *report)
+
+
+def decide_pack(facts: StudyFacts, pack_jobs: int) -> tuple[JobRequest, ...]:
+    """An array that packs the planned shards, and the job that joins them."""
+    if facts.is_packed or facts.pack_job:
+        return ()
+    out, count = facts.data_dir, max(1, min(pack_jobs, facts.num_shards))
+    tasks = {index: PackTask(str(out), index, count) for index in range(count)}
+    join = {0: FinalizeTask(str(out))}
+    return (
+        JobRequest("pack", "pack", out, tasks),
+        JobRequest("finalize", "finalize", out, join, after=("afterok:pack",), is_array=False),
+    )
+
+
+def _after_data(facts: StudyFacts, pack: tuple[JobRequest, ...]) -> tuple[str, ...]:
+    if pack:
+        return ("afterok:finalize",)
+    return (f"afterok:{facts.pack_job}",) if facts.pack_job else ()
+
+
+def decide_train(
+    facts: StudyFacts, resources: Resources, after_data: tuple[str, ...], max_array_size: int
+) -> tuple[JobRequest, ...]:
+    """One array over all runs that are not trained nor being trained; several if SLURM's are too short."""
+    due = [run for run in facts.runs if not run.is_trained and not run.train_job]
+    chunks: dict[int, list[RunFacts]] = {}
+    for run in due:
+        chunks.setdefault(run.index // max_array_size, []).append(run)
+    return tuple(
+        JobRequest(
+            key=numbered("train", chunk),
+            kind="train",
+            folder=facts.study_dir,
+            tasks={run.index: TrainTask(str(facts.study_dir / run.name)) for run in runs},
+            after=after_data,
+            resources=resources,
+            offset=chunk * max_array_size,
+            stop_s=max(run.stop_s for run in runs),
+        )
+        for chunk, runs in chunks.items()
+    )
+
+
+def decide_evaluate(facts: StudyFacts, resources: Resources, max_array_size: int) -> tuple[JobRequest, ...]:
+    """Arrays over the runs without scores, one for each thing that their runs wait for.
+
+    Each element waits for the element of the same index (aftercorr) of one training array, so a run that
+    fails holds up nobody else's scores. SLURM wants the same indices on both sides.
+    """
+    scoring = Resources(resources.gpus_per_node)  # one node has room enough, and is found sooner
+    waits: dict[tuple[str, int], dict[int, Task]] = {}
+    for run in facts.runs:
+        if run.is_scored or run.evaluate_job:
+            continue
+        chunk = run.index // max_array_size
+        after, offset = "", chunk * max_array_size
+        if run.train_job and not run.is_trained:
+            array, _, element = run.train_job.partition("_")
+            after, offset = f"aftercorr:{array}", run.index - int(element) if element else offset
+        elif not run.is_trained:
+            after = f"aftercorr:{numbered('train', chunk)}"  # decide_train takes every other run
+        waits.setdefault((after, offset), {})[run.index] = EvaluateTask(str(facts.study_dir / run.name))
+    return tuple(
+        JobRequest(
+            key=numbered("evaluate", number),
+            kind="evaluate",
+            folder=facts.study_dir,
+            tasks=tasks,
+            after=(after,) if after else (),
+            resources=scoring,
+            offset=offset,
+        )
+        for number, ((after, offset), tasks) in enumerate(waits.items())
+    )
+
+
+def decide_report(facts: StudyFacts, evaluate: tuple[JobRequest, ...]) -> tuple[JobRequest, ...]:
+    """The report, when every evaluation has ended, well or not."""
+    running = [run.evaluate_job for run in facts.runs if run.evaluate_job]
+    waits = [*(request.key for request in evaluate), *running]
+    if not evaluate and (facts.has_report or facts.report_job):
+        return ()
+    after = tuple(f"afterany:{wait}" for wait in waits)
+    tasks = {0: ReportTask(str(facts.study_dir))}
+    return (JobRequest("report", "report", facts.study_dir, tasks, after, is_array=False),)
+
+
+def numbered(key: str, number: int) -> str:
+    """`train`, `train-1`, `train-2`, ..."""
+    return f"{key}-{number}" if number else key
+
+
+def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ...]:
+    """The requests, with at most `cap` runs that train, and that are scored, at once; 0 = no cap.
+
+    Raises:
+        SettingsError: there are more training arrays than that, and each runs one element at least.
+    """
+    trains = sum(request.kind == "train" for request in requests)
+    if 0 < cap < trains:
+        raise SettingsError(
+            f"--max-parallel {cap}, but the study takes {trains} arrays, each of which runs one run at least",
+            f"use --max-parallel {trains} or more, or launch fewer --seeds at a time",
+        )
+    if not cap:
+        return requests
+    capped: dict[str, int] = {}
+    for kind in ("train", "evaluate"):
+        keys = [request.key for request in requests if request.kind == kind]
+        capped |= dict(zip(keys, shares(cap, len(keys)), strict=True))
+    return tuple(replace(request, max_parallel=capped.get(request.key, 0)) for request in requests)
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """`total` shared out evenly, the first ones a little more; at least 1 each."""
+    return [max(1, total // parts + (part < total % parts)) for part in range(parts)]

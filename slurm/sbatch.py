@@ -1,0 +1,219 @@
+"""The exact text of one batch script and its #SBATCH flags: a pure function of a request and a profile."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_prep.errors import SettingsError
+from slurm.node.task import PackTask, Task
+from slurm.plan import JOBS_DIR, JobRequest, Kind, Resources
+from slurm.profile import ClusterProfile
+
+# USR2 is ignored from the first instruction on, until Python has its handler: a warning that comes while
+# torch is being imported would otherwise kill the job. A trap in the batch script does not reach the tasks.
+LAUNCHER = 'bash -c \'trap "" USR2; exec "$@"\' task'
+
+# A task that cannot reach SLURM itself (inside a container, say) leaves a file, and the script requeues it;
+# and after 140, the exit code of what USR2 has killed: the warning came before that first instruction. (Of
+# several ranks srun reports 143, because it ends the others; then the next launch goes on.)
+REQUEUE = """\
+job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
+if rm {jobs_dir}/"$job.requeue" 2>/dev/null || [ "${{code:-0}}" -eq 140 ]; then scontrol requeue "$job"; fi
+exit "${{code:-0}}"
+"""
+
+# Ranks end together; when one has ended well and another has not after this long, it never will.
+WAIT_FOR_RANKS_S = 300
+
+# A script names this many of its elements.
+MAX_NAMED = 12
+
+# A job is warned this long before its time limit if no save of its run was ever measured, ...
+FIRST_WARNING_S = 180
+# ... else three times as long as the slowest took, and SLURM may be a minute late; but at least so long.
+LEAST_WARNING_S = 120
+WARNING_SLACK_S = 60
+# A limit that leaves less than three times the warning for work would only restart the job over and over.
+LEAST_LIMIT_PER_WARNING = 4
+
+
+def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, python: str) -> str:
+    """The whole script for sbatch; only the dependencies, whose ids come later, are given beside it.
+
+    Raises:
+        SettingsError: a path holds what sbatch would read as something else.
+    """
+    for path in (request.folder, code_dir):
+        check_path(path)
+    code = shlex.quote(str(code_dir))
+    flags = [sbatch_flag(name, value) for name, value in sbatch_flags(request, profile).items()]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"# {describe(request)}",
+            *flags,
+            "",
+            "set -eo pipefail  # a setup line that fails stops the job",
+            *profile.setup,
+            f"cd {code}  # where Python looks first",
+            f'export SUBMITIT_EXECUTOR=slurm PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+            f"{srun_command(request, profile, python)} || code=$?",
+            REQUEUE.format(jobs_dir=shlex.quote(str(request.folder / JOBS_DIR))),
+        ]
+    )
+
+
+def describe(request: JobRequest) -> str:
+    """One line that says what the job is: its work, and which array index means what."""
+    if not request.is_array:
+        return f"{request.kind} {request.folder.name}"
+    elements = [
+        f"{index - request.offset} = {array_task_name(task)}" for index, task in request.tasks.items()
+    ]
+    shown = elements if len(elements) <= MAX_NAMED else [*elements[:MAX_NAMED], "..."]
+    return f"{request.kind} {request.folder.name}: " + ", ".join(shown)
+
+
+def array_task_name(task: Task) -> str:
+    """What one element works on."""
+    if isinstance(task, PackTask):
+        return f"part {task.task + 1} of {task.tasks}"
+    return Path(task.path).name
+
+
+def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
+    """Every flag of the job, by name; an empty value means a bare flag."""
+    resources = request.resources or Resources()
+    element = "%A_%a" if request.is_array else "%j"
+    mem_gb = profile.mem_per_gpu_gb * resources.gpus_per_node if request.resources else 0
+    mem_gb = profile.pack_mem_gb if request.kind == "pack" else mem_gb
+    flags = {
+        "job-name": request.name,
+        "array": array_spec(request) if request.is_array else None,
+        "partition": profile.partition if request.resources else profile.cpu_partition or profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "nodes": resources.nodes,
+        "ntasks-per-node": resources.gpus_per_node,
+        profile.gpu_flag: gpu_amount(profile, resources) if request.resources else None,
+        "cpus-per-task": cpus_per_task(request, profile),
+        "mem": f"{mem_gb}G" if mem_gb else None,
+        "time": limit_min(request.kind, profile),
+        "signal": f"USR2@{warning_s(request, profile)}",
+        "requeue": True,
+        "open-mode": "append",  # an attempt adds to the log of the one before
+        "kill-on-invalid-dep": "yes",  # or it would wait for ever for a job that has failed
+        "output": request.folder / JOBS_DIR / f"{element}.log",
+    }
+    kept = {name: "" if value is True else str(value) for name, value in flags.items() if value}
+    renamed = profile.rename or {}
+    kept = {renamed.get(name, name): value for name, value in kept.items() if name not in profile.drop}
+    return kept | {name: str(value) for name, value in (profile.extra or {}).items()}
+
+
+def sbatch_flag(name: str, value: str) -> str:
+    """One #SBATCH line; sbatch splits it at spaces outside quotes."""
+    if not value:
+        return f"#SBATCH --{name}"
+    return f'#SBATCH --{name}="{value}"' if " " in value else f"#SBATCH --{name}={value}"
+
+
+def gpu_amount(profile: ClusterProfile, resources: Resources) -> str:
+    """GPUs of each node, as the site's flag wants them: `4`, `a100:4`, `gpu:4` or `gpu:a100:4`."""
+    generic = ["gpu"] if profile.gpu_flag == "gres" else []
+    kind = [profile.gpu_type] if profile.gpu_type else []
+    return ":".join([*generic, *kind, str(resources.gpus_per_node)])
+
+
+def cpus_per_task(request: JobRequest, profile: ClusterProfile) -> int:
+    """CPU cores of each process."""
+    if request.resources:
+        return profile.cpus_per_gpu
+    return profile.pack_cpus if request.kind == "pack" else 1
+
+
+def limit_min(kind: Kind, profile: ClusterProfile) -> int:
+    """Time limit of one job of that kind, in minutes."""
+    if kind in ("finalize", "report"):
+        return profile.report_limit_min
+    return int(getattr(profile, f"{kind}_limit_min"))
+
+
+def warning_s(request: JobRequest, profile: ClusterProfile) -> int:
+    """Seconds before its time limit at which the job is asked to save and stop.
+
+    Raises:
+        SettingsError: the limit leaves too little time for work beside it.
+    """
+    limit_s = 60 * limit_min(request.kind, profile)
+    if request.kind != "train":  # it has nothing to save
+        return min(profile.warning_s or LEAST_WARNING_S, limit_s // LEAST_LIMIT_PER_WARNING)
+    wanted = profile.warning_s or measured_warning_s(request.stop_s)
+    if limit_s < LEAST_LIMIT_PER_WARNING * wanted:
+        why = f", for its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
+        raise SettingsError(
+            f"train_limit_min = {limit_s // 60} leaves too little beside the warning that {request.name} "
+            f"gets {wanted} s before it{why}",
+            f"allow at least {math.ceil(LEAST_LIMIT_PER_WARNING * wanted / 60)} minutes, "
+            "or set a shorter warning_s in the profile",
+        )
+    return wanted
+
+
+def measured_warning_s(stop_s: float) -> int:
+    """The warning that a run needs whose slowest save (and validation) took `stop_s` seconds."""
+    if not stop_s:
+        return FIRST_WARNING_S
+    return max(LEAST_WARNING_S, math.ceil(3 * stop_s) + WARNING_SLACK_S)
+
+
+def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> str:
+    """The job's work: one process per GPU, all of which end when one fails.
+
+    `--cpus-per-task` is said again because srun does not take it from sbatch in SLURM 22.05 and later.
+    """
+    jobs_dir = request.folder / JOBS_DIR
+    element = "%A_%a" if request.is_array else "%j"
+    srun = [
+        "srun",
+        "--unbuffered",
+        "--open-mode=append",
+        "--kill-on-bad-exit=1",
+        f"--wait={WAIT_FOR_RANKS_S}",
+    ]
+    srun += [f"--cpus-per-task={cpus_per_task(request, profile)}", f"--output={jobs_dir}/{element}_%t.log"]
+    runner = [shlex.quote(python), "-u", "-m", "submitit.core._submit", shlex.quote(str(jobs_dir))]
+    container = [profile.container] if profile.container else []
+    return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join([*container, *runner])])
+
+
+def array_spec(request: JobRequest) -> str:
+    """The indices of an array, and how many elements may run at once: `0-2,5%2`."""
+    indices = [index - request.offset for index in request.tasks]
+    return index_list(indices) + (f"%{request.max_parallel}" if request.max_parallel else "")
+
+
+def index_list(indices: Iterable[int]) -> str:
+    """Array indices as sbatch writes them: {0, 1, 2, 5} is `0-2,5`."""
+    spans: list[list[int]] = []
+    for index in sorted(indices):
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def check_path(path: Path) -> None:
+    """Raise SettingsError if sbatch would read `path` as something else: `%` is a pattern, quotes end it."""
+    text = str(path)
+    bad = sorted({char for char in text if char in "%\"'\\$`#" or not char.isprintable()})
+    if bad:
+        raise SettingsError(
+            f"the path {text!r} holds {', '.join(map(repr, bad))}, which SLURM would misread",
+            "use a folder whose name has none of % \" ' \\ $ ` # and no line breaks",
+        )

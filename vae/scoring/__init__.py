@@ -1,0 +1,1 @@
+"""Scoring: features, distances, and the card that goes with every number."""

@@ -1,0 +1,1 @@
+"""Training: data loader, optimiser steps, checkpoints, metrics log."""

@@ -1,0 +1,119 @@
+"""One process per GPU, told apart by the environment: start accelerate, agree, and add up."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradScalerKwargs,
+    InitProcessGroupKwargs,
+    LoggerType,
+    ProjectConfiguration,
+)
+
+from data_prep.errors import RunError, SettingsError
+from vae.config import RunConfig
+
+# Ranks that wait longer than this for each other are not coming: say so instead of burning the allocation.
+RENDEZVOUS_TIME_LIMIT = datetime.timedelta(minutes=10)
+
+
+def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
+    """An Accelerator with the run's precision and trackers, on the ranks that the environment names.
+
+    Raises:
+        SettingsError: the precision or a tracker is not available here.
+        RunError: the ranks did not meet, or fewer came together than WORLD_SIZE says.
+    """
+    on_gpu = torch.cuda.is_available()
+    mixed_precision = choose_precision(config.precision, on_gpu)
+    _check_trackers(config.trackers)
+    # One process may train several runs one after another, each with its own precision.
+    AcceleratorState._reset_state()
+    with explained_rendezvous():
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            cpu=not on_gpu,
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=RENDEZVOUS_TIME_LIMIT),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                GradScalerKwargs(init_scale=first_loss_scale(config)),
+            ],
+        )
+    check_world_size(accelerator)
+    return accelerator
+
+
+@contextmanager
+def explained_rendezvous() -> Iterator[None]:
+    """Say who could not reach whom when ranks do not come together.
+
+    Raises:
+        RunError: names this rank, its host, and where it looked for rank 0.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        rank, host = os.environ.get("RANK"), socket.gethostname()
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        interface = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by the library"
+        raise RunError(
+            f"rank {rank} on {host} did not meet the others at {where} (network interface: {interface}): "
+            + str(error).splitlines()[0],
+            "if the nodes have several networks, name the right one in the profile's setup lines: "
+            "export NCCL_SOCKET_IFNAME=... GLOO_SOCKET_IFNAME=...",
+        ) from error
+
+
+def choose_precision(precision: str, on_gpu: bool) -> str:
+    """accelerate's name for a precision setting; `auto` is bf16 where the GPU has it, else none.
+
+    Raises:
+        SettingsError: half precision was asked for where no GPU can do it.
+    """
+    if precision == "auto":
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if precision == "fp16" and not on_gpu:
+        raise SettingsError("precision fp16 needs a GPU, and none is visible here", "use auto, bf16 or fp32")
+    return {"fp32": "no", "fp64": "no"}.get(precision, precision)
+
+
+def first_loss_scale(config: RunConfig) -> float:
+    """fp16 gradient scale to start from: torch's 65,536 for a mean loss, brought to our summed one.
+
+    The loss is a sum over batch and pixels, so its weight gradients are that many times larger; from 65,536
+    the scaler would skip the first twenty steps or so before it found this number itself.
+    """
+    return 65536.0 / (config.batch_size * config.image_size_px**2)
+
+
+def check_world_size(accelerator: Accelerator) -> None:
+    """Raise RunError unless as many ranks came together as were asked for.
+
+    Without this, accelerate may train WORLD_SIZE separate models into one folder without a word.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise RunError(
+            f"{accelerator.num_processes} of {asked} ranks came together on {accelerator.device}",
+            "check MASTER_ADDR, MASTER_PORT and the visible GPUs of the job",
+        )
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    known = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
+    for name in trackers:
+        if name not in known:
+            raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(known)}")

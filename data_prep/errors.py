@@ -5,7 +5,8 @@ ToolkitError
 ├── SettingsError  flags, run.yaml, study.yaml, profiles
 ├── RunError       a run folder, a checkpoint, a training that went wrong
 ├── WeightsError   feature-extractor weights
-└── ClusterError   SLURM and local launching
+├── ClusterError   SLURM and local launching
+└── DamagedFile    a file of ours that is damaged, edited, or from a later version
 """
 
 from __future__ import annotations
@@ -37,3 +38,7 @@ class WeightsError(ToolkitError):
 
 class ClusterError(ToolkitError):
     """The scheduler, or the local launcher, cannot do what was asked."""
+
+
+class DamagedFile(ToolkitError):
+    """A file does not hold what this toolkit writes there."""

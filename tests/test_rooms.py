@@ -50,4 +50,4 @@ def test_vae_uses_only_the_shard_format_of_data_prep() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("data_prep"):
                 used.add(node.module)
-    assert used == {"data_prep.shards", "data_prep.errors", "data_prep.files"}
+    assert used == {"data_prep.shards", "data_prep.errors", "data_prep.files", "data_prep.records"}

@@ -1,7 +1,7 @@
 """Typed records in JSON files: one strict reader and one writer for every room.
 
-Whatever in a file is not ours (damaged, edited by hand, from a later version) is one line that names the file, the
-field and what to do.
+Whatever in a file is not ours (damaged, edited by hand, from a later version) is one line that names the
+file, the field and what to do.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from pathlib import Path
 import _front
 
 from vae.report.report import score_table
+from vae.run_dir import read_scores_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
-from vae.study import SCORES_FILE, Study, find_target, is_scored, is_trained, read_json, read_study
+from vae.study import Study, find_target, is_scored, is_trained, read_study
 
 EXAMPLES = """\
   python jobs/evaluate.py chest                                # what the study runs/chest lacks
@@ -54,9 +55,9 @@ def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
     if not is_trained(run_dir):
         return False
-    scores = read_json(run_dir / SCORES_FILE) or {}
+    summary = read_scores_summary(run_dir)
     has_extractor = study.extractor == "smoke" or (
-        scores.get("extractor_sha256") == identify(locate(study.inception_weights))[0]
+        summary is not None and summary.extractor_sha256 == identify(locate(study.inception_weights))[0]
     )
     return not (is_scored(run_dir, study) and has_extractor)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from slurm.state import RunState
+from slurm.state import RunStatus
 from vae.goodput import duration
 from vae.report.page import Table, to_text
+from vae.study import RunState
 
 # The figures to compare runs by; scores.json and the report hold the rest.
 SCORES = {
@@ -25,32 +26,34 @@ STATES = (
 )
 
 
-def states_table(states: Iterable[RunState]) -> str:
+def states_table(runs: Iterable[RunStatus]) -> str:
     """One row per run: what it is doing and how far it is."""
-    rows = [
-        [
-            state.name,
-            state.state,
-            f"{state.step:,} of {state.total_steps:,}" if state.total_steps else "",
-            f"{state.epoch:.1f}" if state.total_steps else "",
-            number(state.loss, ",.1f"),
-            number(state.images_per_s, ",.0f"),
-            duration(state.eta_s) if state.state == "training" else "",
-            str(state.restarts),
-            number(state.goodput, ".0%"),
-            " ".join(state.detail.split()),
-        ]
-        for state in states
+    return to_text(Table(STATES, [states_row(run) for run in runs], frozenset(range(2, 9))))
+
+
+def states_row(run: RunStatus) -> list[str]:
+    """The cells of one run."""
+    progress, has_begun = run.progress, bool(run.progress.total_steps)
+    return [
+        run.name,
+        str(run.state),
+        f"{progress.step:,} of {progress.total_steps:,}" if has_begun else "",
+        f"{progress.epoch:.1f}" if has_begun else "",
+        number(progress.loss, ",.1f"),
+        number(progress.images_per_s, ",.0f"),
+        duration(progress.eta_s) if run.state is RunState.TRAINING else "",
+        str(run.restarts),
+        number(run.goodput, ".0%"),
+        " ".join(run.detail.split()),
     ]
-    return to_text(Table(STATES, rows, frozenset(range(2, 9))))
 
 
-def scores_table(states: Iterable[RunState]) -> str:
+def scores_table(runs: Iterable[RunStatus]) -> str:
     """One row per run with scores; a dash where a variant has none (`direct` cannot sample)."""
-    scored = [state for state in states if state.scores]
-    head = ["run", *SCORES.values(), *(["note"] if any(state.label for state in scored) else [])]
-    values = [[number(state.scores.get(name), ".4g") or "-" for name in SCORES] for state in scored]
-    rows = [[state.name, *row, state.label] for state, row in zip(scored, values, strict=True)]
+    scored = [run for run in runs if run.scores]
+    head = ["run", *SCORES.values(), *(["note"] if any(run.label for run in scored) else [])]
+    values = [[number(run.scores.get(name), ".4g") or "-" for name in SCORES] for run in scored]
+    rows = [[run.name, *row, run.label] for run, row in zip(scored, values, strict=True)]
     return to_text(Table(head, [row[: len(head)] for row in rows], frozenset(range(1, 1 + len(SCORES)))))
 
 

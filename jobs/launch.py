@@ -43,6 +43,7 @@ from vae.config import VARIANT_GROUPS, RunConfig
 from vae.scoring import inception_weights as weights
 from vae.study import (
     REPORT_FILE,
+    RunState,
     Study,
     add_launch,
     check_name,

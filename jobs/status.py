@@ -131,7 +131,7 @@ def picture(study_dir: Path, states: list[RunStatus]) -> str:
         parts.append(scores_table(states))
     if launches := read_launches(study_dir):
         launch = launches[-1]
-        parts.append(f"launched {launch['time']}: {shlex.join(launch['command'])}")
+        parts.append(f"launched {launch.time}: {shlex.join(launch.command)}")
     if (report := study_dir / REPORT_FILE).exists():
         parts.append(f"report: {report}")
     return "\n\n".join(parts)

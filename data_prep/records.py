@@ -7,6 +7,7 @@ file, the field and what to do.
 from __future__ import annotations
 
 import enum
+import os
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -75,7 +76,8 @@ def parse_record(content: bytes, kind: type[R], path: Path) -> R:
 def in_plain_words(error: Exception) -> str:
     """msgspec's message with the field first: `attempts[0].job: Expected str, got int`."""
     reason, _, field = str(error).replace("`", "").rpartition(" - at ")
-    return f"{field.removeprefix('$').lstrip('.') or 'all of it'}: {reason}" if reason else field
+    name = field.removeprefix("$").lstrip(".")
+    return f"{name}: {reason}" if reason and name else reason or field
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
@@ -114,6 +116,11 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder[T], path: Path, number
 
 
 def append_line(path: Path, record: Record) -> None:
-    """Add a record to a JSON-lines file; a kill leaves at most half a line, which readers leave out."""
-    with path.open("ab") as file:
+    """Add a record to a JSON-lines file, after dropping half a line that a killed writer has left there."""
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write(msgspec.json.encode(record) + b"\n")

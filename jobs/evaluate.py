@@ -12,9 +12,11 @@ from pathlib import Path
 
 import _front
 
+from data_prep.errors import DamagedFile
 from vae.report.report import score_table
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
-from vae.study import SCORES_FILE, Study, find_target, is_scored, is_trained, read_json, read_study
+from vae.scoring.score_cards import read_scores
+from vae.study import Study, find_target, is_scored, is_trained, read_study
 
 EXAMPLES = """\
   python jobs/evaluate.py chest                                # what the study runs/chest lacks
@@ -54,28 +56,30 @@ def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
     if not is_trained(run_dir):
         return False
-    scores = read_json(run_dir / SCORES_FILE) or {}
-    has_extractor = study.extractor == "smoke" or (
-        scores.get("extractor_sha256") == identify(locate(study.inception_weights))[0]
-    )
-    return not (is_scored(run_dir, study) and has_extractor)
+    try:
+        scores = read_scores(run_dir)
+    except DamagedFile:
+        return True
+    if scores is None or not is_scored(run_dir, study):
+        return True
+    weights = study.inception_weights
+    return study.extractor == "inception" and scores.extractor_sha256 != identify(locate(weights))[0]
 
 
 def main() -> int:
     """Score what the command line names; runs of a study that are not ready are told in the table."""
-    args = build_parser().parse_args()
-    study_dir, study, is_whole_study = find_runs(args.what, args.runs_dir)
-    asked = {"extractor": args.extractor, "inception_weights": args.inception_weights}
-    study = dataclasses.replace(study, **{name: value for name, value in asked.items() if value})
+    flags = build_parser().parse_args()
+    study_dir, study, is_whole_study = find_runs(flags.what, flags.runs_dir)
+    changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
+    study = dataclasses.replace(study, **{name: value for name, value in changes.items() if value})
     check(study)
-    due = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
-    if due:
+    names = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
+    if names:
+        # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate
-        from vae.training.collectives import (
-            destroy_process_group,  # imports torch: seconds that a typing error need not wait for
-        )
+        from vae.training.collectives import destroy_process_group
 
-        for name in due:
+        for name in names:
             evaluate(study_dir / name, study)
         destroy_process_group()
     if os.environ.get("RANK", "0") == "0":

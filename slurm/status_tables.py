@@ -7,18 +7,8 @@ from collections.abc import Iterable
 from slurm.state import RunState
 from vae.goodput import duration
 from vae.report.page import Table, to_text
+from vae.scoring.score_specs import SPECS
 
-# The figures to compare runs by; scores.json and the report hold the rest.
-SCORES = {
-    "rfid_paper": "FID\nreconstr.",
-    "gfid_paper": "FID\nsamples",
-    "is_reconstructions": "IS\nreconstr.",
-    "is_samples": "IS\nsamples",
-    "rfid_2048": "FID-2048\nreconstr.",
-    "gfid_2048": "FID-2048\nsamples",
-    "ssim": "SSIM",
-    "psnr": "PSNR\ndB",
-}
 STATES = (
     *("run", "state", "step", "epoch", "loss\nnats/image"),
     *("images/s", "left", "restarts", "useful", "note"),
@@ -47,11 +37,16 @@ def states_table(states: Iterable[RunState]) -> str:
 
 def scores_table(states: Iterable[RunState]) -> str:
     """One row per run with scores; a dash where a variant has none (`direct` cannot sample)."""
-    scored = [state for state in states if state.scores]
-    head = ["run", *SCORES.values(), *(["note"] if any(state.label for state in scored) else [])]
-    values = [[number(state.scores.get(name), ".4g") or "-" for name in SCORES] for state in scored]
-    rows = [[state.name, *row, state.label] for state, row in zip(scored, values, strict=True)]
-    return to_text(Table(head, [row[: len(head)] for row in rows], frozenset(range(1, 1 + len(SCORES)))))
+    specs = [spec for spec in SPECS if spec.is_in_status]
+    rows = []
+    for state in states:
+        if state.scores:
+            values = [number(state.scores.get(spec.key), ".4g") or "-" for spec in specs]
+            rows.append([state.name, *values, state.label])
+    # the last column is for labels, if there are any
+    head = ["run", *(spec.short_head for spec in specs), "note"]
+    width = len(head) if any(row[-1] for row in rows) else len(head) - 1
+    return to_text(Table(head[:width], [row[:width] for row in rows], frozenset(range(1, 1 + len(specs)))))
 
 
 def number(value: float | None, form: str) -> str:

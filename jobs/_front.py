@@ -20,7 +20,10 @@ sys.path.insert(0, str(REPOSITORY))
 import jsonargparse
 
 from data_prep.errors import ToolkitError
-from vae.config import in_plain_words
+from vae.config import KINDS
+
+# `--help` shows the line under each setting
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 # What a disk, and not the code, is to blame for.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -92,6 +95,15 @@ class Parser(jsonargparse.ArgumentParser):
         """An argument as one would type it."""
         known = next((action for action in self._actions if action.dest == name), None)
         return name if known is None else [*known.option_strings, str(known.metavar)][0]
+
+
+def in_plain_words(message: str) -> str:
+    """jsonargparse's message on one line, without Python's names of types."""
+    line = " ".join(message.split())
+    for kind, words in KINDS.items():
+        line = line.replace(f"Expected a <class '{kind}'>. Got value: ", f"expected {words}, not ")
+    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected one of \1, not ", line)
+    return re.sub(r"Does not validate .* Given value: ", f"expected {KINDS['dict']}, not ", line)
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -38,7 +38,7 @@ from slurm.doctor.node_checks import check_probe, probe_resources
 from slurm.doctor.probe import run_probe
 from slurm.doctor.profile_draft import draft_profile, new_profile_path, profile_text, write_draft
 from slurm.doctor.site import Site, ask_site, first
-from slurm.node.task import TrainTask
+from slurm.node.task import JobKind, TrainTask
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile, read_profile
 from slurm.submit import check_accepted as ask_sbatch
@@ -122,7 +122,9 @@ def find_shards(asked: Path | None) -> Path | None:
 
 def refusal(profile: ClusterProfile, resources: Resources, runs_dir: Path) -> str:
     """Why SLURM does not accept a training job of this profile; empty if it does."""
-    request = JobRequest("train", "train", runs_dir / "doctor", {0: TrainTask("doctor")}, resources=resources)
+    request = JobRequest(
+        "train", JobKind.TRAIN, runs_dir / "doctor", {0: TrainTask("doctor")}, resources=resources
+    )
     try:
         ask_sbatch(request, profile, _front.REPOSITORY)
     except ToolkitError as error:

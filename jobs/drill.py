@@ -14,6 +14,7 @@ the jobs; the same command then goes on. When it is over, the folders may be del
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import random
 import re
@@ -47,12 +48,15 @@ from slurm.drill.verdict import (
     read_stretches,
 )
 from slurm.job_records import read_jobs
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
 from slurm.plan import Resources
 from slurm.scheduler import QUEUED, RUNNING, Scheduler, newest_job
-from slurm.submit import choose_cluster
+from slurm.submit import choose_backend
 from vae.config import VARIANT_GROUPS
-from vae.metrics import progress
-from vae.study import STUDY_FILE, read_json, run_name
+from vae.metrics import read_progress
+from vae.run_dir import STUDY_FILE
+from vae.study import run_name
 
 EXAMPLES = """\
   python jobs/drill.py --profile mysite                        # ten interruptions on your cluster
@@ -73,7 +77,7 @@ SETTINGS = {
     "checkpoint_every_min": "0.05",
 }
 # Many more than a run makes between two looks, which is about 300 a second on a fast machine.
-STEPS_PER_INTERRUPTION = {"slurm": 2000, "local": 500}
+STEPS_PER_INTERRUPTION = {Backend.SLURM: 2000, Backend.LOCAL: 500}
 PLAN_FILE = "drill.json"
 # squeue is asked this often; once a second would annoy the people who run a cluster.
 TICK_S = 2.0
@@ -144,7 +148,7 @@ def refusal(text: str) -> ClusterError:
     return ClusterError(f"launch: {found.get('error', text[-300:].strip())}", found.get("hint"))
 
 
-def launch_words(asked: argparse.Namespace, cluster: str, data: Path) -> list[str]:
+def launch_words(asked: argparse.Namespace, cluster: Backend, data: Path) -> list[str]:
     """The flags of both launches, which differ in --study alone."""
     runs = len(VARIANT_GROUPS[asked.variant])
     steps = STEPS_PER_INTERRUPTION[cluster] * (1 + -(-asked.count // runs))
@@ -156,7 +160,7 @@ def launch_words(asked: argparse.Namespace, cluster: str, data: Path) -> list[st
         "--extractor",
         "smoke",
         "--cluster",
-        cluster,
+        str(cluster),
         "--runs-dir",
         str(asked.runs_dir),
     ]
@@ -189,15 +193,15 @@ def prepare_data(asked: str, runs_dir: Path) -> Path:
 class Session:
     """The two studies, side by side, and what is remembered of them between two commands."""
 
-    def __init__(self, asked: argparse.Namespace, cluster: str, words: list[str]) -> None:
+    def __init__(self, asked: argparse.Namespace, cluster: Backend, words: list[str]) -> None:
         runs_dir = asked.runs_dir.resolve()
-        self.is_local = cluster == "local"
+        self.is_local = cluster is Backend.LOCAL
         self.launchers = [
             Launcher(words, runs_dir / f"drill-{asked.seed}{end}", self.is_local) for end in ("", "-unbroken")
         ]
         folder, unbroken = (launcher.study_dir for launcher in self.launchers)
         self.plan_path = folder / PLAN_FILE
-        known = read_json(self.plan_path) or {}
+        known = json.loads(self.plan_path.read_text()) if self.plan_path.exists() else {}
         runs = [run_name(variant, 0) for variant in VARIANT_GROUPS[asked.variant]]
         plan = {run: [Blow(**blow) for blow in known.get(run, {}).get("blows", ())] for run in runs}
         if not known:
@@ -251,13 +255,11 @@ class Session:
         for drill in (self.drill, self.twin):
             records = read_jobs(drill.study_dir, drill.study)
             for target in drill.targets:
-                now = progress(target.run_dir)
-                record = newest_job("train", target.index, records, scheduler)
+                now = read_progress(target.run_dir)
+                record = newest_job(JobKind.TRAIN, target.index, records, scheduler)
                 state, reason = scheduler.state(record, target.index) if record else ("", "")
                 waits = f" ({reason or state})" if state == "PENDING" else ""
-                told = (
-                    "trained" if target.is_trained else f"step {now['step']} of {now['total_steps']}{waits}"
-                )
+                told = "trained" if target.is_trained else f"step {now.step} of {now.total_steps}{waits}"
                 lines.append(f"{drill.study_dir.name}/{target.run_dir.name} {told}")
         return lines
 
@@ -306,8 +308,8 @@ def main() -> int:
     Resources(asked.gpus, asked.nodes)
     if asked.seed < 0:
         raise SettingsError(f"--seed {asked.seed}; allowed: 0 or more")
-    cluster = choose_cluster(asked.cluster, bool(asked.profile))
-    if cluster == "slurm":
+    cluster = choose_backend(asked.cluster, bool(asked.profile))
+    if cluster is Backend.SLURM:
         require_slurm()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = launch_words(asked, cluster, prepare_data(asked.data, asked.runs_dir))
@@ -325,10 +327,10 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def expectation(asked: argparse.Namespace, cluster: str) -> str:
+def expectation(asked: argparse.Namespace, cluster: Backend) -> str:
     """How long this is going to take."""
     each = -(-asked.count // len(VARIANT_GROUPS[asked.variant]))
-    if cluster == "local":
+    if cluster is Backend.LOCAL:
         return f"{asked.count} interruptions on this machine: about {1 + asked.count // 3} minutes"
     return (
         f"{asked.count} interruptions, {each} of each run: {2 + each} to {3 + 3 * each} minutes where jobs "

@@ -14,8 +14,8 @@ import _front
 
 from data_prep.errors import DamagedFile
 from vae.report.report import score_table
+from vae.run_dir import read_scores_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
-from vae.scoring.score_cards import read_scores
 from vae.study import Study, find_target, is_scored, is_trained, read_study
 
 EXAMPLES = """\
@@ -54,16 +54,22 @@ def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
 
 def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
-    if not is_trained(run_dir):
-        return False
     try:
-        scores = read_scores(run_dir)
+        return is_trained(run_dir) and not has_scores(run_dir, study)
     except DamagedFile:
-        return True
-    if scores is None or not is_scored(run_dir, study):
-        return True
-    weights = study.inception_weights
-    return study.extractor == "inception" and scores.extractor_sha256 != identify(locate(weights))[0]
+        return False  # the table of scores says so
+
+
+def has_scores(run_dir: Path, study: Study) -> bool:
+    """Whether a trained run is scored by the study's extractor; a damaged scores.json is as good as none."""
+    try:
+        summary = read_scores_summary(run_dir)
+    except DamagedFile:
+        return False
+    if summary is None or not is_scored(run_dir, study):
+        return False
+    weights = locate(study.inception_weights)
+    return study.extractor == "smoke" or summary.extractor_sha256 == identify(weights)[0]
 
 
 def main() -> int:

@@ -32,17 +32,18 @@ from slurm.control import cancel_unsatisfiable, wait_until_settled
 from slurm.diagnose.follow import LocalFollower, follow_jobs
 from slurm.job_records import only_launcher, read_jobs, read_records
 from slurm.local import run_debug, run_local
-from slurm.node.environment import Cluster
+from slurm.node.environment import Backend
 from slurm.plan import JobRequest, Resources, decide, with_cap
 from slurm.profile import ClusterProfile, read_profile
 from slurm.sbatch import check_path
-from slurm.state import RunState, study_facts, study_states
+from slurm.state import RunStatus, study_facts, study_states
 from slurm.status_tables import scores_table, states_table
-from slurm.submit import as_shell, check_accepted, choose_cluster, script, submit
+from slurm.submit import as_shell, check_accepted, choose_backend, script, submit
 from vae.config import VARIANT_GROUPS, RunConfig
 from vae.scoring import inception_weights as weights
 from vae.study import (
     REPORT_FILE,
+    RunState,
     Study,
     add_launch,
     check_name,
@@ -51,7 +52,7 @@ from vae.study import (
     prepare_run,
     prepare_study,
     run_name,
-    with_known_runs,
+    with_earlier_runs,
 )
 
 EXAMPLES = """\
@@ -139,7 +140,7 @@ class Launch:
     """The runs asked for, by name."""
     data: Data
     resources: Resources
-    cluster: Cluster
+    backend: Backend
     profile: ClusterProfile
     max_parallel: int
     """Runs that may train at once on SLURM; 0 = as many as there is room for."""
@@ -151,7 +152,7 @@ class Launch:
         facts = study_facts(
             self.study_dir, self.study, tuple(self.configs), self.data.folder, self.data.num_shards
         )
-        if self.cluster == "slurm":
+        if self.backend is Backend.SLURM:
             requests = decide(facts, self.resources, self.profile.pack_jobs, max_array_size())
             return with_cap(requests, self.max_parallel)
         if job := facts.any_job():
@@ -160,7 +161,7 @@ class Launch:
             )
         return decide(facts, self.resources, pack_jobs=1)
 
-    def states(self) -> list[RunState]:
+    def states(self) -> list[RunStatus]:
         """What the runs asked for are doing."""
         return [state for state in study_states(self.study_dir, self.study) if state.name in self.configs]
 
@@ -171,7 +172,7 @@ def read_launch(asked: Any) -> Launch:
     if asked.max_parallel is not None and asked.max_parallel < 1:
         raise SettingsError(f"--max-parallel {asked.max_parallel}; allowed: at least 1")
     profile = read_profile(asked.profile)
-    cluster = choose_cluster(asked.cluster, bool(asked.profile))
+    backend = choose_backend(asked.cluster, bool(asked.profile))
     data = find_data(asked.data, asked.size)
     name = check_name(safe_name(data.folder.name) if asked.study is None else asked.study)
     study_dir = (asked.runs_dir / name).resolve()
@@ -189,9 +190,9 @@ def read_launch(asked: Any) -> Launch:
         for seed in asked.seeds
     }
     own_weights = str(Path(asked.inception_weights).resolve()) if asked.inception_weights else ""
-    study = with_known_runs(study_dir, Study(name, tuple(configs), asked.extractor, own_weights))
+    study = with_earlier_runs(study_dir, Study(name, tuple(configs), asked.extractor, own_weights))
     code = take_snapshot(study_dir)
-    return Launch(study_dir, study, configs, data, resources, cluster, profile, asked.max_parallel or 0, code)
+    return Launch(study_dir, study, configs, data, resources, backend, profile, asked.max_parallel or 0, code)
 
 
 # --- checks that cost seconds here and hours in the queue ------------------------------------------
@@ -208,11 +209,11 @@ def preflight(launch: Launch, is_dry: bool) -> None:
     check_writable(launch.study_dir)
     if launch.data.num_shards is not None:
         check_writable(launch.data.folder)
-    if launch.cluster == "debug" and launch.resources.gpus != 1:
+    if launch.backend is Backend.DEBUG and launch.resources.gpus != 1:
         raise SettingsError("--cluster debug is one process", "use --gpus 1, or --cluster local")
-    if launch.cluster == "local":
+    if launch.backend is Backend.LOCAL:
         check_this_machine(launch.resources)
-    if launch.cluster == "slurm":
+    if launch.backend is Backend.SLURM:
         if not is_dry:
             require_slurm()
         warn_of_private_folders(launch)
@@ -278,7 +279,7 @@ def prepare(launch: Launch) -> None:
     """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
     write_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
-    if launch.cluster != "debug":  # which runs in this very process
+    if launch.backend is not Backend.DEBUG:  # which runs in this very process
         launch.code.write()
     for name, config in launch.configs.items():
         if not is_trained(launch.study_dir / name):
@@ -297,7 +298,7 @@ def sole_launcher(launch: Launch) -> Iterator[None]:
 
 def clear_queue(launch: Launch) -> None:
     """Have the queue settle: no job that SLURM has yet to evaluator, none that can never start."""
-    if launch.cluster != "slurm":
+    if launch.backend is not Backend.SLURM:
         return
     records = read_jobs(launch.study_dir, launch.study)
     if launch.data.num_shards is not None:
@@ -314,7 +315,7 @@ def accepted_requests(launch: Launch) -> tuple[JobRequest, ...]:
         ClusterError: SLURM would not take one of them.
     """
     requests = launch.requests()
-    if launch.cluster == "slurm":
+    if launch.backend is Backend.SLURM:
         for request in requests:
             check_accepted(request, launch.profile, launch.code.folder)
     return requests
@@ -330,7 +331,7 @@ def note_launch(launch: Launch, requests: Sequence[JobRequest], words: Sequence[
 
 def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -> int:
     """Run or submit the jobs; returns the exit code: 0 if all that could be done is done or queued."""
-    if launch.cluster == "slurm":
+    if launch.backend is Backend.SLURM:
         submit(requests, launch.profile, launch.code.folder)
         if not must_wait:
             show(launch)
@@ -341,16 +342,16 @@ def carry_out(launch: Launch, requests: Sequence[JobRequest], must_wait: bool) -
         except KeyboardInterrupt:
             log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(launch.study_dir)))
             raise
-    elif launch.cluster == "local":
+    elif launch.backend is Backend.LOCAL:
         for reason in run_local(requests, launch.code.folder, LocalFollower()):
             log.error("failed: %s", reason)
     else:
         run_debug(requests)
     states = show(launch)
-    return 0 if all(state.state == "done" for state in states) and report_of(launch).exists() else 1
+    return 0 if all(state.state is RunState.DONE for state in states) and report_of(launch).exists() else 1
 
 
-def show(launch: Launch) -> list[RunState]:
+def show(launch: Launch) -> list[RunStatus]:
     """Print the runs, their scores if there are any, and where the report is; returns the runs' states."""
     states = launch.states()
     print(states_table(states))
@@ -371,7 +372,7 @@ def show_plan(launch: Launch, requests: Sequence[JobRequest], words: Sequence[st
     print(f"{states_table(launch.states())}\n")
     keys = [request.key for request in requests]
     for request in requests:
-        if launch.cluster == "slurm":
+        if launch.backend is Backend.SLURM:
             print(f"{as_shell(request, keys)}\n{script(request, launch.profile, launch.code.folder)}EOF\n)\n")
         else:
             print(f"{request.kind}: {', '.join(Path(task.path).name for task in request.tasks.values())}")
@@ -395,7 +396,7 @@ def main() -> int:
         accepted_requests(launch)  # what SLURM refuses leaves no folder behind
     with sole_launcher(launch):
         # another launch may have added runs until a moment ago
-        launch = replace(launch, study=with_known_runs(launch.study_dir, launch.study))
+        launch = replace(launch, study=with_earlier_runs(launch.study_dir, launch.study))
         clear_queue(launch)
         requests = accepted_requests(launch)
         prepare(launch)

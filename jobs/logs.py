@@ -15,7 +15,7 @@ from data_prep.errors import RunError, SettingsError
 from slurm.diagnose.explain import explain
 from slurm.diagnose.follow import follow_log
 from slurm.diagnose.gather import gather
-from slurm.diagnose.log_files import Attempt, choose, find_attempts, last_change
+from slurm.diagnose.log_files import AttemptLogs, choose, find_attempts, last_change
 from slurm.job_records import read_jobs
 from vae.study import find_target, read_study
 
@@ -73,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def show_list(attempts: list[Attempt]) -> None:
+def show_list(attempts: list[AttemptLogs]) -> None:
     """One line for each attempt, oldest first."""
     for number, attempt in enumerate(attempts, 1):
         time = datetime.fromtimestamp(last_change(attempt))
@@ -81,7 +81,7 @@ def show_list(attempts: list[Attempt]) -> None:
         print(f"{number}  {attempt.label}; rank {ranks}; last written {time:%Y-%m-%d %H:%M:%S}")
 
 
-def show(attempts: list[Attempt], number: int | None, rank: int, lines: int | None) -> None:
+def show(attempts: list[AttemptLogs], number: int | None, rank: int, lines: int | None) -> None:
     """Print one log, or its last lines."""
     attempt = choose(attempts, number)
     if attempt is None:

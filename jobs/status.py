@@ -27,22 +27,11 @@ from rich.text import Text
 
 from data_prep.errors import SettingsError, ToolkitError
 from slurm.job_records import read_records
-from slurm.state import RunState, all_states, study_states
+from slurm.state import RunStatus, all_states, study_states
 from slurm.status_tables import scores_table, states_table
 from vae.report.page import Table, to_text
-from vae.study import (
-    DONE_FILE,
-    LAUNCHES_FILE,
-    METRICS_FILE,
-    REPORT_FILE,
-    SCORES_FILE,
-    STUDY_FILE,
-    Study,
-    find_studies,
-    find_target,
-    read_launches,
-    read_study,
-)
+from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
+from vae.study import RunState, Study, find_studies, find_target, read_launches, read_study
 
 EXAMPLES = """\
   python jobs/status.py                         # the studies in runs/
@@ -88,7 +77,7 @@ def main() -> int:
     return 0
 
 
-def states_of(study_dir: Path, run: str) -> list[RunState]:
+def states_of(study_dir: Path, run: str) -> list[RunStatus]:
     """What every run, or that one, is doing now; runs that were added meanwhile are there, too."""
     states = study_states(study_dir, read_study(study_dir))
     return [state for state in states if run in ("", state.name)]
@@ -107,7 +96,7 @@ def studies_table(runs_dir: Path) -> str:
         )
     rows = []
     for folder, states in all_states(dict(readable(folders))).items():
-        counts = Counter(state.state for state in states)
+        counts = Counter(str(state.state) for state in states)
         others = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
         changed = datetime.fromtimestamp(last_change(folder, states))
         rows.append([folder.name, f"{counts['done']} of {len(states)}", others, f"{changed:%Y-%m-%d %H:%M}"])
@@ -126,7 +115,7 @@ def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
             yield folder, study
 
 
-def last_change(study_dir: Path, states: list[RunState]) -> float:
+def last_change(study_dir: Path, states: list[RunStatus]) -> float:
     """When the study or one of its runs got any further, as a Unix time."""
     runs = [
         study_dir / state.name / name for state in states for name in (METRICS_FILE, DONE_FILE, SCORES_FILE)
@@ -135,14 +124,14 @@ def last_change(study_dir: Path, states: list[RunState]) -> float:
     return max(path.stat().st_mtime for path in paths if path.exists())
 
 
-def picture(study_dir: Path, states: list[RunState]) -> str:
+def picture(study_dir: Path, states: list[RunStatus]) -> str:
     """The tables, and where the report is."""
     parts = [states_table(states)]
     if any(state.scores for state in states):
         parts.append(scores_table(states))
     if launches := read_launches(study_dir):
         launch = launches[-1]
-        parts.append(f"launched {launch['time']}: {shlex.join(launch['command'])}")
+        parts.append(f"launched {launch.time}: {shlex.join(launch.command)}")
     if (report := study_dir / REPORT_FILE).exists():
         parts.append(f"report: {report}")
     return "\n\n".join(parts)
@@ -159,7 +148,7 @@ def watch(study_dir: Path, run: str, every_s: float) -> None:
                 print(f"{shown}\n", flush=True)
             else:
                 live.update(Text(shown), refresh=True)  # a narrow terminal folds: labels stay whole
-            if all(state.state == "done" for state in states):
+            if all(state.state is RunState.DONE for state in states):
                 return
             time.sleep(every_s)
 

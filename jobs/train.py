@@ -19,7 +19,8 @@ import _front
 from data_prep.errors import SettingsError, ToolkitError
 from data_prep.shards import read_manifest
 from vae.config import RunConfig, read_settings, to_dict
-from vae.study import METRICS_FILE, RUN_FILE, prepare_run
+from vae.run_dir import METRICS_FILE, RUN_FILE
+from vae.study import prepare_run
 
 EXAMPLES = """\
   python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2

@@ -13,12 +13,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.files import fsync_path, temporary_path, write_json
-from vae.provenance import REPOSITORY, SNAPSHOT_FILE, code
+import msgspec
+
+from data_prep.files import fsync_path, temporary_path
+from data_prep.records import write_record
+from vae.provenance import REPOSITORY, SNAPSHOT_FILE, code_version
+from vae.run_dir import CODE_DIR
 
 log = logging.getLogger(__name__)
 
-FOLDER = "code"
 PACKAGES = ("data_prep", "vae", "slurm", "jobs")
 KINDS = (".py", ".yaml", ".sbatch")
 
@@ -43,7 +46,8 @@ class Snapshot:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 (part / name).write_bytes(content)
                 fsync_path(part / name)
-            write_json(part / SNAPSHOT_FILE, {**code(), "snapshot": self.folder.name})
+            version = msgspec.structs.replace(code_version(), snapshot=self.folder.name)
+            write_record(part / SNAPSHOT_FILE, version)
             part.rename(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -65,4 +69,4 @@ def take_snapshot(study_dir: Path, repository: Path = REPOSITORY) -> Snapshot:
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return Snapshot(study_dir / FOLDER / digest.hexdigest()[:12], files)
+    return Snapshot(study_dir / CODE_DIR / digest.hexdigest()[:12], files)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.errors import ClusterError
-from slurm.client import ask
+from slurm import client
 from slurm.job_records import JobRecord, note_end, read_jobs
 from slurm.local import end_local, is_running_here, ticks
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
 from slurm.plan import shares
 from slurm.scheduler import RUNNING, Scheduler, ask_scheduler
 from vae.study import Study
@@ -24,7 +26,7 @@ LOCAL_END_S = 70.0
 SLURM_END_S = 120.0
 
 # Those that wait come first: a report that waits for the end of a scoring would start when that is cancelled.
-LAST_FIRST = ("report", "evaluate", "train")
+LAST_FIRST = (JobKind.REPORT, JobKind.EVALUATE, JobKind.TRAIN)
 
 Asked = int | Literal["hold", "release"]
 
@@ -42,17 +44,17 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     said, ended = [], list[str]()
     for kind in LAST_FIRST:
         for record in [record for record in records if record.kind == kind]:
-            if run and kind == "report":  # it tells of the other runs too
+            if run and kind is JobKind.REPORT:  # it tells of the other runs too
                 continue
             wanted = [study.runs.index(run)] if run else record.indices
             live = [
                 index for index in record.indices if index in wanted and is_live(record, index, scheduler)
             ]
             if live:
-                if record.cluster == "local":
+                if record.cluster is Backend.LOCAL:
                     note_end(study_dir, record.id, "cancelled")
                 end(record, live, is_all=not run)
-                ended += [record.array_task(index) for index in live if record.cluster == "slurm"]
+                ended += [record.array_task(index) for index in live if record.cluster is Backend.SLURM]
                 said.append(f"cancelled: {kind} {names(record, live, study)} ({told(record, live, run)})")
     wait_for_end(records, ended)  # a training saves first
     return said
@@ -63,7 +65,7 @@ def cancel_unsatisfiable(records: list[JobRecord]) -> list[str]:
     never_satisfiable = ask_scheduler(records, with_accounts=False).never_satisfiable()
     dead = sorted(never_satisfiable.intersection(array_tasks_of(records)))
     if dead:
-        ask("scancel", "--quiet", *dead)
+        client.cancel(*dead)
         wait_for_end(records, dead)
     return dead
 
@@ -92,7 +94,7 @@ def wait_until_settled(records: list[JobRecord]) -> None:
 
 def array_tasks_of(records: Iterable[JobRecord]) -> list[str]:
     """The ids of all elements of SLURM's jobs."""
-    return [r.array_task(index) for r in records if r.cluster == "slurm" for index in r.indices]
+    return [r.array_task(index) for r in records if r.cluster is Backend.SLURM for index in r.indices]
 
 
 def wait_for_end(records: list[JobRecord], ended: Iterable[str]) -> None:
@@ -109,17 +111,17 @@ def wait_for_end(records: list[JobRecord], ended: Iterable[str]) -> None:
 
 def end(record: JobRecord, live: list[int], is_all: bool) -> None:
     """End one job: an array at once, elements one by one, a local launch together with its process."""
-    if record.cluster == "local":
+    if record.cluster is Backend.LOCAL:
         end_local(int(record.id), with_launcher=is_all)
     elif is_all:
-        ask("scancel", "--quiet", record.id)
+        client.cancel(record.id)
     else:
-        ask("scancel", "--quiet", *(record.array_task(index) for index in live))
+        client.cancel(*(record.array_task(index) for index in live))
 
 
 def told(record: JobRecord, live: list[int], run: str) -> str:
     """The id by which a job, or its only element meant, is known."""
-    if record.cluster == "local":
+    if record.cluster is Backend.LOCAL:
         return f"process {record.id}"
     return f"job {record.array_task(live[0]) if run else record.id}"
 
@@ -143,21 +145,21 @@ def throttle(study_dir: Path, study: Study, asked: Asked) -> list[str]:
     caps = {kind: shares(asked, count) for kind, count in arrays.items()} if isinstance(asked, int) else {}
     said = []
     for record, live in alive.items():
-        if record.cluster == "local":
+        if record.cluster is Backend.LOCAL:
             raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
         if asked == "hold":
-            ask("scontrol", "uhold", record.id)  # by its owner, so that the owner may release it
+            client.hold(record.id)  # by its owner, so that the owner may release it
             runs_on = [index for index in live if scheduler.state(record, index)[0] in RUNNING]
             held = [index for index in live if index not in runs_on]
             said += [f"held: {record.kind} {names(record, held, study)} (job {record.id})"] if held else []
             if runs_on:
                 said.append(f"goes on: {record.kind} {names(record, runs_on, study)}, held if it is requeued")
         elif asked == "release":
-            ask("scontrol", "release", record.id)
+            client.release(record.id)
             said.append(f"released: {record.kind} {names(record, live, study)} (job {record.id})")
         elif record.is_array:
             cap = caps[record.kind].pop(0)  # several arrays of one kind share what was asked for
-            ask("scontrol", "update", f"JobId={record.id}", f"ArrayTaskThrottle={cap}")
+            client.set_array_throttle(record.id, cap)
             said.append(f"at most {cap} at once: {record.kind} (job {record.id})")
     return said
 
@@ -178,14 +180,14 @@ def require_queue(records: list[JobRecord]) -> Scheduler:
 
 def is_live(record: JobRecord, index: int, scheduler: Scheduler) -> bool:
     """Whether one element is queued or running."""
-    if record.cluster == "local":
+    if record.cluster is Backend.LOCAL:
         return is_running_here(record)
     return record.array_task(index) in (scheduler.queue or {})
 
 
 def names(record: JobRecord, indices: Iterable[int], study: Study) -> str:
     """The runs a job works on; of the report, the study."""
-    if record.kind == "report":
+    if record.kind is JobKind.REPORT:
         return "of the study"
     runs = [study.runs[index] for index in indices]
     return ", ".join(runs) if len(runs) <= 6 else f"{', '.join(runs[:5])}, ... ({len(runs)} runs)"

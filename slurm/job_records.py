@@ -4,85 +4,92 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import ClusterError
-from data_prep.files import only_holder, write_json
+import msgspec
+
+from data_prep.errors import ClusterError, DamagedFile
+from data_prep.files import only_holder
+from data_prep.records import Record, read_record, write_record
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from vae.study import (
-    PROVENANCE_FILE,
-    Study,
-    read_json,
-)
+from vae.provenance import Attempt, read_attempts
+from vae.run_dir import JOBS_FILE, JOBS_LOCK_FILE, LAUNCH_LOCK_FILE
+from vae.study import Study
 
-JOBS_FILE = "jobs.json"
-JOBS_LOCK_FILE = ".jobs.lock"
 JOBS_LOCK_WAIT_S = 10.0
-LOCK_FILE = ".launch.lock"
 
 
-@dataclass(frozen=True)
-class JobRecord:
-    """One submitted job or array, as jobs.json keeps it."""
+class JobRecord(Record, frozen=True):
+    """One submitted job or array."""
 
     id: str
-    kind: str
-    cluster: str
+    kind: JobKind
+    cluster: Backend
     """slurm or local."""
     is_array: bool
     indices: tuple[int, ...]
-    """Array indices, which are positions in study.yaml."""
+    """Positions in study.yaml of the runs it works on."""
     host: str
     """Machine it was submitted from."""
     offset: int = 0
-    """Position of the element with array index 0."""
+    """Position of the array task with index 0."""
     end: str = ""
     """How a local job was ended on purpose: cancelled or interrupted. Of its own jobs SLURM knows that."""
     name: str = ""
     """Job name; SLURM may give the same id again to something else."""
 
     @classmethod
-    def of(cls, request: JobRequest, job: str, cluster: str) -> JobRecord:
+    def of(cls, request: JobRequest, job: str, cluster: Backend) -> JobRecord:
         """The record of a request that has just become job `job`."""
-        is_array = request.is_array and cluster == "slurm"
+        is_array = request.is_array and cluster is Backend.SLURM
         host = socket.gethostname()
         indices = tuple(request.tasks)
         return cls(job, request.kind, cluster, is_array, indices, host, request.offset, name=request.name)
 
     def array_task(self, index: int) -> str:
-        """Id of one element, as squeue and sacct write it."""
+        """Id of one of its array tasks, or of the job if it is none, as squeue and sacct write it."""
         return f"{self.id}_{index - self.offset}" if self.is_array else self.id
+
+
+class JobList(Record, frozen=True):
+    """jobs.json."""
+
+    IF_DAMAGED = "see that squeue shows none of its jobs, then remove the file: it is written anew"
+
+    jobs: tuple[JobRecord, ...] = ()
 
 
 def read_records(folder: Path) -> list[JobRecord]:
     """The jobs submitted for a study or data folder, oldest first.
 
     Raises:
-        ClusterError: the file that tells is damaged, so what runs might be started twice.
+        DamagedFile: nobody knows which jobs are at work, so what runs might be started twice.
     """
-    path = folder / JOBS_FILE
-    known = (read_json(path) or {}).get("jobs")
-    if known is None and path.exists():
-        raise ClusterError(
-            f"{path} is damaged, so nobody knows which jobs are at work",
-            "see that squeue shows none of its jobs, then remove the file: it is written anew",
-        )
-    return [JobRecord(**{**job, "indices": tuple(job["indices"])}) for job in known or ()]
+    return list((read_record(folder / JOBS_FILE, JobList) or JobList()).jobs)
 
 
 def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
     """The jobs submitted for a study, those submitted by hand included, oldest first."""
-    known = read_records(study_dir)
-    ids = {record.id for record in known}
+    records = read_records(study_dir)
+    ids = {record.id for record in records}
     by_hand = []
     for index, name in enumerate(study.runs):
-        attempts = (read_json(study_dir / name / PROVENANCE_FILE) or {}).get("attempts", [])
-        last = attempts[-1] if attempts else {}
-        if last.get("cluster") == "slurm" and last["job"].split("_")[0] not in ids:
-            by_hand.append(JobRecord(last["job"], "train", "slurm", False, (index,), last.get("host", "")))
-    return [*by_hand, *known]
+        attempt = newest_attempt(study_dir / name)
+        if attempt and attempt.cluster == Backend.SLURM and attempt.job.split("_")[0] not in ids:
+            by_hand.append(
+                JobRecord(attempt.job, JobKind.TRAIN, Backend.SLURM, False, (index,), attempt.host)
+            )
+    return [*by_hand, *records]
+
+
+def newest_attempt(run_dir: Path) -> Attempt | None:
+    """The newest attempt of a run; None without one, and of a damaged run, which is shown as such."""
+    with suppress(DamagedFile):
+        return next(reversed(read_attempts(run_dir)), None)
+    return None
 
 
 def add_record(folder: Path, record: JobRecord) -> None:
@@ -94,7 +101,10 @@ def add_record(folder: Path, record: JobRecord) -> None:
 def note_end(folder: Path, job: str, how: str) -> None:
     """Remember that local job `job` is ended on purpose; what was noted first stands."""
     with _changing(folder) as records:
-        records[:] = [replace(known, end=known.end or how) if known.id == job else known for known in records]
+        records[:] = [
+            msgspec.structs.replace(record, end=record.end or how) if record.id == job else record
+            for record in records
+        ]
 
 
 @contextmanager
@@ -105,7 +115,7 @@ def _changing(folder: Path) -> Iterator[list[JobRecord]]:
             raise ClusterError(f"another process keeps {folder / JOBS_FILE} locked", "end it, and try again")
         records = read_records(folder)
         yield records
-        write_json(folder / JOBS_FILE, {"jobs": [asdict(record) for record in records]})
+        write_record(folder / JOBS_FILE, JobList(tuple(records)))
 
 
 @contextmanager
@@ -115,7 +125,7 @@ def only_launcher(study_dir: Path) -> Iterator[None]:
     Raises:
         ClusterError: another launcher holds it.
     """
-    with only_holder(study_dir / LOCK_FILE, wait_s=0) as is_ours:
+    with only_holder(study_dir / LAUNCH_LOCK_FILE, wait_s=0) as is_ours:
         if not is_ours:
             raise ClusterError(
                 f"another launch of {study_dir} is at work", "wait for it, or end it, then launch again"

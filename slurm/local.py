@@ -16,8 +16,9 @@ from pathlib import Path
 from data_prep.errors import ClusterError
 from slurm.client import clean_environment
 from slurm.job_records import JobRecord, add_record, note_end, read_records
-from slurm.node.environment import single_process
-from slurm.plan import JOBS_DIR, JobRequest
+from slurm.node.environment import Backend, single_process
+from slurm.plan import JobRequest
+from vae.run_dir import JOBS_DIR
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
 UNLIMITED_RESTARTS = 1_000_000
@@ -90,7 +91,7 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
         )
         job = executor.submit(request.tasks[index])
     # this element's record alone: the others have processes of their own
-    add_record(request.folder, replace(JobRecord.of(request, job.job_id, "local"), indices=(index,)))
+    add_record(request.folder, replace(JobRecord.of(request, job.job_id, Backend.LOCAL), indices=(index,)))
     try:
         while not job.done():
             watch(request, index)

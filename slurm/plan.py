@@ -1,4 +1,4 @@
-"""Which jobs a study still needs, and the exact text that asks SLURM for each: a pure decision.
+"""Which jobs a study still needs: a pure decision.
 
     pack array -> finalize -> train array -> evaluate array -> report
              afterok       afterok       aftercorr         afterany
@@ -11,18 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from data_prep.errors import SettingsError
-from slurm.node.task import EvaluateTask, FinalizeTask, PackTask, ReportTask, Task, TrainTask
-
-Kind = Literal["pack", "finalize", "train", "evaluate", "report"]
-
-# Where submitit keeps what it runs, beside SLURM's own logs.
-JOBS_DIR = "jobs"
-
-# SLURM's own default: array indices are below this.
-MAX_ARRAY_SIZE = 1001
+from slurm.client import MAX_ARRAY_SIZE
+from slurm.node.task import EvaluateTask, FinalizeTask, JobKind, PackTask, ReportTask, Task, TrainTask
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ class JobRequest:
 
     key: str
     """Name within the plan, for the jobs that wait for this one."""
-    kind: Kind
+    kind: JobKind
     folder: Path
     """Study (or data) folder; logs and pickles go to its `jobs/`."""
     tasks: Mapping[int, Task]
@@ -135,8 +127,8 @@ def decide_pack(facts: StudyFacts, pack_jobs: int) -> tuple[JobRequest, ...]:
     tasks = {index: PackTask(str(out), index, count) for index in range(count)}
     join = {0: FinalizeTask(str(out))}
     return (
-        JobRequest("pack", "pack", out, tasks),
-        JobRequest("finalize", "finalize", out, join, after=("afterok:pack",), is_array=False),
+        JobRequest("pack", JobKind.PACK, out, tasks),
+        JobRequest("finalize", JobKind.FINALIZE, out, join, after=("afterok:pack",), is_array=False),
     )
 
 
@@ -157,7 +149,7 @@ def decide_train(
     return tuple(
         JobRequest(
             key=numbered("train", chunk),
-            kind="train",
+            kind=JobKind.TRAIN,
             folder=facts.study_dir,
             tasks={run.index: TrainTask(str(facts.study_dir / run.name)) for run in runs},
             after=after_data,
@@ -191,7 +183,7 @@ def decide_evaluate(facts: StudyFacts, resources: Resources, max_array_size: int
     return tuple(
         JobRequest(
             key=numbered("evaluate", number),
-            kind="evaluate",
+            kind=JobKind.EVALUATE,
             folder=facts.study_dir,
             tasks=tasks,
             after=(after,) if after else (),
@@ -210,7 +202,7 @@ def decide_report(facts: StudyFacts, evaluate: tuple[JobRequest, ...]) -> tuple[
         return ()
     after = tuple(f"afterany:{wait}" for wait in waits)
     tasks = {0: ReportTask(str(facts.study_dir))}
-    return (JobRequest("report", "report", facts.study_dir, tasks, after, is_array=False),)
+    return (JobRequest("report", JobKind.REPORT, facts.study_dir, tasks, after, is_array=False),)
 
 
 def numbered(key: str, number: int) -> str:
@@ -224,7 +216,7 @@ def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ..
     Raises:
         SettingsError: there are more training arrays than that, and each runs one element at least.
     """
-    trains = sum(request.kind == "train" for request in requests)
+    trains = sum(request.kind is JobKind.TRAIN for request in requests)
     if 0 < cap < trains:
         raise SettingsError(
             f"--max-parallel {cap}, but the study takes {trains} arrays, each of which runs one run at least",
@@ -233,7 +225,7 @@ def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ..
     if not cap:
         return requests
     capped: dict[str, int] = {}
-    for kind in ("train", "evaluate"):
+    for kind in (JobKind.TRAIN, JobKind.EVALUATE):
         keys = [request.key for request in requests if request.kind == kind]
         capped |= dict(zip(keys, shares(cap, len(keys)), strict=True))
     return tuple(replace(request, max_parallel=capped.get(request.key, 0)) for request in requests)

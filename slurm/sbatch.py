@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.errors import SettingsError
-from slurm.node.task import PackTask, Task
-from slurm.plan import JOBS_DIR, JobRequest, Kind, Resources
+from slurm.node.task import JobKind, PackTask, Task
+from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
+from vae.run_dir import JOBS_DIR
 
 # USR2 is ignored from the first instruction on, until Python has its handler: a warning that comes while
 # torch is being imported would otherwise kill the job. A trap in the batch script does not reach the tasks.
@@ -80,7 +81,7 @@ def describe(request: JobRequest) -> str:
 def array_task_name(task: Task) -> str:
     """What one element works on."""
     if isinstance(task, PackTask):
-        return f"part {task.task + 1} of {task.tasks}"
+        return f"part {task.part + 1} of {task.num_parts}"
     return Path(task.path).name
 
 
@@ -89,7 +90,7 @@ def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]
     resources = request.resources or Resources()
     element = "%A_%a" if request.is_array else "%j"
     mem_gb = profile.mem_per_gpu_gb * resources.gpus_per_node if request.resources else 0
-    mem_gb = profile.pack_mem_gb if request.kind == "pack" else mem_gb
+    mem_gb = profile.pack_mem_gb if request.kind is JobKind.PACK else mem_gb
     flags = {
         "job-name": request.name,
         "array": array_spec(request) if request.is_array else None,
@@ -133,12 +134,12 @@ def cpus_per_task(request: JobRequest, profile: ClusterProfile) -> int:
     """CPU cores of each process."""
     if request.resources:
         return profile.cpus_per_gpu
-    return profile.pack_cpus if request.kind == "pack" else 1
+    return profile.pack_cpus if request.kind is JobKind.PACK else 1
 
 
-def limit_min(kind: Kind, profile: ClusterProfile) -> int:
+def limit_min(kind: JobKind, profile: ClusterProfile) -> int:
     """Time limit of one job of that kind, in minutes."""
-    if kind in ("finalize", "report"):
+    if kind in (JobKind.FINALIZE, JobKind.REPORT):
         return profile.report_limit_min
     return int(getattr(profile, f"{kind}_limit_min"))
 
@@ -150,7 +151,7 @@ def warning_s(request: JobRequest, profile: ClusterProfile) -> int:
         SettingsError: the limit leaves too little time for work beside it.
     """
     limit_s = 60 * limit_min(request.kind, profile)
-    if request.kind != "train":  # it has nothing to save
+    if request.kind is not JobKind.TRAIN:  # it has nothing to save
         return min(profile.warning_s or LEAST_WARNING_S, limit_s // LEAST_LIMIT_PER_WARNING)
     wanted = profile.warning_s or measured_warning_s(request.stop_s)
     if limit_s < LEAST_LIMIT_PER_WARNING * wanted:

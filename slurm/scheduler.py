@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
 from data_prep.errors import ClusterError
-from slurm.client import _ask
-from slurm.job_records import JOBS_FILE, JobRecord
+from slurm import client
+from slurm.client import EndedJob, QueuedJob
+from slurm.job_records import JobRecord
 from slurm.local import is_running_here
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
+from vae.run_dir import JOBS_FILE
 
 # What a job cannot start without, in SLURM's `aftercorr:8_*(unfulfilled),afterok:9(failed)`.
 NEEDS = re.compile(r"(afterok|aftercorr):(\d+)")
@@ -63,7 +66,7 @@ class Scheduler:
 
         A local job that was ended on purpose is CANCELLED or INTERRUPTED.
         """
-        if record.cluster == "local":
+        if record.cluster is Backend.LOCAL:
             return ("RUNNING" if is_running_here(record) else record.end.upper() or "GONE"), ""
         element = record.array_task(index)
         if self.queue is None:
@@ -84,47 +87,50 @@ class Scheduler:
         return ("CANCELLED", "before it started") if has_parent else ("GONE", "not in the accounts")
 
 
-def ask_scheduler(records: list[JobRecord], with_accounts: bool = True) -> Scheduler:
+def ask_scheduler(records: Iterable[JobRecord], with_accounts: bool = True) -> Scheduler:
     """Ask squeue, and sacct if wanted, about the SLURM jobs among `records`, once each."""
-    ids = sorted({record.id for record in records if record.cluster == "slurm"})
-    if not ids:
+    ours = [record for record in records if record.cluster is Backend.SLURM]
+    if not ours:
         return Scheduler({}, {})
-    # all jobs of this user: asking for an id that SLURM has forgotten is an error
-    queue = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%j|%r|%S|%E")
-    ended = None
-    if with_accounts:
-        flags = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName,ExitCode")
-        ended = _ask("sacct", *flags, f"--jobs={','.join(ids)}")
+    ids = sorted({record.id for record in ours})
+    return scheduler_of(ours, client.queue(), client.accounts(ids) if with_accounts else None)
+
+
+def scheduler_of(
+    records: Iterable[JobRecord],
+    queue: Iterable[QueuedJob] | None,
+    ended: Iterable[EndedJob] | None = None,
+) -> Scheduler:
+    """What squeue and sacct say of the jobs in `records`; None for one that did not answer."""
     names = {record.id: record.name for record in records if record.name}
-    waiting, past = _rows(queue or "", 6, names), _rows(ended or "", 4, names)
+
+    def is_ours(job: QueuedJob | EndedJob) -> bool:
+        """SLURM may give an id of ours again to something else, under another name."""
+        return names.get(job.id.partition("_")[0], job.name) == job.name
+
+    queued = [job for job in queue or () if is_ours(job)]
+    past = [job for job in ended or () if is_ours(job)]
     return Scheduler(
-        None if queue is None else {job: (state, reason) for job, state, _, reason, _, _ in waiting},
-        None if ended is None else {job: state.split()[0] for job, state, _, _ in past},
-        starts={row[0]: row[4] for row in waiting},
-        needs={row[0]: row[5] for row in waiting},
-        exits={row[0]: row[3] for row in past},
+        None if queue is None else {job.id: (job.state, job.reason) for job in queued},
+        None if ended is None else {job.id: job.state for job in past},
+        starts={job.id: job.start for job in queued},
+        needs={job.id: job.needs for job in queued},
+        exits={job.id: job.exit for job in past},
     )
-
-
-def _rows(text: str, columns: int, names: dict[str, str]) -> list[list[str]]:
-    """The whole rows, but those of jobs that only have an id of ours: their third column is another name."""
-    rows = [line.strip().split("|") for line in text.splitlines()]
-    whole = [row for row in rows if len(row) == columns and all(row[:2])]
-    return [row for row in whole if names.get(row[0].partition("_")[0], row[2]) == row[2]]
 
 
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT")
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
 
 
-def newest_job(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
+def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
     """The live job of that kind for one run, else the newest; None without any."""
     found = [record for record in reversed(records) if record.kind == kind and index in record.indices]
     live = (record for record in found if scheduler.state(record, index)[0] in RUNNING + QUEUED)
     return next(live, found[0] if found else None)
 
 
-def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
+def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
     """Id of the queued or running job of that kind for one run; empty if there is none.
 
     Raises:
@@ -133,7 +139,7 @@ def live_job(kind: str, index: int, records: list[JobRecord], scheduler: Schedul
     for record in reversed(records):
         if record.kind != kind or index not in record.indices:
             continue
-        if record.cluster == "local":
+        if record.cluster is Backend.LOCAL:
             if is_running_here(record):
                 raise ClusterError(
                     f"process {record.id} is at work on this study",

@@ -1,129 +1,141 @@
-"""What is going on: our own files, squeue and sacct, merged. Any of the two may be missing, late or wrong.
+"""States of jobs and runs, merged from the run folder, squeue and sacct; each may be missing, late or wrong.
 
-Our files say what is finished; squeue says what is queued or running; sacct says how the rest ended.
+The run folder says what is finished; squeue says what is queued or running; sacct says how the rest ended.
 No answer is "unknown", never "failed".
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+from data_prep.errors import DamagedFile
 from slurm.job_records import JobRecord, read_jobs, read_records
+from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
 from slurm.scheduler import QUEUED, RUNNING, Scheduler, ask_scheduler, live_job, newest_job
 from vae.goodput import goodput
-from vae.metrics import _ends, _progress, saved_step, slowest_stop_s
-from vae.study import (
-    METRICS_FILE,
-    PROVENANCE_FILE,
-    SCORES_FILE,
-    Study,
-    has_report,
-    is_scored,
-    is_trained,
-    read_json,
-)
+from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
+from vae.provenance import read_attempts
+from vae.run_dir import METRICS_FILE, read_scores_summary, saved_step
+from vae.study import RunState, Study, has_report, is_scored, is_trained
 
 log = logging.getLogger(__name__)
 
+# What the state of an ended job, in SLURM's words or this toolkit's, means for a run that is not trained.
+ENDED = {
+    "GONE": RunState.STOPPED,
+    "COMPLETED": RunState.STOPPED,
+    "INTERRUPTED": RunState.STOPPED,
+    "CANCELLED": RunState.CANCELLED,
+    "UNKNOWN": RunState.UNKNOWN,
+}
+
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """Everything one row of `status` tells."""
 
     name: str
-    state: str
-    """done, scoring, trained, training, queued, failed, cancelled, stopped, missing or unknown."""
-    detail: str
+    state: RunState
+    detail: str = ""
     """Why, in SLURM's words, where that helps."""
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float | None
-    images_per_s: float | None
-    eta_s: float | None
-    restarts: int
-    scores: dict[str, float]
-    label: str
+    progress: Progress = field(default_factory=Progress)
+    restarts: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    label: str = ""
     """What the scores must carry with them, as in `smoke, not comparable`."""
     goodput: float | None = None
     """Share of its allocated time, in 0..1, spent in steps whose results survived; see vae/goodput.py."""
 
 
-def study_states(study_dir: Path, study: Study) -> list[RunState]:
+def study_states(study_dir: Path, study: Study) -> list[RunStatus]:
     """The state of every run, in the order of study.yaml."""
     return all_states({study_dir: study})[study_dir]
 
 
-def all_states(studies: dict[Path, Study]) -> dict[Path, list[RunState]]:
+def all_states(studies: dict[Path, Study]) -> dict[Path, list[RunStatus]]:
     """The state of every run of several studies, by the study's folder; SLURM is asked once."""
     records = {study_dir: read_jobs(study_dir, study) for study_dir, study in studies.items()}
-    scheduler = ask_scheduler([record for known in records.values() for record in known])
+    scheduler = ask_scheduler(chain.from_iterable(records.values()))
     return {
-        study_dir: [
-            run_state(study_dir / name, study, index, records[study_dir], scheduler)
-            for index, name in enumerate(study.runs)
-        ]
+        study_dir: states_of(study_dir, study, records[study_dir], scheduler)
         for study_dir, study in studies.items()
     }
 
 
+def states_of(
+    study_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler
+) -> list[RunStatus]:
+    """The state of every run, in the order of study.yaml, by one look at SLURM."""
+    runs = enumerate(study.runs)
+    return [run_state(study_dir / name, study, index, records, scheduler) for index, name in runs]
+
+
 def run_state(
     run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
-) -> RunState:
-    """The state of one run."""
-    state, detail = _merge(run_dir, study, index, records, scheduler)
-    scores = read_json(run_dir / SCORES_FILE) or {}
-    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
-    values = {name: score.get("value") for name, score in scores.get("scores", {}).items()}
-    start, tail = _ends(run_dir / METRICS_FILE)
-    return RunState(
-        name=run_dir.name,
-        state=state,
-        detail=detail,
+) -> RunStatus:
+    """The state of one run; one with a damaged file says so, and takes no other run down with it."""
+    try:
+        state, detail = merge(run_dir, study, index, records, scheduler)
+        summary, attempts = read_scores_summary(run_dir), read_attempts(run_dir)
+        start, tail = read_ends(run_dir)
+    except DamagedFile as error:
+        return RunStatus(run_dir.name, RunState.DAMAGED, f"{error}; {error.hint}")
+    return RunStatus(
+        run_dir.name,
+        state,
+        detail,
+        progress_of(start, tail),
         restarts=max(0, len(attempts) - 1),
-        scores={name: value for name, value in values.items() if isinstance(value, (int, float))},
-        label=scores.get("label", ""),
+        scores=summary.values if summary else {},
+        label=summary.label if summary else "",
         goodput=goodput(attempts, tail),
-        **_progress(start, tail),
     )
 
 
-def _merge(
+def merge(
     run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
-) -> tuple[str, str]:
-    """(state, detail): what is finished by our files, what goes on by the scheduler."""
-    kind = "evaluate" if is_trained(run_dir) else "train"
+) -> tuple[RunState, str]:
+    """(state, detail): what is finished by the run's files, what goes on by the scheduler."""
+    if not is_trained(run_dir):
+        return merge_training(run_dir, *newest_state(JobKind.TRAIN, index, records, scheduler))
     if is_scored(run_dir, study):
-        return "done", ""
-    state, reason = _newest(kind, index, records, scheduler)
+        return RunState.DONE, ""
+    state, reason = newest_state(JobKind.EVALUATE, index, records, scheduler)
     if state in RUNNING:
-        return ("scoring" if kind == "evaluate" else "training"), reason
+        return RunState.SCORING, reason
     if state in QUEUED:
-        return ("trained" if kind == "evaluate" else "queued"), reason
-    if kind == "evaluate" and state in ("", "GONE", "INTERRUPTED", "COMPLETED"):
-        return "trained", ""
-    words = {
-        "": "missing",
-        "GONE": "stopped",
-        "UNKNOWN": "unknown",
-        "CANCELLED": "cancelled",
-        "COMPLETED": "stopped",
-        "INTERRUPTED": "stopped",
-    }
-    if not state and (run_dir / METRICS_FILE).exists():
-        return "stopped", ""
-    detail = [reason if state in words else f"{kind} {state}"]
-    if state == "INTERRUPTED":
-        detail = ["interrupted"]
-    if state in ("CANCELLED", "INTERRUPTED") and (saved := saved_step(run_dir)):
-        detail += [f"saved at step {saved:,}"]
-    return words.get(state, "failed"), ", ".join(filter(None, detail))
+        return RunState.TRAINED, reason
+    if state in ("", "GONE", "INTERRUPTED", "COMPLETED"):
+        return RunState.TRAINED, ""
+    if state in ENDED:
+        return ENDED[state], reason
+    return RunState.FAILED, f"{JobKind.EVALUATE} {state}"
 
 
-def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Scheduler) -> tuple[str, str]:
+def merge_training(run_dir: Path, state: str, reason: str) -> tuple[RunState, str]:
+    """(state, detail) of a run that is not trained, from the state of its newest training job."""
+    if state in RUNNING:
+        return RunState.TRAINING, reason
+    if state in QUEUED:
+        return RunState.QUEUED, reason
+    if not state:
+        return (RunState.STOPPED if (run_dir / METRICS_FILE).exists() else RunState.MISSING), ""
+    if state not in ENDED:
+        return RunState.FAILED, f"{JobKind.TRAIN} {state}"
+    details = ["interrupted" if state == "INTERRUPTED" else reason]
+    step = saved_step(run_dir)
+    if state in ("CANCELLED", "INTERRUPTED") and step:
+        details.append(f"saved at step {step:,}")
+    return ENDED[state], ", ".join(filter(None, details))
+
+
+def newest_state(
+    kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler
+) -> tuple[str, str]:
     """(state, reason) of the live job of that kind, else of the newest; two empty texts without any."""
     record = newest_job(kind, index, records, scheduler)
     return scheduler.state(record, index) if record else ("", "")
@@ -132,7 +144,7 @@ def _newest(kind: str, index: int, records: list[JobRecord], scheduler: Schedule
 def study_facts(
     study_dir: Path, study: Study, asked: tuple[str, ...], data_dir: Path, num_shards: int | None
 ) -> StudyFacts:
-    """What `request.decide` needs to know of the runs `asked` for; `num_shards` is None for packed data.
+    """What `plan.decide` needs to know of the runs `asked` for; `num_shards` is None for packed data.
 
     SLURM is asked only about what is not finished, so a finished study needs no SLURM that remembers it.
 
@@ -146,8 +158,8 @@ def study_facts(
 
     def run_facts(name: str, index: int) -> RunFacts:
         trained, scored = is_trained(study_dir / name), is_scored(study_dir / name, study)
-        train_job = "" if trained else live_job("train", index, records, scheduler)
-        evaluate_job = "" if scored else live_job("evaluate", index, records, scheduler)
+        train_job = "" if trained else live_job(JobKind.TRAIN, index, records, scheduler)
+        evaluate_job = "" if scored else live_job(JobKind.EVALUATE, index, records, scheduler)
         stop_s = 0.0 if trained else slowest_stop_s(study_dir / name)
         return RunFacts(name, index, trained, scored, train_job, evaluate_job, stop_s)
 
@@ -157,7 +169,7 @@ def study_facts(
         data_dir=data_dir,
         is_packed=is_packed,
         num_shards=num_shards or 0,
-        pack_job=live_job("finalize", 0, data_records, scheduler),
+        pack_job=live_job(JobKind.FINALIZE, 0, data_records, scheduler),
         has_report=is_reported,
-        report_job="" if is_reported else live_job("report", 0, records, scheduler),
+        report_job="" if is_reported else live_job(JobKind.REPORT, 0, records, scheduler),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from slurm.state import RunState
+from slurm.state import RunStatus
 from vae.goodput import duration
 from vae.report.page import Table, to_text
 from vae.scoring.score_specs import SPECS
+from vae.study import RunState
 
 STATES = (
     *("run", "state", "step", "epoch", "loss\nnats/image"),
@@ -15,34 +16,36 @@ STATES = (
 )
 
 
-def states_table(states: Iterable[RunState]) -> str:
+def states_table(runs: Iterable[RunStatus]) -> str:
     """One row per run: what it is doing and how far it is."""
-    rows = [
-        [
-            state.name,
-            state.state,
-            f"{state.step:,} of {state.total_steps:,}" if state.total_steps else "",
-            f"{state.epoch:.1f}" if state.total_steps else "",
-            number(state.loss, ",.1f"),
-            number(state.images_per_s, ",.0f"),
-            duration(state.eta_s) if state.state == "training" else "",
-            str(state.restarts),
-            number(state.goodput, ".0%"),
-            " ".join(state.detail.split()),
-        ]
-        for state in states
+    return to_text(Table(STATES, [states_row(run) for run in runs], frozenset(range(2, 9))))
+
+
+def states_row(run: RunStatus) -> list[str]:
+    """The cells of one run."""
+    progress, has_begun = run.progress, bool(run.progress.total_steps)
+    return [
+        run.name,
+        str(run.state),
+        f"{progress.step:,} of {progress.total_steps:,}" if has_begun else "",
+        f"{progress.epoch:.1f}" if has_begun else "",
+        number(progress.loss, ",.1f"),
+        number(progress.images_per_s, ",.0f"),
+        duration(progress.eta_s) if run.state is RunState.TRAINING else "",
+        str(run.restarts),
+        number(run.goodput, ".0%"),
+        " ".join(run.detail.split()),
     ]
-    return to_text(Table(STATES, rows, frozenset(range(2, 9))))
 
 
-def scores_table(states: Iterable[RunState]) -> str:
+def scores_table(runs: Iterable[RunStatus]) -> str:
     """One row per run with scores; a dash where a variant has none (`direct` cannot sample)."""
     specs = [spec for spec in SPECS if spec.is_in_status]
     rows = []
-    for state in states:
-        if state.scores:
-            values = [number(state.scores.get(spec.key), ".4g") or "-" for spec in specs]
-            rows.append([state.name, *values, state.label])
+    for run in runs:
+        if run.scores:
+            values = [number(run.scores.get(spec.key), ".4g") or "-" for spec in specs]
+            rows.append([run.name, *values, run.label])
     # the last column is for labels, if there are any
     head = ["run", *(spec.short_head for spec in specs), "note"]
     width = len(head) if any(row[-1] for row in rows) else len(head) - 1

@@ -8,36 +8,34 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from data_prep.errors import ClusterError
 from data_prep.files import write_text
-from slurm.client import clean_environment, has_programs
+from slurm import client
 from slurm.job_records import JobRecord, add_record
 from slurm.local import UNLIMITED_RESTARTS
-from slurm.node.environment import Cluster
+from slurm.node.environment import Backend
 from slurm.node.task import Task
-from slurm.plan import JOBS_DIR, JobRequest
+from slurm.plan import JobRequest
 from slurm.profile import ClusterProfile
 from slurm.sbatch import limit_min, sbatch_text
+from vae.run_dir import JOBS_DIR
 
 log = logging.getLogger(__name__)
-SBATCH_LIMIT_S = 120
 
 
-def choose_cluster(asked: Cluster | Literal["auto"], has_profile: bool) -> Cluster:
+def choose_backend(wanted: str, has_profile: bool) -> Backend:
     """Where to run. `auto` takes SLURM where it is installed, and for a profile, which is about SLURM.
 
     It does not ask whether SLURM answers: while its controller is down, nothing may begin on a login node.
     """
-    if asked != "auto":
-        return asked
-    return "slurm" if has_profile or has_programs() else "local"
+    if wanted != "auto":
+        return Backend(wanted)
+    return Backend.SLURM if has_profile or client.has_programs() else Backend.LOCAL
 
 
 def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
@@ -45,13 +43,13 @@ def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
     return sbatch_text(request, profile, code_dir, profile.python or sys.executable)
 
 
-def sbatch_command(request: JobRequest, ids: dict[str, str]) -> list[str]:
-    """The sbatch call; `ids` gives the job id of each key of the plan that is already submitted."""
+def sbatch_options(request: JobRequest, ids: dict[str, str]) -> list[str]:
+    """What sbatch is told beside the script; `ids` are the job ids of the plan's keys, where submitted."""
     waits = []
     for after in request.after:
         condition, target = after.split(":", 1)
         waits.append(f"{condition}:{ids.get(target, target)}")
-    return ["sbatch", "--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
+    return ["--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
 
 
 def check_accepted(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> None:
@@ -60,7 +58,7 @@ def check_accepted(request: JobRequest, profile: ClusterProfile, code_dir: Path)
     Raises:
         ClusterError: SLURM's own words on what it does not accept.
     """
-    _sbatch(["sbatch", "--test-only"], script(request, profile, code_dir), request)
+    hand_over(request, script(request, profile, code_dir), "--test-only")
 
 
 def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Path) -> dict[str, str]:
@@ -86,13 +84,13 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     pickles = {index: write_pickle(jobs_dir, task, limit) for index, task in request.tasks.items()}
     text = script(request, profile, code_dir)
     try:
-        answer = _sbatch(sbatch_command(request, ids), text, request)
+        answer = hand_over(request, text, *sbatch_options(request, ids))
     except ClusterError:
         for path in pickles.values():
             path.unlink()
         raise
     job = answer.strip().split(";")[0]  # `--parsable` may add the cluster's name
-    record = JobRecord.of(request, job, "slurm")
+    record = JobRecord.of(request, job, Backend.SLURM)
     add_record(request.folder, record)
     for index, path in pickles.items():
         path.rename(jobs_dir / f"{record.array_task(index)}_submitted.pkl")
@@ -111,31 +109,26 @@ def write_pickle(jobs_dir: Path, task: Task, limit: int) -> Path:
     return path
 
 
-def _sbatch(command: list[str], text: str, request: JobRequest) -> str:
+def hand_over(request: JobRequest, text: str, *options: str) -> str:
+    """Give a script to sbatch; returns what it says.
+
+    Raises:
+        ClusterError: SLURM's own words on why it does not accept the job.
+    """
     try:
-        asked = subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            text=True,
-            env=clean_environment(),
-            timeout=SBATCH_LIMIT_S,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ClusterError(f"sbatch could not be asked for {request.name}: {error}") from error
-    if asked.returncode != 0:
-        reason = " ".join(asked.stderr.replace("sbatch: ", "").replace("error: ", "").split())
+        return client.sbatch(text, *options)
+    except client.SlurmRefused as error:
+        reason = error.words.replace("sbatch: ", "").replace("error: ", "")
         raise ClusterError(
             f"SLURM does not accept the job {request.name}: {reason}",
             "change the cluster profile (--profile), --gpus or --nodes; see slurm/profiles/example.yaml",
-        )
-    return asked.stdout
+        ) from error
 
 
 def as_shell(request: JobRequest, keys: Sequence[str]) -> str:
     """The sbatch call as one would type it, with shell variables for ids that are not known yet."""
-    command = sbatch_command(request, {key: f"${shell_name(key)}" for key in keys})
-    return f"{shell_name(request.key)}=$({' '.join(command)} <<'EOF'"
+    options = sbatch_options(request, {key: f"${shell_name(key)}" for key in keys})
+    return f"{shell_name(request.key)}=$(sbatch {' '.join(options)} <<'EOF'"
 
 
 def shell_name(key: str) -> str:

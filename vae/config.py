@@ -12,14 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from data_prep.errors import SettingsError
 from data_prep.files import write_text
-
-# `--help` shows the line under each setting
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 VARIANTS = ("linear", "direct", "spatial")
 Variant = Literal["linear", "direct", "spatial"]
@@ -157,6 +154,19 @@ OPERATIONAL = frozenset(
 
 Settings = TypeVar("Settings")
 
+# What a setting of each type is called, by the beginning of its annotation.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+KINDS |= {"tuple": "a list, as in [a, b]", "dict": "names and values, as in {a: 1}"}
+
+
+class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader, which also takes 1e-4 for a number, as YAML 1.2 does."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
 
 def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
     """Build a settings dataclass from plain values; unknown keys and wrong types are refused.
@@ -164,35 +174,29 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     Raises:
         SettingsError: says what is wrong and in which `source`.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "settings")
+    annotations = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in annotations:
+            near = get_close_matches(str(name), annotations, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(annotations)}"
+            raise SettingsError(f"{source}: unknown setting {name!r}", hint)
     try:
-        parsed = parser.instantiate(parser.parse_object({"settings": values}))
-    except Exception as error:  # jsonargparse raises several kinds; all mean: bad settings
-        if isinstance(error, SettingsError):
-            raise SettingsError(f"{source}: {error}", error.hint) from error
-        reason = in_plain_words(str(error)).replace("settings.", "").replace('Parser key "', '"')
-        known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        if unknown := [name for name in values if name not in known]:
-            near = get_close_matches(str(unknown[0]), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise SettingsError(f"{source}: unknown setting {unknown[0]!r}", hint) from error
-        raise SettingsError(f"{source}: {reason}") from error
-    return parsed.settings
+        return msgspec.convert(values, kind)
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}", error.hint) from error
+    except msgspec.ValidationError as error:
+        place = re.search(r" - at `\$\.(\w+)", str(error))
+        if place is None:  # a setting without a default is missing
+            raise SettingsError(f"{source}: {str(error).replace('`', '')}") from error
+        wanted = expected(annotations[place[1]])
+        raise SettingsError(f'{source}: "{place[1]}": expected {wanted}, not {values[place[1]]}') from error
 
 
-# What jsonargparse says of a value of the wrong kind, and what is meant.
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-KINDS |= {"tuple": "a list, as in [a, b]", "dict": "names and values, as in {a: 1}"}
-
-
-def in_plain_words(message: str) -> str:
-    """jsonargparse's message on one line, without Python's names of types."""
-    line = " ".join(message.split())
-    for kind, words in KINDS.items():
-        line = line.replace(f"Expected a <class '{kind}'>. Got value: ", f"expected {words}, not ")
-    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected one of \1, not ", line)
-    return re.sub(r"Does not validate .* Given value: ", f"expected {KINDS['dict']}, not ", line)
+def expected(annotation: str) -> str:
+    """In plain words what a setting of that annotation takes."""
+    if choices := re.fullmatch(r"Literal\[(.*)\]|Variant", annotation):
+        return f"one of {choices[1] or ', '.join(VARIANTS)}"
+    return next((words for kind, words in KINDS.items() if annotation.startswith(kind)), annotation)
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
@@ -202,10 +206,10 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         SettingsError: the file is missing, not YAML, or has unknown keys or wrong types.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
     except FileNotFoundError as error:
         raise SettingsError(f"no settings file {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} is not a settings file: it must hold `name: value` lines")

@@ -10,7 +10,8 @@ scheduler gives it nodes, or without a scheduler when training is called, and en
 metrics.jsonl. So what a killed attempt did after its last line is not counted, nor are jobs that ended before
 they began to train. Steps that no later attempt went back behind count as useful.
 
-The facts are the attempts in provenance.json and the lines of metrics.jsonl. Imports no torch.
+The facts are the attempts in provenance.json, the lines of metrics.jsonl, and events.jsonl for how attempts
+ended. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from itertools import chain
 
-# Lines from which an attempt's sums can be taken up, so that the end of a long file is enough.
-MARKS = ("start", "save")
-SUMS = {"train_s": 0.0, "save_s": 0.0, "saves": 0, "val_s": 0.0}
-PEAKS = ("cores", "host_gb", "gpu_gb")
+from vae.events import AnyEvent, by_attempt
+from vae.metrics import MetricsLine, StartLine
+from vae.provenance import Attempt, Work, with_work
 
 # In what is suggested for the next launch: nodes and file systems differ from day to day.
 LIMIT_RESERVE, CPU_RESERVE, MEMORY_RESERVE = 1.2, 1.2, 1.3
@@ -61,8 +61,8 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What one attempt did."""
+class AttemptSpent:
+    """What one attempt did, and what became of it."""
 
     spent: Spent
     first_step: int
@@ -71,8 +71,8 @@ class Attempt:
     steps_lost: int
     """... of which so many had to be done again."""
     saves: int
-    place: tuple[str, int]
-    """Device and number of processes."""
+    processes: tuple[str, int]
+    """Device, and number of processes."""
     peaks: dict[str, float]
     """Of rank 0 as of its last save: `cores` kept busy on average, peak `host_gb` and `gpu_gb` in GiB."""
 
@@ -82,11 +82,13 @@ class Account:
     """The attempts of one run that left times, and how far it is."""
 
     run: str
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[AttemptSpent, ...]
     total_steps: int
     steps_left: int
     scoring_gb: float | None = None
     """Peak memory of a process that scored the run, in GiB; None if unknown."""
+    kills: int | None = None
+    """Attempts that ended neither complete nor after a stop signal; None if events.jsonl does not tell."""
 
     @property
     def spent(self) -> Spent:
@@ -96,117 +98,104 @@ class Account:
 def total(parts: Iterable[Spent]) -> Spent:
     """The sums; unknown where a part is unknown."""
     rows = list(parts)
-
-    def added(name: str) -> Any:
-        values = [getattr(row, name) for row in rows]
-        return None if None in values else math.fsum(values)
-
-    return Spent(**{field.name: added(field.name) for field in fields(Spent)})
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Spent)}
+    sums = {name: None if None in cells else math.fsum(cells) for name, cells in columns.items()}
+    return Spent(**sums)  # type: ignore[arg-type]  # None only where a part has None
 
 
 # --- from the files --------------------------------------------------------------------------
 
 
-def work(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the newest attempt did, from the last lines of metrics.jsonl; empty if they do not say.
-
-    `train_s`, `save_s` and `val_s` are seconds from its start line to its last line, `last_s`.
-    """
-    places = [place for place, line in enumerate(lines) if line.get("kind") in MARKS]
-    if not places:
-        return {}
-    mark, after = lines[places[-1]], lines[places[-1] + 1 :]
-    sums = SUMS if mark["kind"] == "start" else {name: mark[name] for name in SUMS if name in mark}
-    if len(sums) < len(SUMS):
-        return {}
-    last, val_s = lines[-1], sum(line.get("val_seconds", 0.0) for line in after)
-    return {
-        "reached_step": last["step"],
-        "last_s": last["time"],
-        "train_s": round(sums["train_s"] + last["time"] - mark["time"] - val_s, 3),
-        "save_s": sums["save_s"],
-        "saves": sums["saves"],
-        "val_s": round(sums["val_s"] + val_s, 3),
-        **{name: mark[name] for name in PEAKS if name in mark},
-    }
-
-
-def with_work(attempt: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The newest attempt of provenance.json and what it did, if the end of metrics.jsonl is its own."""
-    if "work" in attempt or not lines or lines[-1].get("time", 0) < attempt.get("started_s", math.inf):
-        return attempt
-    return {**attempt, "work": work(lines)}
-
-
-def attempts(known: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> list[Attempt | None]:
-    """The attempts of provenance.json, oldest first; None for one that left no times.
+def attempts_spent(attempts: Sequence[Attempt], lines: Sequence[MetricsLine]) -> list[AttemptSpent | None]:
+    """What the attempts of provenance.json did, oldest first; None for one that left no times.
 
     Args:
-        known: provenance.json's `attempts`.
+        attempts: as provenance.json has them.
         lines: metrics.jsonl, or at least its end from the last start or save line on.
     """
-    if not known:
+    if not attempts:
         return []
-    told = [*known[:-1], with_work(known[-1], lines)]
-    resumed = [one.get("from_step", math.inf) for one in told]
-    return [_attempt(one, min(resumed[place + 1 :], default=math.inf)) for place, one in enumerate(told)]
+    with_times = [*attempts[:-1], with_work(attempts[-1], lines)]
+    resumed = [math.inf if attempt.from_step is None else attempt.from_step for attempt in with_times]
+    return [
+        attempt_spent(attempt, attempt.work, min(resumed[number:], default=math.inf))
+        if attempt.work
+        else None
+        for number, attempt in enumerate(with_times, 1)
+    ]
 
 
-def _attempt(known: dict[str, Any], kept_until: float) -> Attempt | None:
+def attempt_spent(attempt: Attempt, work: Work, kept_until: float) -> AttemptSpent:
     """One attempt, of whose steps those up to `kept_until` survived; its pace is taken to be even."""
-    did, first = known.get("work"), known.get("from_step", 0)
-    if not did:
-        return None
-    begin_s = known.get("allocated_s", known["started_s"])
-    train_s, save_s, val_s = did["train_s"], did["save_s"], did["val_s"]
-    startup_s = max(0.0, did["last_s"] - begin_s - train_s - save_s - val_s)
-    steps = max(0, did["reached_step"] - first)
+    first = attempt.from_step or 0
+    begin_s = attempt.allocated_s if attempt.allocated_s is not None else attempt.started_s or work.last_s
+    busy_s = work.train_s + work.save_s + work.val_s
+    startup_s = max(0.0, work.last_s - begin_s - busy_s)
+
+    # steps that were done again
+    steps = max(0, work.reached_step - first)
     kept = min(max(0, kept_until - first), steps)
-    lost_s = train_s * ((steps - kept) / steps if steps else 1.0)  # exactly none, or all, where that is so
-    hours = (startup_s + train_s + save_s + val_s) / 3600
-    device, world_size, cpus = known.get("device", ""), known.get("world_size", 1), known.get("cpus")
-    is_gpu = device == "cuda"
+    lost_s = work.train_s * (
+        (steps - kept) / steps if steps else 1.0
+    )  # exactly none, or all, where that is so
+
+    # devices
+    hours, is_gpu = (startup_s + busy_s) / 3600, attempt.device == "cuda"
+    cpu_hours = attempt.world_size * attempt.cpus * hours if attempt.cpus else None
     spent = Spent(
-        wait_s=_wait_s(known),
+        wait_s=_wait_s(attempt),
         startup_s=startup_s,
-        useful_s=train_s - lost_s,
+        useful_s=work.train_s - lost_s,
         lost_s=lost_s,
-        save_s=save_s,
-        val_s=val_s,
-        gpu_hours=world_size * hours if is_gpu else 0.0,
-        cpu_hours=0.0 if is_gpu else world_size * cpus * hours if cpus else None,
+        save_s=work.save_s,
+        val_s=work.val_s,
+        gpu_hours=attempt.world_size * hours if is_gpu else 0.0,
+        cpu_hours=0.0 if is_gpu else cpu_hours,
     )
-    peaks = {name: did[name] for name in PEAKS if name in did}
-    return Attempt(spent, first, steps, int(steps - kept), did["saves"], (device, world_size), peaks)
+    peaks = {"cores": work.cores, "host_gb": work.host_gb, "gpu_gb": work.gpu_gb}
+    measured = {name: peak for name, peak in peaks.items() if peak is not None}
+    processes = (attempt.device, attempt.world_size)
+    return AttemptSpent(spent, first, steps, int(steps - kept), work.saves, processes, measured)
 
 
-def _wait_s(known: dict[str, Any]) -> float | None:
+def _wait_s(attempt: Attempt) -> float | None:
     """Seconds in the queue since it was submitted and its dependencies were met, or since it was requeued."""
-    if "allocated_s" not in known or "submitted_s" not in known:
+    if attempt.allocated_s is None or attempt.submitted_s is None:
         return None
     # what is requeued is "eligible" only after SLURM's own delay of two minutes, which is waiting, too
-    eligible_s = 0.0 if known.get("restart") else known.get("eligible_s", 0.0)
-    return max(0.0, known["allocated_s"] - max(known["submitted_s"], eligible_s))
+    eligible_s = 0.0 if attempt.restart else attempt.eligible_s or 0.0
+    return max(0.0, attempt.allocated_s - max(attempt.submitted_s, eligible_s))
 
 
-def goodput(known: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> float | None:
-    """Useful share of a run's allocated time, in 0..1, or None; arguments as for `attempts`."""
-    return total(one.spent for one in attempts(known, lines) if one).goodput
+def goodput(attempts: Sequence[Attempt], lines: Sequence[MetricsLine]) -> float | None:
+    """Useful share of a run's allocated time, in 0..1, or None; arguments as for `attempts_spent`."""
+    return total(attempt.spent for attempt in attempts_spent(attempts, lines) if attempt).goodput
 
 
 def account(
     run: str,
-    known: Sequence[dict[str, Any]],
-    lines: Sequence[dict[str, Any]],
+    attempts: Sequence[Attempt],
+    lines: Sequence[MetricsLine],
     is_done: bool,
     scoring_gb: float | None = None,
+    events: Sequence[AnyEvent] = (),
 ) -> Account:
-    """The account of one run; `known` and `lines` as for `attempts`, with all lines."""
-    start = next((line for line in lines if line.get("kind") == "start"), {"total_steps": 0})
-    steps = start["total_steps"]
-    left = 0 if is_done else steps - (lines[-1]["step"] if lines else 0)
-    found = tuple(one for one in attempts(known, lines) if one)
-    return Account(run, found, steps, max(0, left), scoring_gb)
+    """The account of one run; `attempts` and `lines` as for `attempts_spent`, with all lines."""
+    total_steps = next((line.total_steps for line in lines if isinstance(line, StartLine)), 0)
+    left = 0 if is_done else total_steps - (lines[-1].step if lines else 0)
+    spent = tuple(attempt for attempt in attempts_spent(attempts, lines) if attempt)
+    return Account(run, spent, total_steps, max(0, left), scoring_gb, count_kills(attempts, events))
+
+
+def count_kills(attempts: Sequence[Attempt], events: Sequence[AnyEvent]) -> int | None:
+    """Attempts before the newest that ended neither complete nor after a stop signal.
+
+    None if events.jsonl tells of another number of attempts than provenance.json.
+    """
+    courses = by_attempt(events)
+    if len(courses) != len(attempts):
+        return None
+    return sum(not course.was_signalled for course in courses[:-1])
 
 
 # --- what to ask for next time ---------------------------------------------------------------
@@ -214,18 +203,19 @@ def account(
 
 def suggestions(accounts: Sequence[Account]) -> list[str]:
     """A sentence for each setting that the measured times speak for; none where facts are missing."""
-    told = [one for one in accounts if one.spent.useful_s + one.spent.lost_s >= LEAST_TRAINING_S]
+    long_enough = [
+        account for account in accounts if account.spent.useful_s + account.spent.lost_s >= LEAST_TRAINING_S
+    ]
     makers = (_suggest_limit, _suggest_cpus, _suggest_memory, _suggest_interval)
-    return [sentence for make in makers if (sentence := make(told))]
+    return list(filter(None, (make(long_enough) for make in makers)))
 
 
 def _suggest_limit(accounts: Sequence[Account]) -> str:
-    unfinished = [one for one in accounts if one.steps_left]
-    needs = [
-        need
-        for one in unfinished or accounts
-        if (need := need_s(one, one.steps_left or one.total_steps)) is not None
+    unfinished = [account for account in accounts if account.steps_left]
+    all_needs = [
+        need_s(account, account.steps_left or account.total_steps) for account in unfinished or accounts
     ]
+    needs = [need for need in all_needs if need is not None]
     if not needs:
         return ""
     longest = f"{duration(max(needs))}, start-up, saving and validation included"
@@ -236,12 +226,13 @@ def _suggest_limit(accounts: Sequence[Account]) -> str:
     )
 
 
-def need_s(one: Account, steps: int) -> float | None:
+def need_s(account: Account, steps: int) -> float | None:
     """Seconds that one attempt of `steps` steps would take at the pace so far; None if there is no pace.
 
     Only attempts on the same device and number of processes as the newest tell its pace.
     """
-    alike = [attempt for attempt in one.attempts if attempt.place == one.attempts[-1].place]
+    newest = account.attempts[-1:]
+    alike = [attempt for attempt in account.attempts if attempt.processes == newest[0].processes]
     spent, done = total(attempt.spent for attempt in alike), sum(attempt.steps for attempt in alike)
     if not done:
         return None
@@ -271,7 +262,7 @@ def cpus_per_process(cores: float) -> int:
 def _suggest_memory(accounts: Sequence[Account]) -> str:
     """Training and scoring share the setting, so both must have been measured."""
     training = _peaks(accounts, "host_gb")
-    scoring = [one.scoring_gb for one in accounts if one.scoring_gb is not None]
+    scoring = [account.scoring_gb for account in accounts if account.scoring_gb is not None]
     if not training or not scoring:
         return ""
     return (
@@ -286,22 +277,36 @@ def memory_gb(peak_gb: float) -> int:
     return max(1, math.ceil(MEMORY_RESERVE * peak_gb))
 
 
+def _all_attempts(accounts: Sequence[Account]) -> list[AttemptSpent]:
+    return list(chain.from_iterable(account.attempts for account in accounts))
+
+
 def _peaks(accounts: Sequence[Account], name: str) -> list[float]:
-    return [one.peaks[name] for account in accounts for one in account.attempts if name in one.peaks]
+    return [attempt.peaks[name] for attempt in _all_attempts(accounts) if name in attempt.peaks]
 
 
 def _suggest_interval(accounts: Sequence[Account]) -> str:
-    tries = [one for account in accounts for one in account.attempts]
-    spent, saves = total(one.spent for one in tries), sum(one.saves for one in tries)
-    losses = sum(one.steps_lost > 0 for one in tries)
-    if not losses or not saves:
+    attempts = _all_attempts(accounts)
+    spent, saves = total(attempt.spent for attempt in attempts), sum(attempt.saves for attempt in attempts)
+    kills = sum(
+        sum(attempt.steps_lost > 0 for attempt in account.attempts)
+        if account.kills is None
+        else account.kills
+        for account in accounts
+    )
+    if not kills or not saves:
         return ""
-    best_min = interval_s(spent.save_s / saves, spent.allocated_s / losses) / 60
+    best_min = interval_s(spent.save_s / saves, spent.allocated_s / kills) / 60
     return (
-        f"Interruptions without a warning: {losses}; they cost {duration(spent.lost_s)} of training. At this "
+        f"Interruptions without a warning: {kills}; they cost {duration(spent.lost_s)} of training. At this "
         f"rate --run.checkpoint_every_min {max(best_min, 0.1):.1f} loses least, saves included (Young 1974, "
         "Daly 2006)."
     )
+
+
+def _kills(account: Account) -> int:
+    """Attempts that were killed; without events, those that lost steps."""
+    return sum(a.steps_lost > 0 for a in account.attempts) if account.kills is None else account.kills
 
 
 def interval_s(save_s: float, between_s: float) -> float:

@@ -1,87 +1,182 @@
-"""metrics.jsonl: the lines that a training writes, and how far it is."""
+"""metrics.jsonl: the lines that a training writes, read back whole or from the end, and how far it is.
+
+Losses are nats per image over the global batch or epoch, times Unix seconds. Lines after the step that a run
+resumes from are dropped first, so the file reads like that of an unbroken run.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from vae.study import METRICS_FILE, _read_lines
+import msgspec
+
+from data_prep.records import Record, is_whole, parse_line, read_lines
+from vae.run_dir import METRICS_FILE
+
+# metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
+# are shown within half a second, so its lines are told apart before JSON is read.
+TAIL_BYTES = 16 * 1024
+MARK = re.compile(rb'^\{"kind": ?"(start|save)"', re.MULTILINE)
+STEP = re.compile(rb'\{"kind": ?"step"')
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole lines of metrics.jsonl, oldest first; a half-written last line is left out."""
-    return _read_lines(run_dir / METRICS_FILE)
+class Line(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What every line has."""
+
+    step: int
+    """Steps taken so far."""
+    time: float = 0.0
+
+
+class StartLine(Line, frozen=True, tag="start"):
+    """An attempt begins."""
+
+    total_steps: int
+    steps_per_epoch: int
+    restarts: int = 0
+
+
+class StepLine(Line, frozen=True, tag="step"):
+    """The losses of one step."""
+
+    epoch: float
+    loss: float
+    bce: float
+    kl: float
+    lr: float
+    images_per_s: float
+    grad_norm: float | None = None
+    """Norm of the gradient of the loss per image."""
+
+
+class EpochLine(Line, frozen=True, tag="epoch"):
+    """Means over an epoch, and the validation losses if there was one."""
+
+    epoch: int
+    train_loss: float
+    train_bce: float
+    train_kl: float
+    val_loss: float | None = None
+    val_bce: float | None = None
+    val_kl: float | None = None
+    val_seconds: float | None = None
+
+
+class SaveLine(Line, frozen=True, tag="save"):
+    """A checkpoint was saved; what the attempt has used so far."""
+
+    seconds: float
+    train_s: float | None = None
+    save_s: float = 0.0
+    saves: int = 0
+    val_s: float = 0.0
+    cores: float | None = None
+    """CPU cores that rank 0 kept busy on average."""
+    host_gb: float | None = None
+    gpu_gb: float | None = None
+
+
+MetricsLine = StartLine | StepLine | EpochLine | SaveLine
+DECODER: msgspec.json.Decoder[MetricsLine] = msgspec.json.Decoder(MetricsLine)
+
+
+def read_metrics(run_dir: Path) -> list[MetricsLine]:
+    """All whole lines of metrics.jsonl, oldest first.
+
+    Raises:
+        DamagedFile: a line is not what a training has written.
+    """
+    return read_lines(run_dir / METRICS_FILE, DECODER)
 
 
 def slowest_stop_s(run_dir: Path) -> float:
-    """Longest time a run has taken to save, and to validate if a warning comes just then; 0 = unknown."""
+    """Longest time a run has taken to save, and to validate beside it if that is due; 0 = unknown."""
     lines = read_metrics(run_dir)
-    saves = [line["seconds"] for line in lines if line["kind"] == "save"]
-    validations = [line.get("val_seconds", 0.0) for line in lines if line["kind"] == "epoch"]
+    saves = [line.seconds for line in lines if isinstance(line, SaveLine)]
+    validations = [line.val_seconds or 0.0 for line in lines if isinstance(line, EpochLine)]
     return max(saves, default=0.0) + max(validations, default=0.0)
 
 
-# metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
-# are told of within two seconds, so its lines are told apart before JSON is read.
-TAIL_BYTES = 16 * 1024
-MARK = re.compile(rb'^\{"kind": "(start|save)"', re.MULTILINE)
-STEP = b'{"kind": "step"'
+# --- how far a run is ----------------------------------------------------------------------------
 
 
-def progress(run_dir: Path) -> dict[str, Any]:
-    """Where the training is, from metrics.jsonl: step, total_steps, epoch, loss, images_per_s, eta_s."""
-    return _progress(*_ends(run_dir / METRICS_FILE))
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is; all 0 or None before its first line."""
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
 
 
-def _progress(start: dict[str, Any], tail: list[dict[str, Any]]) -> dict[str, Any]:
-    begins = [place for place, line in enumerate(tail) if line.get("kind") == "start"]
-    own = tail[begins[-1] :] if begins else tail  # no pace over the time in which it waited to go on
-    steps = [line for line in tail if line.get("kind") == "step"]
-    last: dict[str, Any] = next((line for line in reversed(tail) if "step" in line), {})
-    total = int(start.get("total_steps", 0))
-    step = int(last.get("step", 0))
-    eta_s = None
-    paced = [line for line in own if line.get("kind") == "step"][-2:]
-    if len(paced) == 2 and paced[1]["step"] > paced[0]["step"]:
-        pace = (paced[1]["time"] - paced[0]["time"]) / (paced[1]["step"] - paced[0]["step"])
-        eta_s = max(0.0, (total - step) * pace)
-    newest = steps[-1] if steps else {}
-    return {
-        "step": step,
-        "total_steps": total,
-        "epoch": step / start["steps_per_epoch"] if start.get("steps_per_epoch") else 0.0,
-        "loss": newest.get("loss"),
-        "images_per_s": newest.get("images_per_s"),
-        "eta_s": eta_s,
-    }
+def read_progress(run_dir: Path) -> Progress:
+    """How far the training of a run is."""
+    return progress_of(*read_ends(run_dir))
 
 
-def saved_step(run_dir: Path) -> int:
-    """The newest step that a training can go on from; 0 if none is saved."""
-    return max((int(path.name[5:]) for path in run_dir.glob("checkpoints/step_*")), default=0)
+def progress_of(start: StartLine | None, tail: Sequence[MetricsLine]) -> Progress:
+    """How far a training is, from the first line of metrics.jsonl and its last ones."""
+    if start is None:
+        return Progress()
+    step = tail[-1].step if tail else 0
+    steps = [line for line in tail if isinstance(line, StepLine)]
+    newest = steps[-1] if steps else None
+    return Progress(
+        step,
+        start.total_steps,
+        step / max(start.steps_per_epoch, 1),
+        newest.loss if newest else None,
+        newest.images_per_s if newest else None,
+        _eta_s(start.total_steps - step, tail),
+    )
 
 
-def _ends(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The first line of metrics.jsonl, and those that `goodput` and `_progress` need of its last ones.
+def _eta_s(steps_left: int, tail: Sequence[MetricsLine]) -> float | None:
+    """Seconds to go at the pace between the last two step lines of the newest attempt; None without two."""
+    starts = [number for number, line in enumerate(tail) if isinstance(line, StartLine)]
+    own = tail[starts[-1] :] if starts else tail  # no pace over the time in which it waited to go on
+    last_two = [line for line in own if isinstance(line, StepLine)][-2:]
+    if len(last_two) < 2 or last_two[1].step <= last_two[0].step:
+        return None
+    pace_s = (last_two[1].time - last_two[0].time) / (last_two[1].step - last_two[0].step)
+    return max(0.0, steps_left * pace_s)
 
-    Those are the lines from a start or a save on, of the many that tell of steps the last two alone; a
-    half-written line is left out.
+
+def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
+    """The first line of metrics.jsonl, and those of its last ones that goodput and progress need.
+
+    Those are the lines from a start or a save on, and of the many step lines among them the last two.
+
+    Raises:
+        DamagedFile: a line is not what a training has written.
     """
+    path = run_dir / METRICS_FILE
     try:
         with path.open("rb") as file:
-            first = file.readline()
-            size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
-            while not MARK.search(tail := _last_lines(file, size, length)) and length < size:
-                length *= 4
-    except FileNotFoundError:
-        return {}, []
-    texts = [line for line in tail.splitlines(keepends=True) if line.endswith(b"\n")]
-    idle = set([place for place, line in enumerate(texts) if line.startswith(STEP)][:-2])
-    start = json.loads(first) if first.endswith(b"\n") else {}
-    return start, [json.loads(line) for place, line in enumerate(texts) if place not in idle]
+            first, tail = file.readline(), _lines_from_mark(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None, []
+    steps = [number for number, line in enumerate(tail) if STEP.match(line)]
+    idle = set(steps[:-2])
+    start = parse_line(first, DECODER, path, 1) if is_whole(first) else None
+    lines = [parse_line(line, DECODER, path) for number, line in enumerate(tail) if number not in idle]
+    return start if isinstance(start, StartLine) else None, lines
+
+
+def _lines_from_mark(file: BinaryIO) -> list[bytes]:
+    """The whole lines at the end of a file, back to a start or save line at least."""
+    size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
+    while not MARK.search(tail := _last_lines(file, size, length)) and length < size:
+        length *= 4
+    return [line for line in tail.splitlines(keepends=True) if is_whole(line)]
 
 
 def _last_lines(file: BinaryIO, size: int, length: int) -> bytes:

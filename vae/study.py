@@ -1,35 +1,74 @@
-"""A study: a folder of runs that are compared with each other, and what is already there.
+"""A study: a folder of runs that are compared with each other, how to find it, and what is already there.
 
 runs/<study>/study.yaml            this file's Study
-runs/<study>/launches.jsonl        every command that started work on it: time, command, runs
-runs/<study>/<variant>-s<seed>/    one run: run.yaml, checkpoints/, done.json, scores.json, ...
+runs/<study>/launches.jsonl        every command that started work on it
+runs/<study>/<variant>-s<seed>/    one run; vae/run_dir.py names every file in it
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from data_prep.errors import RunError, SettingsError
+import msgspec
+
+from data_prep.errors import DamagedFile, RunError, SettingsError
 from data_prep.files import write_text
+from data_prep.records import Record, Word, read_lines
 from vae.config import RunConfig, differences, read_settings, write_settings
-
-STUDY_FILE = "study.yaml"
-RUN_FILE = "run.yaml"
-DONE_FILE = "done.json"
-SCORES_FILE = "scores.json"
-METRICS_FILE = "metrics.jsonl"
-LAUNCHES_FILE = "launches.jsonl"
-PROVENANCE_FILE = "provenance.json"
+from vae.run_dir import (
+    DONE_FILE,
+    LAUNCHES_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+    SCORES_FILE,
+    STUDY_FILE,
+    read_done,
+    read_scores_summary,
+)
 
 # Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class RunState(Word):
+    """What a run is doing: the same words in `status`, `why` and the report."""
+
+    DONE = "done"
+    """Trained and scored."""
+    SCORING = "scoring"
+    TRAINED = "trained"
+    """Not scored, and not being scored now."""
+    TRAINING = "training"
+    QUEUED = "queued"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    """Ended before it was complete, or not running as far as its files tell."""
+    MISSING = "missing"
+    """Never started."""
+    UNKNOWN = "unknown"
+    """SLURM does not answer."""
+    DAMAGED = "damaged"
+    """A file of it is not what this toolkit has written."""
+
+
+class Launch(Record, frozen=True):
+    """One line of launches.jsonl."""
+
+    time: str
+    command: list[str]
+    """The words that were typed."""
+    runs: list[str]
+    """The runs it started work on."""
+
+
+LAUNCH_DECODER: msgspec.json.Decoder[Launch] = msgspec.json.Decoder(Launch)
 
 
 @dataclass(frozen=True)
@@ -86,9 +125,15 @@ def read_study(study_dir: Path) -> Study:
         raise SettingsError(
             f"no study at {study_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
         )
-    scores = (read_json(study_dir / run / SCORES_FILE) or {} for run in runs)
-    extractors = (known["extractor"] for known in scores if "extractor" in known)
-    return Study(study_dir.name, runs, next(extractors, Study.extractor))
+    return Study(study_dir.name, runs, next(extractors_of(study_dir, runs), Study.extractor))
+
+
+def extractors_of(study_dir: Path, runs: Sequence[str]) -> Iterator[str]:
+    """What each run with scores was scored by; a damaged one is passed over, for it is shown as such."""
+    for run in runs:
+        with suppress(DamagedFile):
+            if summary := read_scores_summary(study_dir / run):
+                yield summary.extractor
 
 
 def read_run(run_dir: Path) -> RunConfig:
@@ -111,85 +156,72 @@ def prepare_run(run_dir: Path, config: RunConfig) -> None:
     Raises:
         RunError: the folder holds a run with other settings; the message shows the difference.
     """
-    check_run(run_dir, config)
-    write_settings(config, run_dir / RUN_FILE)
+    if check_run(run_dir, config) != config:
+        write_settings(config, run_dir / RUN_FILE)
 
 
-def check_run(run_dir: Path, config: RunConfig) -> None:
-    """Raise RunError if `run_dir` already holds a run whose result-deciding settings differ."""
+def check_run(run_dir: Path, config: RunConfig) -> RunConfig | None:
+    """The settings of the run that `run_dir` already holds, if any.
+
+    Raises:
+        RunError: they differ from `config` in what decides the result.
+    """
     if not (run_dir / RUN_FILE).exists():
-        return
-    changed = differences(read_run(run_dir), config)
-    if changed:
+        return None
+    present = read_run(run_dir)
+    if changed := differences(present, config):
         raise RunError(
             f"{run_dir} holds a run with other settings: " + "; ".join(changed),
             "use another folder (jobs/launch.py: another --study), or the settings above on the left",
         )
+    return present
 
 
 def prepare_study(study_dir: Path, study: Study) -> Study:
     """Write study.yaml; runs that are already in the study stay in it. Returns what was written."""
-    study = with_known_runs(study_dir, study)
-    write_settings(study, study_dir / STUDY_FILE)
+    study = with_earlier_runs(study_dir, study)
+    path = study_dir / STUDY_FILE
+    if not path.exists() or read_settings(Study, path) != study:
+        write_settings(study, path)
     return study
 
 
-def with_known_runs(study_dir: Path, study: Study) -> Study:
+def with_earlier_runs(study_dir: Path, study: Study) -> Study:
     """`study` with the runs that the folder already holds before its own: their numbers never change."""
     if not (study_dir / STUDY_FILE).exists():
         return study
-    known = read_study(study_dir).runs
-    return dataclasses.replace(study, runs=known + tuple(r for r in study.runs if r not in known))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if the file is absent or not whole (it is then as good as absent)."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+    earlier = read_study(study_dir).runs
+    return dataclasses.replace(study, runs=earlier + tuple(run for run in study.runs if run not in earlier))
 
 
 def is_trained(run_dir: Path) -> bool:
     """Whether the run is complete: done.json is its last, atomic act."""
-    return read_json(run_dir / DONE_FILE) is not None
+    return read_done(run_dir) is not None
 
 
 def is_scored(run_dir: Path, study: Study) -> bool:
     """Whether scores.json belongs to the finished weights and the study's extractor."""
-    done, scores = read_json(run_dir / DONE_FILE), read_json(run_dir / SCORES_FILE)
-    if done is None or scores is None:
+    done, summary = read_done(run_dir), read_scores_summary(run_dir)
+    if done is None or summary is None:
         return False
-    return (
-        scores.get("checkpoint_sha256") == done["weights_sha256"]
-        and scores.get("extractor") == study.extractor
-    )
+    return (summary.checkpoint_sha256, summary.extractor) == (done.weights_sha256, study.extractor)
 
 
 def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> None:
     """Remember a command, word by word, that is about to start work on `runs`; one launcher at a time."""
-    launch = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": list(command), "runs": list(runs)}
-    known = [*read_launches(study_dir), launch]
-    write_text(study_dir / LAUNCHES_FILE, "".join(json.dumps(line) + "\n" for line in known))
+    launch = Launch(time.strftime("%Y-%m-%dT%H:%M:%S%z"), list(command), list(runs))
+    lines = [msgspec.json.encode(line).decode() for line in [*read_launches(study_dir), launch]]
+    write_text(study_dir / LAUNCHES_FILE, "".join(f"{line}\n" for line in lines))
 
 
-def read_launches(study_dir: Path, run: str = "") -> list[dict[str, Any]]:
-    """The launches of a study, or those that started work on one run, oldest first: time, command, runs."""
-    launches = _read_lines(study_dir / LAUNCHES_FILE)
-    return [launch for launch in launches if not run or run in launch["runs"]]
+def read_launches(study_dir: Path, run: str = "") -> list[Launch]:
+    """The launches of a study, or those that started work on one run, oldest first.
 
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; none if there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-REPORT_FILE = "report.html"
+    Raises:
+        DamagedFile: a line is not what `add_launch` has written.
+    """
+    launches = read_lines(study_dir / LAUNCHES_FILE, LAUNCH_DECODER)
+    return [launch for launch in launches if not run or run in launch.runs]
 
 
 def has_report(study_dir: Path, study: Study) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from slurm.node.task import JobKind
 from slurm.scheduler import QUEUED, RUNNING
 
 AGAIN = "run the same launch command again to go on"
@@ -21,7 +22,7 @@ class Case:
     run: str
     study: str
     """The study's folder, as one would type it in a command."""
-    kind: str = "train"
+    kind: JobKind = JobKind.TRAIN
     """The job that is due next: train, or evaluate when the run is trained."""
     is_done: bool = False
     was_started: bool = False
@@ -37,8 +38,8 @@ class Case:
     """When SLURM means to start it, as in `16:45`."""
     exit: str = ""
     """Exit code and signal, as sacct writes them: `1:0`."""
-    was_begun: bool = False
-    """This very job has run before, so if it is queued it was requeued."""
+    jobs: tuple[str, ...] = ()
+    """The jobs that have begun to train it."""
     waits_for: str = ""
     """The job it depends on and what that is doing."""
     progress: str = ""
@@ -53,6 +54,15 @@ class Case:
     """Id of the process on this machine that works on any run of the study; the others have their turn."""
     shards: str = ""
     """What is wrong with the packed images; empty if nothing is."""
+    damage: str = ""
+    """Which file of the run is not what this toolkit has written, and why; empty if all are."""
+    cure: str = ""
+    """What to do about it."""
+
+    @property
+    def was_begun(self) -> bool:
+        """This very job has run before, so if it is queued it was requeued."""
+        return self.job in self.jobs
 
 
 def explain(case: Case) -> str:
@@ -63,6 +73,8 @@ def explain(case: Case) -> str:
 
 def cause_and_step(case: Case) -> tuple[str, str]:
     """Why the run is not done, and what to do about it."""
+    if case.damage:
+        return case.damage, case.cure
     if case.is_done:
         return "is trained and scored", NOTHING
     if case.state in QUEUED:
@@ -74,7 +86,7 @@ def cause_and_step(case: Case) -> tuple[str, str]:
             f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running",
             "try again later",
         )
-    if case.shards and case.kind == "train":
+    if case.shards and case.kind is JobKind.TRAIN:
         return case.shards, step_for_shards(case)
     if not case.job:
         return without_job(case)
@@ -83,7 +95,7 @@ def cause_and_step(case: Case) -> tuple[str, str]:
 
 def job_of(case: Case) -> str:
     """What the job is called in a sentence."""
-    kind = "training" if case.kind == "train" else "scoring"
+    kind = "training" if case.kind is JobKind.TRAIN else "scoring"
     return f"the {kind} process {case.job}" if case.is_local else f"the {kind} job {case.job}"
 
 
@@ -96,9 +108,9 @@ def is_settled(case: Case) -> bool:
 def without_job(case: Case) -> tuple[str, str]:
     """A run that no job is known for."""
     if case.busy:
-        has = "is trained and" if case.kind == "evaluate" else "is not trained and"
+        has = "is trained and" if case.kind is JobKind.EVALUATE else "is not trained and"
         return f"{has} waits for its turn after process {case.busy}, which works on this study", NOTHING
-    if case.kind == "evaluate":
+    if case.kind is JobKind.EVALUATE:
         return "is trained, but no job to score it was submitted", AGAIN
     if case.was_started:
         return f"stopped{case.progress} and no job of it is known", AGAIN
@@ -118,7 +130,7 @@ def running(case: Case) -> tuple[str, str]:
         return f"{job_of(case)} is just ending (COMPLETING)", "look again in a minute"
     if case.state == "SUSPENDED":
         return f"{job_of(case)} is suspended by SLURM (SUSPENDED)", "it goes on by itself"
-    doing = "is training" if case.kind == "train" else "is trained and is being scored"
+    doing = "is training" if case.kind is JobKind.TRAIN else "is trained and is being scored"
     where = "" if case.is_local else f" in job {case.job}"
     return f"{doing}{case.progress}{where}", NOTHING
 
@@ -188,7 +200,7 @@ def pending(case: Case) -> tuple[str, str]:
     expected = ""
     if case.start and reason in ("Priority", "Resources"):
         expected = f" and is expected to start at {case.start}"
-    waiting = "is queued" if case.kind == "train" else "is trained and waits for its scores"
+    waiting = "is queued" if case.kind is JobKind.TRAIN else "is trained and waits for its scores"
     return f"{waiting}{expected}: {cause}{said}", step.format(case.study)
 
 
@@ -252,7 +264,7 @@ def ended(case: Case) -> tuple[str, str]:
             "if nobody killed it, allow more (mem_per_gpu_gb in the profile); launch again, it goes on",
         )
     if how == "time":
-        setting = "train_limit_min" if case.kind == "train" else "evaluate_limit_min"
+        setting = "train_limit_min" if case.kind is JobKind.TRAIN else "evaluate_limit_min"
         return (
             f"{job} came to its time limit{case.progress} and was not requeued",
             f"{AGAIN}; if it happens again, raise {setting} or warning_s in the profile",
@@ -312,7 +324,7 @@ def failed(case: Case, job: str) -> tuple[str, str]:
     if case.state == "GONE":
         why = f" ({case.reason})" if case.reason else ""
         return f"{job} ended before the run was complete, and it is unknown how{why}", f"see {read}; {AGAIN}"
-    if case.state == "COMPLETED" and case.kind == "evaluate":
+    if case.state == "COMPLETED" and case.kind is JobKind.EVALUATE:
         return f"is trained, but the scores that {job} wrote are gone or of other weights", AGAIN
     if case.state == "COMPLETED":
         return f"{job} ended well, but the run is not complete{case.progress}", f"see {read}; {AGAIN}"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from slurm.control import array_tasks_of
 from slurm.diagnose.explain import explain, is_settled
 from slurm.diagnose.gather import gather
 from slurm.diagnose.log_files import find_attempts, read_new
 from slurm.job_records import read_jobs
+from slurm.node.task import JobKind
 from slurm.plan import JobRequest
 from slurm.scheduler import ask_scheduler
 from slurm.state import study_states
 from vae.goodput import duration
-from vae.metrics import progress
+from vae.metrics import Progress, read_progress
 from vae.study import Study
 
 log = logging.getLogger(__name__)
@@ -39,22 +39,22 @@ class LocalFollower:
         if label not in self._epochs:
             self._epochs[label] = 0
             log.info("%s begins", label)
-        if request.kind != "train":
+        if request.kind is not JobKind.TRAIN:
             return
-        now = progress(folder)
-        epoch = int(now["epoch"])
+        now = read_progress(folder)
+        epoch = int(now.epoch)
         if epoch > self._epochs[label]:
             self._epochs[label] = epoch
             log.info("%s: epoch %d, %s", label, epoch, described(now))
 
 
-def described(now: dict[str, Any]) -> str:
+def described(now: Progress) -> str:
     """Where a training is, in words: step, and loss, speed and time left once `progress` knows them."""
-    parts = [f"step {now['step']:,} of {now['total_steps']:,}"]
-    if now["loss"] is not None:
-        parts += [f"loss {now['loss']:,.1f} nats/image", f"{now['images_per_s']:,.0f} images/s"]
-    if now["eta_s"] is not None:
-        parts += [f"{duration(now['eta_s'])} left"]
+    parts = [f"step {now.step:,} of {now.total_steps:,}"]
+    if now.loss is not None:
+        parts += [f"loss {now.loss:,.1f} nats/image", f"{now.images_per_s:,.0f} images/s"]
+    if now.eta_s is not None:
+        parts += [f"{duration(now.eta_s)} left"]
     return ", ".join(parts)
 
 

@@ -6,82 +6,102 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from data_prep.errors import DataError
+from data_prep.errors import DamagedFile, DataError, SettingsError
 from data_prep.shards import MANIFEST_FILE, read_manifest
 from slurm.diagnose.explain import Case
 from slurm.diagnose.log_files import last_error, last_notice
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.local import is_running_here
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
 from slurm.scheduler import QUEUED, RUNNING, Scheduler, ask_scheduler, newest_job
-from vae.metrics import progress, saved_step
-from vae.study import METRICS_FILE, PROVENANCE_FILE, RUN_FILE, Study, is_scored, is_trained, read_json
+from vae.events import StopSignalled, read_events
+from vae.metrics import read_progress
+from vae.provenance import read_attempts
+from vae.run_dir import LOGS_DIR, METRICS_FILE, saved_step
+from vae.study import Study, is_scored, is_trained, read_run
 
 
 def gather(study_dir: Path, study: Study, names: Iterable[str]) -> list[Case]:
     """The cases of the runs `names`, in that order; SLURM is asked once."""
+    records = read_jobs(study_dir, study)
     data_dirs = {name: data_of(study_dir / name) for name in names}
     packing = {data: read_records(data) for data in set(data_dirs.values()) if data is not None}
-    records = read_jobs(study_dir, study)
-    scheduler = ask_scheduler([*records, *(record for known in packing.values() for record in known)])
+    scheduler = ask_scheduler([*records, *chain.from_iterable(packing.values())])
     shards = {data: shards_missing(data) for data in packing}
-    packers = {data: packing_job(known, scheduler) for data, known in packing.items()}
+    packers = {data: packing_job(packing[data], scheduler) for data in packing}
     cases = []
     for name, data in data_dirs.items():
         case = case_of(study_dir / name, study, records, scheduler)
         if data is not None:
-            case["shards"] = shards[data]
-            case["waits_for"] = packers[data] or case["waits_for"]
-        cases.append(Case(**case))
+            case = replace(case, shards=shards[data], waits_for=packers[data] or case.waits_for)
+        cases.append(case)
     return cases
 
 
-def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler) -> dict[str, Any]:
-    """What is known of one run, beside its data, by the names of `Case`."""
-    index, kind = study.runs.index(run_dir.name), "evaluate" if is_trained(run_dir) else "train"
-    busy = next(
-        (record.id for record in records if record.cluster == "local" and is_running_here(record)), ""
+def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler) -> Case:
+    """What is known of one run, beside its data; of a damaged one only that it is."""
+    unknown = Case(run_dir.name, shlex.quote(shown(run_dir.parent)))
+    try:
+        case = from_files(unknown, run_dir, study)
+    except DamagedFile as error:
+        return replace(unknown, damage=str(error), cure=error.hint or "")
+    local = [record.id for record in records if record.cluster is Backend.LOCAL and is_running_here(record)]
+    case = replace(case, busy=next(iter(local), ""))
+    index = study.runs.index(run_dir.name)
+    record = newest_job(case.kind, index, records, scheduler)
+    return case if record is None or case.is_done else with_job(case, run_dir, index, record, scheduler)
+
+
+def from_files(case: Case, run_dir: Path, study: Study) -> Case:
+    """With what the run's own files tell.
+
+    Raises:
+        DamagedFile: one of them is not what this toolkit has written.
+    """
+    has_begun = (run_dir / METRICS_FILE).exists() or (run_dir / LOGS_DIR).is_dir()
+    if is_trained(run_dir):
+        is_done = is_scored(run_dir, study)
+        return replace(case, kind=JobKind.EVALUATE, was_started=has_begun, is_done=is_done)
+    stops = [event.step for event in read_events(run_dir) if isinstance(event, StopSignalled)]
+    return replace(
+        case,
+        was_started=has_begun,
+        progress=where(run_dir),
+        saved=max([saved_step(run_dir), *stops]),
+        jobs=tuple(attempt.job for attempt in read_attempts(run_dir)),
     )
-    case: dict[str, Any] = {
-        "run": run_dir.name,
-        "study": shlex.quote(shown(run_dir.parent)),
-        "kind": kind,
-        "is_done": is_scored(run_dir, study),
-        "was_started": (run_dir / METRICS_FILE).exists() or (run_dir / "logs").is_dir(),
-        "progress": where(run_dir) if kind == "train" else "",
-        "saved": saved_step(run_dir) if kind == "train" else 0,
-        "waits_for": "",
-        "busy": busy,
-    }
-    record = newest_job(kind, index, records, scheduler)
-    if record is None or case["is_done"]:
-        return case
+
+
+def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler: Scheduler) -> Case:
+    """With what SLURM and the logs say of the newest job."""
+    job = record.array_task(index)
     state, reason = scheduler.state(record, index)
-    element = record.array_task(index)
-    case |= {"job": element, "is_local": record.cluster == "local", "state": state, "reason": reason}
-    case |= {"start": clock(scheduler.starts.get(element, "")), "exit": scheduler.exits.get(element, "")}
-    case |= {"was_begun": was_begun(run_dir, element), "waits_for": needed(scheduler.needs.get(element, ""))}
-    if state not in (*RUNNING, *QUEUED, "UNKNOWN"):
-        case["error"] = last_error(run_dir, index, record)
-        case["notice"] = last_notice(run_dir.parent, record, index)
-    return case
+    case = replace(
+        case,
+        job=job,
+        is_local=record.cluster is Backend.LOCAL,
+        state=state,
+        reason=reason,
+        start=clock(scheduler.starts.get(job, "")),
+        exit=scheduler.exits.get(job, ""),
+        waits_for=needed(scheduler.needs.get(job, "")),
+    )
+    if state in (*RUNNING, *QUEUED, "UNKNOWN"):
+        return case
+    error, notice = last_error(run_dir, index, record), last_notice(run_dir.parent, record, index)
+    return replace(case, error=error, notice=notice)
 
 
 def where(run_dir: Path) -> str:
     """` at step 250 of 1,000`, or nothing before the first step."""
-    now = progress(run_dir)
-    return f" at step {now['step']:,} of {now['total_steps']:,}" if now["total_steps"] else ""
-
-
-def was_begun(run_dir: Path, job: str) -> bool:
-    """Whether this job has run before."""
-    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
-    return any(attempt.get("job") == job for attempt in attempts)
+    now = read_progress(run_dir)
+    return f" at step {now.step:,} of {now.total_steps:,}" if now.total_steps else ""
 
 
 def clock(time: str, now: datetime | None = None) -> str:
@@ -102,9 +122,9 @@ def needed(dependency: str) -> str:
 
 def packing_job(records: list[JobRecord], scheduler: Scheduler) -> str:
     """The live job that packs the images and what it is doing; empty if there is none."""
-    for kind in ("pack", "finalize"):
-        for record in reversed(records):
-            for index in record.indices if record.kind == kind else ():
+    for kind in (JobKind.PACK, JobKind.FINALIZE):
+        for record in (record for record in reversed(records) if record.kind is kind):
+            for index in record.indices:
                 state, reason = scheduler.state(record, index)
                 if state in RUNNING + QUEUED:
                     doing = f"{state}, {reason}" if reason else state
@@ -114,14 +134,10 @@ def packing_job(records: list[JobRecord], scheduler: Scheduler) -> str:
 
 def data_of(run_dir: Path) -> Path | None:
     """Folder of the shards of a run that is not trained; None if it is, or its settings cannot be read."""
-    if is_trained(run_dir):
+    try:
+        return None if is_trained(run_dir) else Path(read_run(run_dir).data)
+    except (DamagedFile, SettingsError):
         return None
-    try:  # not read_run: checking a thousand runs takes seconds, and this is one word of each
-        settings = yaml.safe_load((run_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    data = settings.get("data") if isinstance(settings, dict) else None
-    return Path(data) if isinstance(data, str) else None
 
 
 def shards_missing(data: Path) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.job_records import JobRecord
-from slurm.plan import JOBS_DIR
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
+from vae.run_dir import JOBS_DIR, LOG_NAME, LOGS_DIR
 
-LOG_NAME = re.compile(r"(train|evaluate)-(.+)-r(\d+)-rank(\d+)\.log")
 TAIL_BYTES = 64 * 1024
 MAX_ERROR_CHARS = 300
 
@@ -28,10 +29,10 @@ LINES_AFTER_NOTICE = 8
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One start of one job, and the log of each of its ranks."""
+class AttemptLogs:
+    """The log of each rank of one start of one job."""
 
-    kind: str
+    kind: JobKind
     job: str
     restart: int
     logs: dict[int, Path]
@@ -43,37 +44,38 @@ class Attempt:
         return f"{self.kind}, job {self.job}{again}"
 
 
-def find_attempts(run_dir: Path, index: int, records: list[JobRecord]) -> list[Attempt]:
+def find_attempts(run_dir: Path, index: int, records: list[JobRecord]) -> list[AttemptLogs]:
     """All attempts at a run that have left a log, oldest first."""
-    found: dict[tuple[str, str, int], dict[int, Path]] = {}
-    logs_dir = run_dir / "logs"
+    found: dict[tuple[JobKind, str, int], dict[int, Path]] = {}
+    logs_dir = run_dir / LOGS_DIR
     for path in logs_dir.iterdir() if logs_dir.is_dir() else ():
         if name := LOG_NAME.fullmatch(path.name):
-            found.setdefault((name[1], name[2], int(name[3])), {})[int(name[4])] = path
+            attempt = (JobKind(name["kind"]), name["job"], int(name["restart"]))
+            found.setdefault(attempt, {})[int(name["rank"])] = path
     known = {job for _, job, _ in found}
     for record in records:  # a job that ended before it could open its own log
-        if record.kind in ("train", "evaluate") and index in record.indices:
+        if record.kind in (JobKind.TRAIN, JobKind.EVALUATE) and index in record.indices:
             job = job_tag(record, index)
             if job not in known and (outer := rank_logs(run_dir.parent, record, index)):
                 found[record.kind, job, 0] = outer
-    attempts = [Attempt(*key, logs=dict(sorted(logs.items()))) for key, logs in found.items()]
+    attempts = [AttemptLogs(*key, logs=dict(sorted(logs.items()))) for key, logs in found.items()]
     return sorted(attempts, key=lambda attempt: (last_change(attempt), attempt.restart))
 
 
-def last_change(attempt: Attempt) -> float:
+def last_change(attempt: AttemptLogs) -> float:
     """When anything was last written to the logs of an attempt, as a Unix time."""
     return max(path.stat().st_mtime for path in attempt.logs.values())
 
 
 def job_tag(record: JobRecord, index: int) -> str:
     """A job as log files call it."""
-    return f"local-{record.id}" if record.cluster == "local" else record.array_task(index)
+    return f"local-{record.id}" if record.cluster is Backend.LOCAL else record.array_task(index)
 
 
 def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]:
     """What SLURM, or submitit on this machine, has caught of each rank of a job."""
     element = record.array_task(index)
-    ending = "_log.out" if record.cluster == "local" else ".log"
+    ending = "_log.out" if record.cluster is Backend.LOCAL else ".log"
     pattern = re.compile(rf"{re.escape(element)}_(\d+){re.escape(ending)}")
     found = {}
     for path in (study_dir / JOBS_DIR).glob(f"{element}_*{ending}"):
@@ -140,7 +142,7 @@ def read_new(path: Path, position: int) -> tuple[str, int]:
     return added.decode(errors="replace"), position + len(added)
 
 
-def choose(attempts: list[Attempt], number: int | None) -> Attempt | None:
+def choose(attempts: list[AttemptLogs], number: int | None) -> AttemptLogs | None:
     """The attempt of that number, counted from 1; the newest without a number; None if there is none."""
     if number is None:
         return attempts[-1] if attempts else None

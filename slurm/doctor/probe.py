@@ -20,17 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.files import write_text
+from slurm import client
 from slurm.code_snapshot import take_snapshot
 from slurm.diagnose.explain import Case, pending_reason
 from slurm.diagnose.log_files import ERROR, shorten, tail
-from slurm.doctor.probe_task import TOKEN_FILE, ProbeTask, RankFacts
-from slurm.doctor.site import ask
+from slurm.doctor.probe_task import TOKEN_FILE, ProbeTask, RankFacts, read_facts
 from slurm.job_records import JobRecord, read_records
-from slurm.plan import JOBS_DIR, JobRequest, Resources
+from slurm.node.task import JobKind
+from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
 from slurm.scheduler import QUEUED, RUNNING, ask_scheduler
 from slurm.submit import submit
-from vae.study import read_json
+from vae.run_dir import JOBS_DIR
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ def run_probe(
         write_text(folder / TOKEN_FILE, token)
         # a job on GPUs that needs no warning: scoring
         task = ProbeTask(str(folder), str(data.resolve()) if data else "")
-        request = JobRequest("probe", "evaluate", folder, {0: task}, is_array=False, resources=resources)
+        request = JobRequest(
+            "probe", JobKind.EVALUATE, folder, {0: task}, is_array=False, resources=resources
+        )
         started = time.monotonic()
         with cancelled_at_the_end(request.name):
             with uninterrupted():
@@ -128,11 +131,11 @@ def cancelled_at_the_end(name: str) -> Iterator[None]:
     finally:
         give_up = time.monotonic() + CANCEL_LIMIT_S
         with uninterrupted():
-            while ask("squeue", "--noheader", f"--name={name}") != "":  # None: SLURM does not answer
+            while client.is_named_job_there(name):  # None: SLURM does not answer
                 if time.monotonic() > give_up:
                     log.warning("a job may be left: scancel --name=%s", name)
                     break
-                ask("scancel", "--quiet", f"--name={name}")
+                client.cancel_named(name)
                 time.sleep(POLL_S)
 
 
@@ -182,8 +185,8 @@ def wait_for_facts(folder: Path, num_ranks: int, state: str) -> tuple[RankFacts,
     give_up = time.monotonic() + (SETTLE_S if state in ("COMPLETED", "GONE") else SETTLE_AFTER_FAILURE_S)
     while True:
         list(folder.iterdir())  # a network disk then asks its server for new names
-        read = [read_json(folder / f"rank{rank}.json") for rank in range(num_ranks)]
-        ranks = tuple(RankFacts(**facts) for facts in read if facts)
+        read = [read_facts(folder, rank) for rank in range(num_ranks)]
+        ranks = tuple(facts for facts in read if facts)
         is_whole = len(ranks) == num_ranks and not any(facts.doing for facts in ranks)
         if is_whole or time.monotonic() > give_up:
             return ranks

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import shutil
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from data_prep.errors import ClusterError, ToolkitError
-from data_prep.files import write_json
+from data_prep.records import read_record, write_record
 from data_prep.shards import map_images, read_crc32, read_labels, read_manifest
+from slurm import client
 from slurm.diagnose.log_files import shorten
-from slurm.doctor.site import ask
 from slurm.node.environment import JobEnvironment, num_cpus
 from slurm.node.rendezvous import own_address, rendezvous
 from slurm.node.signals import ignore_stop_signal
@@ -30,8 +31,7 @@ REDUCE_BYTES = 16 << 20
 TOKEN_FILE = "hello"
 
 
-@dataclass
-class RankFacts:
+class RankFacts(msgspec.Struct, forbid_unknown_fields=True):
     """What one rank has seen; looks that failed are in `errors`, by the name of the look."""
 
     rank: int
@@ -40,7 +40,7 @@ class RankFacts:
     token: str = ""
     """What the launching machine had written into the shared folder."""
     free_gb: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
     may_requeue: bool = False
     """SLURM would put this job back into the queue."""
     cpus_asked: int = 0
@@ -56,12 +56,22 @@ class RankFacts:
     """CUDA version torch was built with; empty for a torch without CUDA."""
     address: str = ""
     """Where rank 0 listens, as this rank knows it."""
-    reduces: dict[str, float] = field(default_factory=dict)
+    reduces: dict[str, float] = msgspec.field(default_factory=dict)
     """Milliseconds that adding up REDUCE_BYTES over all ranks took, by backend."""
     shard: str = ""
     doing: str = ""
     """The look that was begun last; empty when all are done."""
-    errors: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def write_facts(folder: Path, facts: RankFacts) -> None:
+    """Write down what a rank has seen so far."""
+    write_record(folder / f"rank{facts.rank}.json", facts)
+
+
+def read_facts(folder: Path, rank: int) -> RankFacts | None:
+    """What a rank has seen so far; None if it has written nothing."""
+    return read_record(folder / f"rank{rank}.json", RankFacts)
 
 
 @dataclass(frozen=True)
@@ -77,14 +87,14 @@ class ProbeTask(Task):
         facts = RankFacts(job_env.rank, job_env.world_size, job_env.node)
         for name, look in self.looks(job_env, folder).items():
             facts.doing = name
-            write_json(folder / f"rank{job_env.rank}.json", dataclasses.asdict(facts))
+            write_facts(folder, facts)
             try:
                 look(facts)
             except Exception as error:  # every look tells about itself, and none stops the others
                 kind = "" if isinstance(error, ToolkitError) else f"{type(error).__name__}: "
                 facts.errors[name] = shorten(f"{kind}{error}")
         facts.doing = ""
-        write_json(folder / f"rank{job_env.rank}.json", dataclasses.asdict(facts))
+        write_facts(folder, facts)
 
     def looks(self, job_env: JobEnvironment, folder: Path) -> dict[str, Callable[[RankFacts], None]]:
         """What to look at, the surest first."""
@@ -114,7 +124,7 @@ def look_at_scontrol(facts: RankFacts, job_env: JobEnvironment) -> None:
     """Whether a process of a job can have its job requeued."""
     if shutil.which("scontrol") is None:
         raise ClusterError("there is no scontrol")
-    if (shown := ask("scontrol", "show", "job", job_env.job)) is None:
+    if (shown := client.show_job(job_env.job)) is None:
         raise ClusterError(f"scontrol show job {job_env.job} fails")
     facts.may_requeue = "Requeue=1" in shown
 
@@ -170,7 +180,7 @@ def meet(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> None:
         facts.reduces["gloo"] = reduce_ms("cpu", None)
         if torch.cuda.is_available():
             facts.doing = "NCCL"  # it may end the whole process
-            write_json(folder / f"rank{job_env.rank}.json", dataclasses.asdict(facts))
+            write_facts(folder, facts)
             torch.cuda.set_device(job_env.local_rank)
             group = dist.new_group(backend="nccl", timeout=RENDEZVOUS_LIMIT)
             facts.reduces["NCCL"] = reduce_ms(f"cuda:{job_env.local_rank}", group)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 
-from slurm.client import clean_environment, slurm_answers
+from slurm import client
 
-ANSWER_LIMIT_S = 60
 # Beginnings of sinfo's states of nodes that start no jobs.
 UNUSABLE = ("down", "drain", "drng", "err", "fail", "futr", "inval", "maint", "unk")
 
@@ -82,30 +80,19 @@ class Site:
 
 def ask_site() -> Site | None:
     """What SLURM says; None if its controller does not answer."""
-    if not slurm_answers():
+    if not client.slurm_answers():
         return None
     user = pwd.getpwuid(os.getuid()).pw_name
-    account = ask("sacctmgr", "-nP", "show", "user", f"name={user}", "format=DefaultAccount") or ""
+    account = client.query("sacctmgr", "-nP", "show", "user", f"name={user}", "format=DefaultAccount") or ""
     return Site(
-        config=read_config(ask("scontrol", "show", "config") or ""),
+        config=read_config(client.query("scontrol", "show", "config") or ""),
         partitions=read_partitions(
-            ask("scontrol", "--oneliner", "show", "partition") or "",
-            ask("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G|%t") or "",
+            client.query("scontrol", "--oneliner", "show", "partition") or "",
+            client.query("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G|%t") or "",
         ),
         account=account.strip(),
-        has_accounts=ask("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None,
+        has_accounts=client.query("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None,
     )
-
-
-def ask(*command: str) -> str | None:
-    """Standard output of one of SLURM's programs; None if it fails or does not answer."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, env=clean_environment()
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def first(partitions: str) -> str:

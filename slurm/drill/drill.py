@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,18 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.errors import ClusterError
-from slurm.drill.faults import COMMAND_LIMIT_S, Blow, Hit, Refused, Ways
+from slurm import client
+from slurm.drill.faults import Blow, Hit, Refused, Ways
 from slurm.job_records import read_jobs
-from slurm.scheduler import Scheduler, live_job, newest_job
-from vae.metrics import progress
+from slurm.node.task import JobKind
+from slurm.scheduler import Scheduler, live_job, newest_job, scheduler_of
+from vae.metrics import read_progress
+from vae.provenance import read_attempts
+from vae.run_dir import DONE_FILE
 from vae.study import (
-    DONE_FILE,
-    PROVENANCE_FILE,
     Study,
     has_report,
     is_scored,
     is_trained,
-    read_json,
     read_study,
 )
 
@@ -58,7 +57,7 @@ class Target:
     def look(self, is_running: bool) -> bool:
         """Whether it is time for the next blow."""
         self.is_running, self.is_training = is_running, False
-        attempts = len((read_json(self.run_dir / PROVENANCE_FILE) or {}).get("attempts", []))
+        attempts = len(read_attempts(self.run_dir))
         if not is_running:
             self._over, self._seen_s, self._must_restart = attempts, None, False
         if not is_running or not self.blows:
@@ -70,8 +69,8 @@ class Target:
             waited_s = time.monotonic() - self._seen_s
             is_fresh = blow.when == "starting" and not self._must_restart
             return is_fresh and waited_s >= blow.share * START_DELAY_S
-        now = progress(self.run_dir)
-        return 0 < min(blow.share, LAST_STEPS) * now["total_steps"] <= now["step"]
+        now = read_progress(self.run_dir)
+        return 0 < min(blow.share, LAST_STEPS) * now.total_steps <= now.step
 
     @property
     def is_trained(self) -> bool:
@@ -94,12 +93,12 @@ class Target:
     def add(self, hit: Hit) -> None:
         """Note a hit: the attempt it fell into will end."""
         self.hits.append(hit)
-        self._over = len((read_json(self.run_dir / PROVENANCE_FILE) or {}).get("attempts", []))
+        self._over = len(read_attempts(self.run_dir))
         self._must_restart = True
 
     def add_beside(self, hit: Hit) -> None:
         """Note what was meant for another run and may have hit this one, too, at some time until now."""
-        step = progress(self.run_dir)["step"]
+        step = read_progress(self.run_dir).step
         self.hits.append(replace(hit, when="beside", step=step, time=time.time()))
 
 
@@ -154,7 +153,7 @@ class Drill:
             if target.is_trained:
                 target.is_running = False
                 continue
-            record = newest_job("train", target.index, records, scheduler)
+            record = newest_job(JobKind.TRAIN, target.index, records, scheduler)
             state = scheduler.state(record, target.index)[0] if record else ""
             if target.look(state == "RUNNING") and record:
                 hits += [(target, hit) for hit in self._strike(target, record.array_task(target.index))]
@@ -173,7 +172,7 @@ class Drill:
         when = "training" if blow.when == "starting" and target.is_training else blow.when
         try:
             strike = self._ways.aim(blow, job)
-            step = progress(target.run_dir)["step"]
+            step = read_progress(target.run_dir).step
             if not target.await_moment():
                 return []
             hit = Hit(blow.what, when, step, time.time())
@@ -192,24 +191,18 @@ class Drill:
         records = read_jobs(self.study_dir, self.study)
         try:
             for target in self.targets:
-                kind = "evaluate" if target.is_trained else "train"
+                kind = JobKind.EVALUATE if target.is_trained else JobKind.TRAIN
                 if is_scored(target.run_dir, self.study):
                     continue
                 if not live_job(kind, target.index, records, scheduler):
                     return True
             if has_report(self.study_dir, self.study):
                 return False
-            return not live_job("report", 0, records, scheduler)
+            return not live_job(JobKind.REPORT, 0, records, scheduler)
         except ClusterError:  # at work on this machine, or squeue does not answer
             return False
 
 
 def ask_queue() -> Scheduler:
     """One look at the queue alone: accounts are asked for much too often otherwise."""
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return Scheduler(None, None)
-    rows = [line.strip().split("|", 2) for line in done.stdout.splitlines() if line.count("|") == 2]
-    return Scheduler({job: (state, reason) for job, state, reason in rows}, None)
+    return scheduler_of((), client.queue())

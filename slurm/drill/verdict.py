@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from slurm.drill.faults import Hit
-from vae.metrics import read_metrics
-from vae.study import PROVENANCE_FILE, is_scored, is_trained, read_json, read_run, read_study
+from vae.metrics import StepLine, read_metrics
+from vae.provenance import read_attempts
+from vae.study import is_scored, is_trained, read_run, read_study
 
 # Beside the interval itself: a slow step, and the save that was due.
 SLACK_S = 3.0
@@ -120,7 +121,7 @@ def describe(hit: Hit, found: Sequence[Break]) -> str:
 def judge_end(run_dir: Path, unbroken: Path) -> list[str]:
     """Where a run does not end like the unbroken one; on one CPU rank it must do so bit for bit."""
     steps, expected = (
-        {line["step"]: line["loss"] for line in read_metrics(path) if line["kind"] == "step"}
+        {line.step: line.loss for line in read_metrics(path) if isinstance(line, StepLine)}
         for path in (run_dir, unbroken)
     )
     if steps.keys() != expected.keys():
@@ -136,8 +137,7 @@ def judge_end(run_dir: Path, unbroken: Path) -> list[str]:
 
 def must_be_exact(run_dir: Path) -> bool:
     """Whether every attempt ran on one CPU rank, where nothing changes the order of sums."""
-    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
-    return all(one.get("world_size") == 1 and one.get("device") == "cpu" for one in attempts)
+    return all(attempt.world_size == 1 and attempt.device == "cpu" for attempt in read_attempts(run_dir))
 
 
 def have_same_weights(run_dir: Path, other: Path) -> bool:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
-Cluster = Literal["slurm", "local", "debug"]
+from data_prep.records import Word
+from slurm import client
+from vae.provenance import Attempt, this_attempt
+
+
+class Backend(Word):
+    """What starts the processes of a job."""
+
+    SLURM = "slurm"
+    LOCAL = "local"
+    """Processes of this machine, one run after another."""
+    DEBUG = "debug"
+    """This very process."""
 
 
 @dataclass(frozen=True)
 class JobEnvironment:
     """One process of a job: one per GPU."""
 
-    cluster: Cluster
+    backend: Backend
     job: str
     """Job id, with the array index if it has one: `123_4`."""
     restart: int
@@ -34,21 +45,28 @@ class JobEnvironment:
         """Names one attempt of one job."""
         return f"{self.job}-r{self.restart}"
 
-    def as_attempt(self) -> dict[str, str | int | float]:
-        """What provenance.json should know about this attempt."""
-        nodes = os.environ.get("SLURM_JOB_NODELIST", "") if self.cluster == "slurm" else self.node
-        attempt: dict[str, str | int | float] = {"cluster": self.cluster, "job": self.job}
-        attempt |= {"restart": self.restart, "nodes": nodes, "cpus": self.cpus}
-        if (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
-            attempt["gpus"] = int(gpus) * self.num_nodes
-        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-            attempt["visible_gpus"] = visible
-        return attempt
+    def as_attempt(self, times: Mapping[str, float]) -> Attempt:
+        """What provenance.json should know about this attempt, which begins now; `times` from `times_of`."""
+        is_slurm = self.backend is Backend.SLURM
+        nodes = os.environ.get("SLURM_JOB_NODELIST", "") if is_slurm else self.node
+        gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+        return this_attempt(
+            cluster=str(self.backend),
+            job=self.job,
+            restart=self.restart,
+            nodes=nodes,
+            cpus=self.cpus,
+            gpus=int(gpus) * self.num_nodes if gpus.isdigit() else None,
+            visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            **times,
+        )
 
 
 def single_process() -> JobEnvironment:
     """The environment of a process that is its whole job (`--cluster debug`)."""
-    return JobEnvironment("debug", f"debug-{os.getpid()}", 0, 0, 1, 0, 1, socket.gethostname(), num_cpus())
+    return JobEnvironment(
+        Backend.DEBUG, f"debug-{os.getpid()}", 0, 0, 1, 0, 1, socket.gethostname(), num_cpus()
+    )
 
 
 def find_job_environment() -> JobEnvironment:
@@ -66,7 +84,7 @@ def _slurm_environment() -> JobEnvironment:
     if "SLURM_ARRAY_JOB_ID" in env:  # the raw id of one element is also the id of the whole array
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return JobEnvironment(
-        cluster="slurm",
+        backend=Backend.SLURM,
         job=job,
         restart=int(env.get("SLURM_RESTART_COUNT", "0")),
         rank=int(env["SLURM_PROCID"]),
@@ -83,7 +101,7 @@ def _local_environment() -> JobEnvironment:
     rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
     job = f"local-{env['SUBMITIT_LOCAL_JOB_ID']}"
     cpus = max(1, num_cpus() // world_size)
-    return JobEnvironment("local", job, 0, rank, world_size, rank, 1, socket.gethostname(), cpus)
+    return JobEnvironment(Backend.LOCAL, job, 0, rank, world_size, rank, 1, socket.gethostname(), cpus)
 
 
 # What provenance.json calls the times that SLURM tells, and what squeue calls them.
@@ -98,21 +116,14 @@ TIMES = {
 def times_of(job_env: JobEnvironment) -> dict[str, float]:
     """When this job was submitted (or requeued), could have started, did, and must end; in Unix seconds.
 
-    Empty where SLURM does not tell, as on nodes without its programs.
+    Empty where SLURM does not tell, as on nodes without its programs; rank 0 alone asks.
     """
-    if job_env.cluster != "slurm":
+    if job_env.backend is not Backend.SLURM or job_env.rank > 0:
         return {}
-    form = ",".join(f"{name}:30" for name in TIMES.values())
     try:
-        shown = subprocess.run(
-            ["squeue", "--noheader", f"--jobs={job_env.job}", f"--Format={form}"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
-        )
-        moments = [datetime.fromisoformat(word).timestamp() for word in shown.stdout.split()]
-    except (OSError, subprocess.SubprocessError, ValueError):  # a time may be N/A
+        words = client.job_times(job_env.job, list(TIMES.values()))
+        moments = [datetime.fromisoformat(word).timestamp() for word in words]
+    except ValueError:  # a time may be N/A
         return {}
     return dict(zip(TIMES, moments, strict=False))
 

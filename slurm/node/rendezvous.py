@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.errors import ClusterError
-from data_prep.files import write_json
+from data_prep.records import Record, read_record, write_record
+from slurm import client
 from slurm.node.environment import JobEnvironment
-from vae.study import read_json
+from vae.run_dir import rendezvous_path
 
 # All ranks of a job start together; one that is this late has not been started, or sees another folder.
 RENDEZVOUS_LIMIT_S = 300.0
@@ -24,72 +23,80 @@ POLL_S = 0.2
 PORTS = range(20_000, 32_000)
 
 
+class Address(Record, frozen=True):
+    """Where rank 0 listens."""
+
+    address: str
+    port: int
+
+
 @contextmanager
 def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
     """Set the variables by which torch and accelerate find the other ranks; `folder` must be shared.
 
-    CUDA_VISIBLE_DEVICES stays as the scheduler set it: every rank sees all GPUs of its node, and accelerate
-    picks the one numbered LOCAL_RANK.
+    They are taken back at the end. CUDA_VISIBLE_DEVICES stays as the scheduler set it: every rank sees all
+    GPUs of its node, and accelerate picks the one numbered LOCAL_RANK.
 
     Raises:
         ClusterError: rank 0 could not be found.
     """
+    path = rendezvous_path(folder, job_env.tag)
+    before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(job_env.cpus))
     os.environ.setdefault("NCCL_DEBUG", "WARN")  # says what went wrong, and nothing else
-    path = folder / f".rendezvous-{job_env.tag}.json"
-    if job_env.world_size == 1:  # no process group, nobody to meet
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
-        yield
-        return
-    meeting = publish_rendezvous(job_env, path) if job_env.rank == 0 else wait_for_rendezvous(job_env, path)
-    os.environ |= {
-        "RANK": str(job_env.rank),
-        "WORLD_SIZE": str(job_env.world_size),
-        "LOCAL_RANK": str(job_env.local_rank),
-        "LOCAL_WORLD_SIZE": str(job_env.world_size // job_env.num_nodes),
-        "MASTER_ADDR": meeting[0],
-        "MASTER_PORT": str(meeting[1]),
-    }
+    os.environ |= {"RANK": str(job_env.rank), "WORLD_SIZE": str(job_env.world_size)}
     try:
+        if job_env.world_size > 1:  # alone there is no process group, and nobody to meet
+            rank0 = (
+                publish_rendezvous(job_env, path) if job_env.rank == 0 else wait_for_rendezvous(job_env, path)
+            )
+            os.environ |= {
+                "LOCAL_RANK": str(job_env.local_rank),
+                "LOCAL_WORLD_SIZE": str(job_env.world_size // job_env.num_nodes),
+                "MASTER_ADDR": rank0.address,
+                "MASTER_PORT": str(rank0.port),
+            }
         yield
     finally:
+        os.environ.clear()
+        os.environ.update(before)
         if job_env.rank == 0:
             path.unlink(missing_ok=True)
 
 
-def publish_rendezvous(job_env: JobEnvironment, path: Path) -> tuple[str, int]:
+def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
     """Rank 0's part: write the address and port at which it will listen, and return them."""
-    for left_behind in path.parent.glob(".rendezvous-*.json"):  # by an attempt that was killed
+    for left_behind in path.parent.glob(
+        rendezvous_path(path.parent, "*").name
+    ):  # by an attempt that was killed
         left_behind.unlink(missing_ok=True)
-    address, port = own_address(job_env), free_port()
-    write_json(path, {"address": address, "port": port})
-    return address, port
+    rank0 = Address(own_address(job_env), free_port())
+    write_record(path, rank0)
+    return rank0
 
 
-def wait_for_rendezvous(
-    job_env: JobEnvironment, path: Path, limit_s: float = RENDEZVOUS_LIMIT_S
-) -> tuple[str, int]:
+def wait_for_rendezvous(job_env: JobEnvironment, path: Path, limit_s: float = RENDEZVOUS_LIMIT_S) -> Address:
     """The other ranks' part: wait for rank 0's file of this very attempt, and resolve its address.
 
     Raises:
         ClusterError: the file did not come in time, or its address cannot be resolved from here.
     """
     give_up = time.monotonic() + limit_s
-    while (meeting := read_json(path)) is None:
+    while (rank0 := read_record(path, Address)) is None:
         if time.monotonic() > give_up:
             raise ClusterError(
-                f"rank {job_env.rank} on {job_env.node} waited {limit_s:.0f} s in vain for rank 0's {path}",
+                f"rank {job_env.rank} on {job_env.node} timed out after {limit_s:.0f} s waiting for rank 0's "
+                f"rendezvous file {path}",
                 "is the runs folder shared by all nodes? did rank 0 start? see its log",
             )
         time.sleep(POLL_S)
     try:
-        socket.getaddrinfo(meeting["address"], meeting["port"])
+        socket.getaddrinfo(rank0.address, rank0.port)
     except OSError as error:
         raise ClusterError(
-            f"rank {job_env.rank} on {job_env.node} cannot resolve rank 0's address "
-            f"{meeting['address']}: {error}"
+            f"rank {job_env.rank} on {job_env.node} cannot resolve rank 0's address {rank0.address}: {error}"
         ) from error
-    return meeting["address"], meeting["port"]
+    return rank0
 
 
 def own_address(job_env: JobEnvironment) -> str:
@@ -99,19 +106,14 @@ def own_address(job_env: JobEnvironment) -> str:
     """
     if job_env.num_nodes == 1:
         return "127.0.0.1"
-    try:
-        shown = subprocess.run(
-            ["scontrol", "show", "node", job_env.node], capture_output=True, text=True, check=True, timeout=60
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        # srun ran on the job's first node, which is rank 0's; some sites have no scontrol there
-        if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
-            return address
-        raise ClusterError(f"the address of {job_env.node} is unknown: {error}") from error
-    found = re.search(r"\bNodeAddr=(\S+)", shown.stdout)
-    if found is None:
-        raise ClusterError(f"scontrol shows no NodeAddr for {job_env.node}")
-    return found[1]
+    if address := client.node_address(job_env.node):
+        return address
+    # srun ran on the job's first node, which is rank 0's; some sites have no scontrol there
+    if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
+        return address
+    raise ClusterError(
+        f"the address of {job_env.node} is unknown", "does `scontrol show node` work on the nodes?"
+    )
 
 
 def free_port() -> int:

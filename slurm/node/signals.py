@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_prep.errors import ClusterError
-from slurm.node.environment import JobEnvironment
+from slurm import client
+from slurm.node.environment import Backend, JobEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +88,9 @@ def exit_after_stop(job_env: JobEnvironment, stop: StopFlag) -> NoReturn:
     # not warned, not terminated: then it was another rank
     if stop.was_signalled or not stop.was_terminated or is_preempted(job_env):
         requeue_and_exit(job_env, stop.before)
-    if job_env.cluster == "debug":
+    if job_env.backend is Backend.DEBUG:
         raise KeyboardInterrupt
-    if job_env.cluster == "slurm" and job_env.rank > 0:
+    if job_env.backend is Backend.SLURM and job_env.rank > 0:
         sys.exit(0)  # rank 0 may still have to hand over
     sys.exit(128 + signal.SIGTERM)
 
@@ -100,15 +101,9 @@ def is_preempted(job_env: JobEnvironment) -> bool:
     Some sites send TERM then, and not the warning. SLURM requeues a job that it has to kill after the grace
     time, but takes one that ends before for failed.
     """
-    if job_env.cluster != "slurm" or job_env.rank > 0:
+    if job_env.backend is not Backend.SLURM or job_env.rank > 0:
         return False
-    try:
-        shown = subprocess.run(
-            ["scontrol", "show", "job", job_env.job], capture_output=True, text=True, timeout=20
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return re.search(r"\bPreemptTime=\d", shown) is not None
+    return re.search(r"\bPreemptTime=\d", client.show_job(job_env.job) or "") is not None
 
 
 def requeue_and_exit(job_env: JobEnvironment, before: object) -> NoReturn:
@@ -118,7 +113,7 @@ def requeue_and_exit(job_env: JobEnvironment, before: object) -> NoReturn:
     requeue; else the job was submitted by hand and is requeued here.
     """
     ignore_stop_signal()
-    if job_env.cluster == "debug":
+    if job_env.backend is Backend.DEBUG:
         raise KeyboardInterrupt
     if job_env.rank > 0:
         sys.exit(0)
@@ -126,8 +121,8 @@ def requeue_and_exit(job_env: JobEnvironment, before: object) -> NoReturn:
         if callable(before):
             before(WARNING, None)  # checkpoint(), requeue, exit
         else:
-            requeue(job_env.job)
-    except (OSError, subprocess.SubprocessError) as error:
+            client.requeue(job_env.job)
+    except (OSError, subprocess.SubprocessError, ClusterError) as error:
         leave_requeue_to_script(job_env, error)
     sys.exit(1)  # the step must end now, whatever became of the request
 
@@ -138,12 +133,7 @@ def leave_requeue_to_script(job_env: JobEnvironment, error: Exception) -> None:
     Raises:
         ClusterError: the job was submitted by hand, so its script is not ours.
     """
-    if job_env.cluster != "slurm" or not (folder := os.environ.get("SUBMITIT_FOLDER")):
+    if job_env.backend is not Backend.SLURM or not (folder := os.environ.get("SUBMITIT_FOLDER")):
         raise ClusterError(f"job {job_env.job} could not be requeued: {error}", "submit it again; it goes on")
     log.info("cannot requeue from here (%s); the job's script will", error)
     Path(folder, f"{job_env.job}.requeue").touch()
-
-
-def requeue(job: str) -> None:
-    """Put this job, or this one element of an array, back into the queue."""
-    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
-from slurm.node.environment import JobEnvironment, find_job_environment, times_of
+from data_prep.records import Word
+from slurm.node.environment import Backend, JobEnvironment, find_job_environment, times_of
 from slurm.node.rendezvous import rendezvous
 from slurm.node.signals import StopFlag, exit_after_stop, ignore_stop_signal, requeue_and_exit
 from vae.metrics import slowest_stop_s
-from vae.study import PROVENANCE_FILE, read_json, read_study
+from vae.provenance import read_attempts
+from vae.run_dir import log_path
+from vae.study import read_study
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -39,6 +42,16 @@ MAX_IDLE_RESTARTS = 3
 LAST_CHANCE_S = 20
 
 
+class JobKind(Word):
+    """What a job does for a study."""
+
+    PACK = "pack"
+    FINALIZE = "finalize"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    REPORT = "report"
+
+
 @dataclass(frozen=True)
 class Task:
     """One job's work on the folder at `path`."""
@@ -50,7 +63,7 @@ class Task:
         job_env = job_env or find_job_environment()
         start_logging(job_env)
         remove_unfinished_pickles(job_env)
-        if job_env.cluster == "local":
+        if job_env.backend is Backend.LOCAL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would go on, but Ctrl-C means now
         self.work(job_env)
         ignore_stop_signal()
@@ -73,20 +86,19 @@ class TrainTask(Task):
     def work(self, job_env: JobEnvironment) -> None:
         run_dir = Path(self.path)
         stop = StopFlag().catch_termination()
-        write_logs_to(run_dir / "logs", "train", job_env)
+        write_logs_to(run_dir, JobKind.TRAIN, job_env)
         refuse_idle_restarts(run_dir, job_env)
-        times = times_of(job_env) if job_env.rank == 0 else {}
+        times = times_of(job_env)
         if "ends_s" in times:
             ends_s, now_s = times["ends_s"], time.time()
             early_s = 2 * slowest_stop_s(run_dir) + LAST_CHANCE_S
             stop.expire_at(max(ends_s - early_s, (now_s + ends_s) / 2))  # half the time is for work
         with rendezvous(job_env, run_dir):
-            from vae.training.collectives import (
-                destroy_process_group,  # these import torch, which reads the variables set above
-            )
+            # these import torch, which reads the variables set above
+            from vae.training.collectives import destroy_process_group
             from vae.training.trainer import train
 
-            is_complete = train(run_dir, should_stop=stop, attempt=job_env.as_attempt() | times)
+            is_complete = train(run_dir, should_stop=stop, attempt=job_env.as_attempt(times))
             destroy_process_group()
         if not is_complete:
             exit_after_stop(job_env, stop)
@@ -99,7 +111,7 @@ class EvaluateTask(Task):
     def work(self, job_env: JobEnvironment) -> None:
         run_dir = Path(self.path)
         requeue_when_signalled(job_env)
-        write_logs_to(run_dir / "logs", "evaluate", job_env)
+        write_logs_to(run_dir, JobKind.EVALUATE, job_env)
         with rendezvous(job_env, run_dir):
             from vae.scoring.evaluate import evaluate
             from vae.training.collectives import destroy_process_group
@@ -110,16 +122,16 @@ class EvaluateTask(Task):
 
 @dataclass(frozen=True)
 class PackTask(Task):
-    """Packs shards number `task`, `task + tasks`, ... of the plan in the folder `path`."""
+    """Packs shards number `part`, `part + num_parts`, ... of the plan in the folder `path`."""
 
-    task: int
-    tasks: int
+    part: int
+    num_parts: int
 
     def work(self, job_env: JobEnvironment) -> None:
         requeue_when_signalled(job_env)
         from data_prep.packer import pack_part
 
-        pack_part(Path(self.path), self.task, self.tasks, job_env.cpus)
+        pack_part(Path(self.path), self.part, self.num_parts, job_env.cpus)
 
 
 @dataclass(frozen=True)
@@ -164,8 +176,7 @@ def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:
     Raises:
         RunError: says how often it was tried.
     """
-    attempts = (read_json(run_dir / PROVENANCE_FILE) or {}).get("attempts", [])
-    steps = [attempt.get("from_step") for attempt in attempts if attempt.get("job") == job_env.job]
+    steps = [attempt.from_step for attempt in read_attempts(run_dir) if attempt.job == job_env.job]
     tried = steps[-MAX_IDLE_RESTARTS - 1 :]
     if len(tried) > MAX_IDLE_RESTARTS and len(set(tried)) == 1:
         raise RunError(
@@ -182,12 +193,12 @@ def start_logging(job_env: JobEnvironment) -> None:
     logging.getLogger("submitit").propagate = False  # it has a handler of its own
 
 
-def write_logs_to(folder: Path, kind: str, job_env: JobEnvironment) -> None:
+def write_logs_to(run_dir: Path, kind: JobKind, job_env: JobEnvironment) -> None:
     """Let everything this process prints go to a file of its own: one per attempt and rank."""
-    if job_env.cluster == "debug":
+    if job_env.backend is Backend.DEBUG:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kind}-{job_env.tag}-rank{job_env.rank}.log"
+    path = log_path(run_dir, kind, job_env.tag, job_env.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
     print(f"the log of rank {job_env.rank} goes on in {path}", flush=True)
     with path.open("ab") as file:  # the descriptors themselves, so that C libraries write there too
         os.dup2(file.fileno(), sys.stdout.fileno())
@@ -196,7 +207,11 @@ def write_logs_to(folder: Path, kind: str, job_env: JobEnvironment) -> None:
 
 def remove_unfinished_pickles(job_env: JobEnvironment) -> None:
     """Remove what submitit left half-written when it was killed; it would refuse to write over it."""
-    if job_env.cluster == "slurm" and job_env.rank == 0 and (folder := os.environ.get("SUBMITIT_FOLDER")):
+    if (
+        job_env.backend is Backend.SLURM
+        and job_env.rank == 0
+        and (folder := os.environ.get("SUBMITIT_FOLDER"))
+    ):
         for path in Path(folder).glob(f"{job_env.job}_*.save_tmp"):
             path.unlink(missing_ok=True)
 
@@ -219,12 +234,12 @@ def run_of(study_dir: Path, index: int) -> Path:
 def main() -> int:
     """One element of an array that was submitted by hand."""
     parser = argparse.ArgumentParser(prog="python -m slurm.node.task", allow_abbrev=False)
-    parser.add_argument("kind", choices=("train", "evaluate"))
+    parser.add_argument("kind", choices=(str(JobKind.TRAIN), str(JobKind.EVALUATE)))
     parser.add_argument("study", type=Path, help="folder of the study")
     parser.add_argument("--index", type=int, required=True, help="the element's index in its array")
-    asked = parser.parse_args()
-    make = TrainTask if asked.kind == "train" else EvaluateTask
-    make(str(run_of(asked.study.resolve(), asked.index)))()
+    flags = parser.parse_args()
+    task = TrainTask if flags.kind == JobKind.TRAIN else EvaluateTask
+    task(str(run_of(flags.study.resolve(), flags.index)))()
     return 0
 
 

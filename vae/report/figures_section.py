@@ -7,6 +7,7 @@ from pathlib import Path
 from vae.figures import write_loss_curves
 from vae.report.page import Block, Heading, Picture, Text
 from vae.report.run_summary import RunSummary
+from vae.run_dir import figure_path
 
 LOSS_CAPTION = (
     "Loss per image: cross-entropy summed over pixels + beta x KL. Its minimum is not 0 but the entropy of "
@@ -16,7 +17,7 @@ LOSS_CAPTION = (
 
 def figures_section(folder: Path, runs: list[RunSummary]) -> list[Block]:
     """The loss curves, drawn into `folder`, and the images that scoring has left in the runs."""
-    return [*_loss_blocks(folder / "figures" / "loss.png", runs), *_image_blocks(runs)]
+    return [*_loss_blocks(figure_path(folder, "loss"), runs), *_image_blocks(runs)]
 
 
 def _loss_blocks(path: Path, runs: list[RunSummary]) -> list[Block]:
@@ -46,5 +47,5 @@ def _image_blocks(runs: list[RunSummary]) -> list[Block]:
 
 
 def _picture(run: RunSummary, name: str, caption: str) -> Block:
-    path = run.folder / "figures" / f"{name}.png"
+    path = figure_path(run.folder, name)
     return Picture(path, caption) if path.is_file() else Text(f"{caption}: {path} is missing")

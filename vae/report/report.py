@@ -1,6 +1,6 @@
 """The report of a study: report.html (one file), report.md and scores.csv, from the files of its runs.
 
-It always comes: a run that is not finished or not scored is in it, with the reason. Imports no torch.
+It always comes: a run that is not trained or not scored is in it, with the reason. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vae.report.scores_csv import scores_csv
 from vae.report.scores_section import scores_section, section_table
 from vae.report.settings_section import settings_section
 from vae.report.times_section import times_section
+from vae.run_dir import REPORT_FILE, REPORT_MARKDOWN_FILE, SCORES_CSV_FILE
 from vae.scoring.score_specs import Section
 from vae.study import read_study
 
@@ -45,9 +46,9 @@ def write_report(study_dir: Path, run: str = "") -> Path:
         *provenance_section(runs),
         *cards_section(runs),
     ]
-    write_text(folder / "scores.csv", scores_csv(study.name, runs))
-    write_text(folder / "report.md", to_markdown(blocks, folder))
-    path = folder / "report.html"
+    write_text(folder / SCORES_CSV_FILE, scores_csv(study.name, runs))
+    write_text(folder / REPORT_MARKDOWN_FILE, to_markdown(blocks, folder))
+    path = folder / REPORT_FILE
     write_text(path, to_html(title, blocks))
     return path
 

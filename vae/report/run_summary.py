@@ -1,17 +1,23 @@
-"""What the files of one run say; never fails for what is missing or damaged."""
+"""What the files of one run say; a damaged one takes nothing else down with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from data_prep.errors import DamagedFile, ToolkitError
+from data_prep.errors import ToolkitError
 from vae.config import RunConfig
-from vae.metrics import read_metrics
+from vae.events import AnyEvent, read_events
+from vae.metrics import MetricsLine, Progress, StartLine, progress_of, read_metrics
+from vae.provenance import Provenance, read_provenance
 from vae.report.cells import MISSING
+from vae.run_dir import Done, read_done
 from vae.scoring.score_cards import RunScores, read_scores
-from vae.study import DONE_FILE, PROVENANCE_FILE, read_json, read_run
+from vae.study import RunState, read_run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,13 +26,16 @@ class RunSummary:
 
     folder: Path
     config: RunConfig | None
-    state: str
-    reason: str
-    """Why it is not scored; empty if it is."""
-    metrics: list[dict[str, Any]]
-    provenance: dict[str, Any]
+    metrics: Sequence[MetricsLine]
+    events: Sequence[AnyEvent]
+    done: Done | None
     scores: RunScores | None
     """None unless they belong to the finished weights."""
+    provenance: Provenance
+    progress: Progress
+    state: RunState
+    reason: str
+    """Why it is not done; empty if it is."""
 
     @property
     def name(self) -> str:
@@ -48,36 +57,39 @@ class RunSummary:
 
 def read_summary(folder: Path) -> RunSummary:
     """Whatever can be read of the run in `folder`."""
-    config, metrics, scores = None, [], None
-    problem = score_problem = ""
-    try:
-        config = read_run(folder)
-        metrics = read_metrics(folder)
-    except (ToolkitError, ValueError) as error:
-        problem = str(error)
-    try:
-        scores = read_scores(folder)
-    except DamagedFile as error:
-        score_problem = f" ({error})"
-    done = read_json(folder / DONE_FILE)
+    problems: list[str] = []
+
+    def intact(read: Callable[[Path], T], otherwise: T) -> T:
+        try:
+            return read(folder)
+        except ToolkitError as error:
+            problems.append(f"{error}; {error.hint}" if error.hint else f"{error}")
+            return otherwise
+
+    config = intact(read_run, None)
+    metrics = intact(read_metrics, [])
+    events = intact(read_events, [])
+    done = intact(read_done, None)
+    scores = intact(read_scores, None)
+    provenance = intact(read_provenance, Provenance())
+    own_scores = scores if done and scores and scores.checkpoint_sha256 == done.weights_sha256 else None
+
+    # the state, as far as files tell it
+    first = next((line for line in metrics if isinstance(line, StartLine)), None)
+    progress = progress_of(first, metrics)
     if not folder.exists():
-        state, reason = "missing", "it was never started"
-    elif config is None or (problem and done is None):
-        state, reason = "damaged", problem
+        state, reason = RunState.MISSING, "it was never started"
+    elif problems:
+        state, reason = RunState.DAMAGED, problems[0]
+    elif done is None and first is None:
+        state, reason = RunState.MISSING, "training has not begun"
     elif done is None:
-        state, reason = "not finished", _progress(metrics)
+        state = RunState.STOPPED
+        reason = f"training is at step {progress.step:,} of {progress.total_steps:,}"
     elif scores is None:
-        state, reason = "not scored", f"to score it: python jobs/evaluate.py {folder}{score_problem}"
-    elif scores.checkpoint_sha256 != done.get("weights_sha256"):
-        state, reason = "not scored", "its scores belong to other weights; score it again"
+        state, reason = RunState.TRAINED, f"to score it: python jobs/evaluate.py {folder}"
+    elif own_scores is None:
+        state, reason = RunState.TRAINED, "its scores belong to other weights; score it again"
     else:
-        state, reason = "scored", ""
-    provenance = read_json(folder / PROVENANCE_FILE) or {}
-    return RunSummary(folder, config, state, reason, metrics, provenance, None if reason else scores)
-
-
-def _progress(metrics: list[dict[str, Any]]) -> str:
-    starts = [line for line in metrics if line["kind"] == "start"]
-    if not starts:
-        return "training has not begun"
-    return f"training is at step {metrics[-1]['step']:,} of {starts[-1]['total_steps']:,}"
+        state, reason = RunState.DONE, ""
+    return RunSummary(folder, config, metrics, events, done, own_scores, provenance, progress, state, reason)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.errors import ToolkitError
 from data_prep.shards import read_manifest
+from vae.metrics import EpochLine, StepLine
 from vae.report.cells import MISSING, number
 from vae.report.page import Block, Heading, Table, Text
 from vae.report.run_summary import RunSummary
@@ -34,17 +35,18 @@ def runs_section(title: str, runs: list[RunSummary]) -> list[Block]:
 
 
 def _run_row(run: RunSummary) -> list[str]:
-    start = next((line for line in run.metrics if line["kind"] == "start"), None)
-    step = run.metrics[-1]["step"] if start else None
-    speeds = [line["images_per_s"] for line in run.metrics if line["kind"] == "step"]
-    val_losses = [line["val_loss"] for line in run.metrics if "val_loss" in line]
-    num_attempts = len(run.provenance.get("attempts", []))
+    progress, has_begun = run.progress, bool(run.progress.total_steps)
+    speeds = [line.images_per_s for line in run.metrics if isinstance(line, StepLine)]
+    val_losses = [
+        line.val_loss for line in run.metrics if isinstance(line, EpochLine) and line.val_loss is not None
+    ]
+    num_attempts = len(run.provenance.attempts)
     return [
         run.name,
         run.variant,
         f"{run.state}: {run.reason}" if run.reason else run.state,
-        f"{step / start['steps_per_epoch']:.4g}" if start else MISSING,
-        f"{step:,}" if start else MISSING,
+        f"{progress.epoch:.4g}" if has_begun else MISSING,
+        f"{progress.step:,}" if has_begun else MISSING,
         str(num_attempts - 1) if num_attempts else MISSING,
         number(statistics.median(speeds) if speeds else None),
         number(val_losses[-1] if val_losses else None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vae.goodput import Account, Attempt, Spent, account, duration, suggestions, total
+from vae.goodput import Account, AttemptSpent, Spent, account, duration, suggestions, total
 from vae.report.cells import MISSING, fixed
 from vae.report.page import Block, Details, Heading, Table, Text
 from vae.report.run_summary import RunSummary
@@ -45,9 +45,9 @@ def times_section(runs: list[RunSummary]) -> list[Block]:
 
 
 def _account(run: RunSummary) -> Account:
-    attempts = run.provenance.get("attempts", [])
-    is_done = run.state in ("not scored", "scored")
-    return account(run.name, attempts, run.metrics, is_done, run.scores.host_gb if run.scores else None)
+    scoring_gb = run.scores.host_gb if run.scores else None
+    attempts, is_done = run.provenance.attempts, run.done is not None
+    return account(run.name, attempts, run.metrics, is_done, scoring_gb, run.events)
 
 
 def _attempts_block(account: Account) -> Details:
@@ -57,7 +57,7 @@ def _attempts_block(account: Account) -> Details:
     return Details(f"{account.run}: {len(rows)} attempts", tables)
 
 
-def _attempt_name(attempt: Attempt) -> str:
+def _attempt_name(attempt: AttemptSpent) -> str:
     lost = f", {attempt.steps_lost:,} of them again later" if attempt.steps_lost else ""
     return f"from step {attempt.first_step:,}, {attempt.steps:,} steps{lost}"
 
@@ -79,12 +79,12 @@ def _time_table(what: str, rows: Sequence[tuple[str, Spent]]) -> Table:
     return Table(head, [[name, *cells(spent)] for name, spent in rows], frozenset(range(1, len(head))))
 
 
-def _peak_table(attempts: Sequence[Attempt]) -> Table:
+def _peak_table(attempts: Sequence[AttemptSpent]) -> Table:
     """What the first process of each attempt used."""
     names = [name for name in PEAKS if any(name in attempt.peaks for attempt in attempts)]
     rows = []
     for attempt in attempts:
-        device, world_size = attempt.place
+        device, world_size = attempt.processes
         peaks = [fixed(attempt.peaks.get(name), 1) for name in names]
         rows.append([_attempt_name(attempt), f"{world_size} x {device}", *peaks])
     head = ["attempt", "processes", *(PEAKS[name] for name in names)]

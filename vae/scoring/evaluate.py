@@ -17,6 +17,7 @@ from vae.config import RunConfig
 from vae.metrics import read_metrics
 from vae.model import VAE
 from vae.provenance import versions
+from vae.run_dir import FEATURES_DIR, SCORES_FILE, figure_path
 from vae.scoring.baselines import baseline_scores
 from vae.scoring.extractors import load_extractor, to_8bit
 from vae.scoring.feature_cache import real_features
@@ -24,12 +25,12 @@ from vae.scoring.generation import generation_scores, prior_noise
 from vae.scoring.reconstruction import reconstruction_scores
 from vae.scoring.score_cards import RunScores, ScoreCard
 from vae.scoring.subject import Subject
-from vae.study import SCORES_FILE, Study, read_run
+from vae.study import Study, read_run
 from vae.training.accelerator import RENDEZVOUS_TIME_LIMIT, check_world_size
 from vae.training.checkpoint import load_trained
 from vae.training.data_loader import ImageSplit, load_split, to_unit
-from vae.training.learner import check_fingerprint
 from vae.training.metrics_log import peak_memory_gb
+from vae.training.training_state import check_fingerprint
 
 GRID_IMAGES = 32
 
@@ -52,15 +53,13 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     # load the run and the images it was trained on, and check that they are
     model, done = load_trained(run_dir)
     config = read_run(run_dir)
-    test, train = load_images(config, done["data_fingerprint"])
+    test, train = load_images(config, done.data_fingerprint)
     extractor = load_extractor(study, state.device)
-    card = ScoreCard(
-        split="test", checkpoint_sha256=done["weights_sha256"], data_fingerprint=test.fingerprint
-    )
+    card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
     subject = Subject(run_dir.name, model.to(state.device), config.seed, test, extractor, card)
 
     # score it
-    cache = run_dir.parent / ".features"
+    cache = run_dir.parent / FEATURES_DIR
     real = real_features(subject, test, "test", np.arange(len(test)), cache)
     scores = {
         **reconstruction_scores(subject, real),
@@ -69,7 +68,7 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     }
     # figures first: with scores.json the run counts as scored
     if state.is_main_process:
-        figures.write_loss_curves(run_dir / "figures" / "loss.png", {run_dir.name: read_metrics(run_dir)})
+        figures.write_loss_curves(figure_path(run_dir, "loss"), {run_dir.name: read_metrics(run_dir)})
         write_grids(run_dir, model, test, config.seed)
     result = RunScores(
         extractor=study.extractor,
@@ -77,8 +76,8 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
         extractor_sha256=extractor.weights_sha256,
         checkpoint_sha256=card.checkpoint_sha256,
         data_fingerprint=card.data_fingerprint,
-        step=done["step"],
-        epoch=done["epoch"],
+        step=done.step,
+        epoch=done.epoch,
         device=state.device.type,
         world_size=state.num_processes,
         seconds=round(time.monotonic() - started, 1),
@@ -117,4 +116,4 @@ def write_grids(run_dir: Path, model: VAE, test: ImageSplit, seed: int) -> None:
     if model.can_sample:
         grids["samples"] = to_8bit(model.sample(prior_noise(model, seed, count).to(device)))
     for name, images in grids.items():
-        figures.write_grid(run_dir / "figures" / f"{name}.png", images[:, 0].cpu().numpy())
+        figures.write_grid(figure_path(run_dir, name), images[:, 0].cpu().numpy())

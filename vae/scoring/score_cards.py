@@ -9,8 +9,8 @@ from typing import ClassVar
 import msgspec
 
 from data_prep.records import Record, read_record
+from vae.run_dir import SCORES_FILE
 from vae.scoring.score_specs import SPEC
-from vae.study import SCORES_FILE
 
 
 class ScoreCard(Record, frozen=True, kw_only=True, omit_defaults=True):

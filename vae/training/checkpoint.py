@@ -9,7 +9,6 @@ checkpoints/step_00000120/
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.errors import RunError
-from data_prep.files import fsync_path, sha256_file, temporary_path, write_json
+from data_prep.errors import DamagedFile, RunError
+from data_prep.files import fsync_path, sha256_file, temporary_path
+from data_prep.records import Record, read_record, write_record
 from vae.model import VAE, build_model
-from vae.study import DONE_FILE, read_json, read_run
+from vae.run_dir import CHECKPOINTS_DIR, DONE_FILE, Done, checkpoint_dir, checkpoint_dirs, read_done
+from vae.study import read_run
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 META = "meta.json"
-STEP_NAME = re.compile(r"step_(\d{8,})")
+
+# Optimiser, gradient scaler, random state and position, as torch saves them.
+StateDict = dict[str, Any]
 
 
-def folder_of(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies."""
-    return run_dir / FOLDER / f"step_{step:08d}"
+class Meta(Record, frozen=True):
+    """meta.json of a checkpoint."""
+
+    step: int
+    sha256: dict[str, str]
+    """Of each file beside it, by name."""
 
 
-def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict, keep: int) -> Path:
     """Write the checkpoint of `step`, then drop all but the newest `keep`. Returns its folder.
 
     A kill at any moment leaves either no such folder or a whole one.
     """
-    final = folder_of(run_dir, step)
+    final = checkpoint_dir(run_dir, step)
     part = temporary_path(final)
     part.mkdir(parents=True)
     try:
@@ -52,7 +57,7 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, 
         digests = {name: sha256_file(part / name) for name in (WEIGHTS, STATE)}
         for name in digests:
             fsync_path(part / name)
-        write_json(part / META, {"step": step, "sha256": digests})
+        write_record(part / META, Meta(step, digests))
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
         part.rename(final)
@@ -69,27 +74,21 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, 
 
 def _prune(run_dir: Path, keep: int) -> None:
     """Drop old checkpoints and what killed saves left behind (one writer per run, so they are dead)."""
-    for old in _by_age(run_dir)[keep:]:
+    for old in list(checkpoint_dirs(run_dir).values())[keep:]:
         shutil.rmtree(old)
-    for stale in (run_dir / FOLDER).glob(".step_*.part"):
+    for stale in (run_dir / CHECKPOINTS_DIR).glob(".step_*.part"):
         shutil.rmtree(stale, ignore_errors=True)
-
-
-def _by_age(run_dir: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    folder = run_dir / FOLDER
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if STEP_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if every file has its recorded SHA-256."""
-    meta = read_json(checkpoint / META)
+    try:
+        meta = read_record(checkpoint / META, Meta)
+    except DamagedFile as error:
+        return str(error)
     if meta is None:
-        return f"{META} is missing or damaged"
-    for name, digest in meta["sha256"].items():
+        return f"{META} is missing"
+    for name, digest in meta.sha256.items():
         try:
             if sha256_file(checkpoint / name) != digest:
                 return f"{name} does not have its recorded SHA-256"
@@ -100,7 +99,7 @@ def damage(checkpoint: Path) -> str | None:
 
 def find_latest(run_dir: Path) -> Path | None:
     """The newest whole checkpoint, or None. Damaged ones are passed over with a warning."""
-    for checkpoint in _by_age(run_dir):
+    for checkpoint in checkpoint_dirs(run_dir).values():
         reason = damage(checkpoint)
         if reason is None:
             return checkpoint
@@ -108,7 +107,7 @@ def find_latest(run_dir: Path) -> Path | None:
     return None
 
 
-def load_state(checkpoint: Path) -> dict[str, Any]:
+def load_state(checkpoint: Path) -> StateDict:
     """Everything of `state.pt`, on the CPU. Only tensors and plain values are unpickled."""
     return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
 
@@ -120,22 +119,23 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 def weights_sha256(checkpoint: Path) -> str:
     """SHA-256 of the weights file, as recorded when it was written."""
-    meta = read_json(checkpoint / META)
+    meta = read_record(checkpoint / META, Meta)
     assert meta is not None  # callers pass checkpoints that are whole
-    return meta["sha256"][WEIGHTS]
+    return meta.sha256[WEIGHTS]
 
 
-def load_trained(run_dir: Path) -> tuple[VAE, dict[str, Any]]:
+def load_trained(run_dir: Path) -> tuple[VAE, Done]:
     """The finished model in eval mode on the CPU, and the run's done.json.
 
     Raises:
         RunError: the run is not complete, or its weights are gone or damaged.
+        DamagedFile: done.json is not what a training has written.
     """
-    done = read_json(run_dir / DONE_FILE)
+    done = read_done(run_dir)
     if done is None:
         raise RunError(f"{run_dir} is not trained to the end", "train it with `python jobs/train.py`")
-    weights = run_dir / FOLDER / done["checkpoint"] / WEIGHTS
-    if not weights.exists() or sha256_file(weights) != done["weights_sha256"]:
+    weights = run_dir / CHECKPOINTS_DIR / done.checkpoint / WEIGHTS
+    if not weights.exists() or sha256_file(weights) != done.weights_sha256:
         raise RunError(
             f"the weights in {weights} are missing or damaged",
             f"delete {run_dir / DONE_FILE} and train again: it goes on from the last whole checkpoint",

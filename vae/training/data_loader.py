@@ -142,14 +142,18 @@ class BatchPlan:
         return self.num_images // self.batch_size
 
     @property
+    def own_images(self) -> slice:
+        """This rank's part of a global batch."""
+        return rank_slice(self.batch_size, self.rank, self.world_size)
+
+    @property
     def images_per_step(self) -> int:
         """Images of one global batch that belong to this rank."""
-        part = rank_slice(self.batch_size, self.rank, self.world_size)
-        return part.stop - part.start
+        return self.own_images.stop - self.own_images.start
 
     def indices(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """This rank's image indices for each step in [first_step, last_step)."""
-        part = rank_slice(self.batch_size, self.rank, self.world_size)
+        part = self.own_images
         epoch, order = -1, torch.empty(0)
         for step in range(first_step, last_step):
             if step // self.steps_per_epoch != epoch:

@@ -1,21 +1,18 @@
-"""What a run tells while it runs: metrics.jsonl, trackers, and a progress bar or plain lines.
-
-metrics.jsonl holds one JSON object a line; losses are nats per image over the global batch or epoch.
-Lines after the step a run resumes from are dropped first, so the file reads like that of an unbroken run.
-"""
+"""Metrics logging while a run trains: metrics.jsonl, trackers, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import math
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from rich.console import Console
@@ -24,19 +21,31 @@ from torch import Tensor
 
 from data_prep.errors import RunError
 from data_prep.files import write_text
+from data_prep.records import append_line
 from vae.config import RunConfig, to_dict
-from vae.metrics import read_metrics
-from vae.study import METRICS_FILE
+from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, read_metrics
+from vae.run_dir import METRICS_FILE
 from vae.training import checkpoint
 from vae.training.collectives import reduce_sum
+from vae.training.validation import ValidationLosses
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Redone:
+    """What the attempt before had written down beyond the step from which a run goes on."""
+
+    reached_step: int = 0
+    """The last step that was written down at all."""
+    seconds: float = 0.0
+    """Time between the first and the last line of the steps that are done again."""
 
 
 class MetricsLog:
     """Collects the losses of all ranks and writes them down. Use as a context manager around the steps.
 
-    The methods named `flush_losses`, `log_*` and `totals` add up over ranks, so every rank must call them.
+    `flush_losses`, `log_*` and `epoch_sums` all-reduce over ranks, so every rank must call them.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class MetricsLog:
         self.accelerator = accelerator
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
-        self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last settle
+        self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last flush
         self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
         self._pace_start, self._pace_steps = time.monotonic(), 0
         self._progress: Progress | None = None
@@ -60,16 +69,16 @@ class MetricsLog:
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
         self._save_s, self._saves, self._val_s = 0.0, 0, 0.0
 
-    def start(self, step: int, epoch_sums: list[float], restarts: int) -> None:
-        """Begin an attempt at `step`, with the sums of the epoch it is in the middle of."""
-        if not self.accelerator.is_main_process:
-            return
+    def start(self, step: int, epoch_sums: list[float], restarts: int) -> Redone:
+        """Begin an attempt at `step`, with the sums of the epoch so far; rank 0 alone calls it.
+
+        Drops the lines after `step`, and returns what they told.
+        """
         self._epoch_sums += torch.tensor(epoch_sums, dtype=torch.float64, device=self._epoch_sums.device)
-        kept = [line for line in read_metrics(self.run_dir) if line["step"] <= step]
-        write_text(self.run_dir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
-        totals = {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
+        redone = self._drop_lines_after(step)
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
-        self._write({"kind": "start", "step": step, **totals, "restarts": restarts})
+        totals = {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
+        self._write(StartLine(step=step, time=self._start_s, restarts=restarts, **totals))
         ranks = f"{self.accelerator.num_processes} rank(s) on {self.accelerator.device.type}"
         log.info("%s: begins at step %d of %d with %s", self.run_dir.name, step, self.total_steps, ranks)
         if sys.stderr.isatty():
@@ -77,6 +86,15 @@ class MetricsLog:
             self._task = self._progress.add_task(
                 self.run_dir.name, total=self.total_steps, completed=step, note=""
             )
+        return redone
+
+    def _drop_lines_after(self, step: int) -> Redone:
+        lines = read_metrics(self.run_dir)
+        dropped = [line for line in lines if line.step > step]
+        kept = [msgspec.json.encode(line).decode() for line in lines if line.step <= step]
+        write_text(self.run_dir / METRICS_FILE, "".join(f"{line}\n" for line in kept))
+        seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
+        return Redone(lines[-1].step if lines else 0, seconds)
 
     def __enter__(self) -> MetricsLog:
         self.accelerator.init_trackers(
@@ -107,7 +125,9 @@ class MetricsLog:
             self._progress.advance(self._task)
 
     def flush_losses(self, step: int) -> Tensor | None:
-        """Check all losses since the last settle; returns the newest step's (bce, kl) per image, [2].
+        """All-reduce and check the losses since the last call; waits for the device.
+
+        Returns the newest step's (bce, kl) per image, [2].
 
         Raises:
             RunError: a loss is NaN or infinite; names its step and the last good checkpoint.
@@ -135,60 +155,66 @@ class MetricsLog:
         per_image = self.flush_losses(step)
         assert per_image is not None  # log steps follow a step
         bce, kl = per_image.tolist()
-        values = {"loss": bce + self.config.beta * kl, "bce": bce, "kl": kl, "lr": lr}
-        if grad_norm is not None and math.isfinite(norm := float(grad_norm)):  # fp16 may skip a step with inf
-            values["grad_norm"] = norm / self.config.batch_size
-        values["images_per_s"] = self._pace()
-        self.accelerator.log(values, step=step)
-        self._write({"kind": "step", "step": step, "epoch": step / self.steps_per_epoch, **values})
-        self._say(step, f"loss {values['loss']:,.1f} nats/image, {values['images_per_s']:,.0f} images/s")
+        line = StepLine(
+            step=step,
+            time=time.time(),
+            epoch=step / self.steps_per_epoch,
+            loss=bce + self.config.beta * kl,
+            bce=bce,
+            kl=kl,
+            lr=lr,
+            grad_norm=self._norm_per_image(grad_norm),
+            images_per_s=self._pace(),
+        )
+        self._track(line, step, "")
+        self._write(line)
+        self._say(step, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
 
-    def log_epoch(self, step: int, validation: dict[str, float] | None) -> None:
-        """Write the means of the epoch that ends at `step` down, and the validation losses if any.
+    def _norm_per_image(self, grad_norm: Tensor | None) -> float | None:
+        """Norm of the gradient of the loss per image; None if unknown, as where fp16 skips a step."""
+        norm = math.inf if grad_norm is None else float(grad_norm)
+        return norm / self.config.batch_size if math.isfinite(norm) else None
 
-        `val_seconds` among the latter is what the validation has cost.
-        """
+    def log_epoch(self, step: int, validation: ValidationLosses | None) -> None:
+        """Write the means of the epoch that ends at `step` down, and the validation losses if any."""
         self.flush_losses(step)
-        self._val_s += (validation or {}).get("val_seconds", 0.0)
+        self._val_s += validation.val_seconds if validation else 0.0
         images = self.steps_per_epoch * self.config.batch_size
         bce, kl = (reduce_sum(self._epoch_sums) / images).tolist()
         self._epoch_sums.zero_()
-        values = {
-            "train_loss": bce + self.config.beta * kl,
-            "train_bce": bce,
-            "train_kl": kl,
-            **(validation or {}),
-        }
-        epoch = step // self.steps_per_epoch
-        self.accelerator.log({f"epoch/{name}": value for name, value in values.items()}, step=step)
-        self._write({"kind": "epoch", "step": step, "epoch": epoch, **values})
-        seen = f", val {values['val_loss']:,.1f}" if validation else ""
-        self._say(
-            step,
-            f"epoch {epoch} of {self.config.epochs}: train {values['train_loss']:,.1f}{seen} nats/image",
+        line = EpochLine(
+            step=step,
+            time=time.time(),
+            epoch=step // self.steps_per_epoch,
+            train_loss=bce + self.config.beta * kl,
+            train_bce=bce,
+            train_kl=kl,
+            **(dataclasses.asdict(validation) if validation else {}),
         )
+        self._track(line, step, "epoch/")
+        self._write(line)
+        seen = f", val {validation.val_loss:,.1f}" if validation else ""
+        train = f"train {line.train_loss:,.1f}{seen} nats/image"
+        self._say(step, f"epoch {line.epoch} of {self.config.epochs}: {train}")
         self._restart_pace()  # validation is not training
 
     def log_save(self, step: int, seconds: float) -> None:
         """Note that a checkpoint was saved, what it cost, and what the attempt has used so far."""
         self._save_s, self._saves = self._save_s + seconds, self._saves + 1
-        self._write({"kind": "save", "step": step, "seconds": round(seconds, 3), **self._used()})
-        self._restart_pace()
-
-    def _used(self) -> dict[str, float]:
-        """Seconds of this attempt by purpose; CPU cores this process kept busy, and its peaks in GiB."""
-        elapsed_s = time.time() - self._start_s
+        now_s = time.time()
+        elapsed_s, cpu_s = now_s - self._start_s, time.process_time() - self._start_cpu_s
+        on_gpu = self.accelerator.device.type == "cuda"
         used = {
             "train_s": elapsed_s - self._save_s - self._val_s,
             "save_s": self._save_s,
-            "saves": self._saves,
             "val_s": self._val_s,
-            "cores": (time.process_time() - self._start_cpu_s) / max(elapsed_s, 1e-9),
+            "cores": cpu_s / max(elapsed_s, 1e-9),
             "host_gb": peak_memory_gb(),
+            **({"gpu_gb": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}),
         }
-        if self.accelerator.device.type == "cuda":
-            used["gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        return {name: round(value, 3) for name, value in used.items()}
+        rounded = {name: round(value, 3) for name, value in used.items()}
+        self._write(SaveLine(step=step, time=now_s, seconds=round(seconds, 3), saves=self._saves, **rounded))
+        self._restart_pace()
 
     def epoch_sums(self) -> list[float]:
         """(bce, kl) sums over all ranks of the epoch so far, for a checkpoint in the middle of it."""
@@ -209,10 +235,15 @@ class MetricsLog:
         elif self.accelerator.is_main_process:
             log.info("%s: step %d of %d: %s", self.run_dir.name, step, self.total_steps, text)
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _track(self, line: StepLine | EpochLine, step: int, prefix: str) -> None:
+        """Hand the numbers of a line to the trackers."""
+        numbers = {name: value for name, value in msgspec.structs.asdict(line).items() if value is not None}
+        del numbers["step"], numbers["time"], numbers["epoch"]
+        self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=step)
+
+    def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:
-            with (self.run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "time": time.time()}) + "\n")
+            append_line(self.run_dir / METRICS_FILE, line)
 
 
 def peak_memory_gb() -> float:

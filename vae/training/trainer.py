@@ -9,29 +9,36 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
+import msgspec
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from data_prep.errors import RunError, SettingsError
-from data_prep.files import only_holder, write_json
+from data_prep.files import only_holder
+from data_prep.records import write_record
 from vae.config import RunConfig
-from vae.provenance import record_attempt
-from vae.study import DONE_FILE, is_trained, read_run
+from vae.events import AttemptStarted, Completed, Saved, StopSignalled, add_event
+from vae.losses import bce_per_image, kl_per_image
+from vae.provenance import Attempt, record_attempt, this_attempt
+from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, Done, checkpoint_dir
+from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
 from vae.training.collectives import HostCollectives
-from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split
-from vae.training.learner import Learner, check_fingerprint
+from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
 from vae.training.metrics_log import MetricsLog
+from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
+from vae.training.validation import validate
 
 log = logging.getLogger(__name__)
 
 # Epochs are saved unless that would take more than this share of the time (epochs of a second on a GPU).
 SAVING_TIME_SHARE = 0.1
-LOCK_FILE = ".training"
-# A job that is started again may meet the last breath of the process before it.
+# A requeued job may start while its previous process is still exiting: wait so long for the lock.
 LOCK_WAIT_S = 30.0
 
 
@@ -40,9 +47,7 @@ def never() -> bool:
     return False
 
 
-def train(
-    run_dir: Path, should_stop: Callable[[], bool] = never, attempt: dict[str, Any] | None = None
-) -> bool:
+def train(run_dir: Path, should_stop: Callable[[], bool] = never, attempt: Attempt | None = None) -> bool:
     """Train the run in `run_dir` from wherever it is; True if it is complete, False if it was stopped.
 
     Call it in one process per rank with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, or in
@@ -59,15 +64,16 @@ def train(
             trained already.
         DataError: the data are missing, damaged, or not the ones the run began with.
         SettingsError: the settings do not fit the data or the ranks.
+        DamagedFile: a file of the run is not what a training has written.
     """
     if is_trained(run_dir):
         return True
-    attempt = {"started_s": round(time.time(), 3), **(attempt or {})}
+    attempt = attempt or this_attempt()
     config = read_run(run_dir)
     accelerator = start_accelerator(config, run_dir)
     if not accelerator.is_main_process:
         return run_to_end(run_dir, config, accelerator, should_stop, attempt)
-    with only_holder(run_dir / LOCK_FILE, LOCK_WAIT_S) as is_ours:
+    with only_holder(run_dir / TRAINING_LOCK_FILE, LOCK_WAIT_S) as is_ours:
         if not is_ours:
             raise RunError(
                 f"another process is training {run_dir}", "wait for it, or end it; two would spoil the run"
@@ -80,81 +86,154 @@ def run_to_end(
     config: RunConfig,
     accelerator: Accelerator,
     should_stop: Callable[[], bool],
-    attempt: dict[str, Any],
+    attempt: Attempt,
 ) -> bool:
     """Go on with the run until it is complete (True) or stopped (False). Every rank calls this."""
-    # set up
+    # Set up.
     split, val_split = load_split(Path(config.data), "train"), load_split(Path(config.data), "val")
     plan = plan_batches(config, split, accelerator)
     total_steps = min(config.epochs * plan.steps_per_epoch, config.max_steps or 1 << 62)
-    learner = Learner(config, accelerator, total_steps)
+    state = build_training_state(config, accelerator, total_steps)
     collectives = HostCollectives(accelerator)
 
-    # resume
+    # Resume from the newest whole checkpoint, which rank 0 finds for all.
     step, epoch_sums = 0, [0.0, 0.0]
-    latest = collectives.broadcast(
-        str(checkpoint.find_latest(run_dir) or "") if accelerator.is_main_process else None
-    )
-    if latest:
-        state = checkpoint.load_state(Path(latest))
-        check_fingerprint(state["data_fingerprint"], split.fingerprint)
-        learner.load(Path(latest), state)
-        step, epoch_sums = state["step"], state["epoch_sums"]
+    latest = checkpoint.find_latest(run_dir) if accelerator.is_main_process else None
+    if resumed := collectives.broadcast(str(latest or "")):
+        saved = checkpoint.load_state(Path(resumed))
+        check_fingerprint(saved["data_fingerprint"], split.fingerprint)
+        state.load(Path(resumed), saved)
+        step, epoch_sums = saved["step"], saved["epoch_sums"]
     metrics_log = MetricsLog(run_dir, config, accelerator, plan.steps_per_epoch, total_steps)
     if accelerator.is_main_process:
-        facts = {
-            "world_size": accelerator.num_processes,
-            "device": str(accelerator.device.type),
-            "from_step": step,
-        }
-        metrics_log.start(
-            step,
-            epoch_sums,
-            record_attempt(run_dir, split.fingerprint, {**attempt, **facts}),
-        )
+        start_attempt(run_dir, metrics_log, step, epoch_sums, split.fingerprint, attempt)
     saves = SaveClock(config.checkpoint_every_min)
 
-    # step, log, save
     with metrics_log:
         for batch in batches(split, plan, step, total_steps, accelerator.device, config.loader):
+            # Take one optimiser step.
             is_logged = (step + 1) % config.log_every_steps == 0
-            losses, grad_norm = learner.step(batch, step, plan, wants_norm=is_logged)
+            losses, grad_norm = train_step(state, batch, plan, step, wants_norm=is_logged)
             step += 1
             metrics_log.add(losses)
+
+            # Log.
             if is_logged:
-                metrics_log.log_step(step, learner.lr(step - 1), grad_norm)
+                metrics_log.log_step(step, state.lr(step - 1), grad_norm)
             is_last, ends_epoch = step == total_steps, step % plan.steps_per_epoch == 0
             if ends_epoch:
                 is_validated = is_last or step // plan.steps_per_epoch % config.val_every_epochs == 0
-                metrics_log.log_epoch(step, timed(learner.validate, val_split) if is_validated else None)
+                metrics_log.log_epoch(step, validate(state, val_split) if is_validated else None)
+
+            # Save, and stop if any rank was asked to.
             must_stop, save_is_due = collectives.any(should_stop(), saves.is_due(ends_epoch))
             if must_stop or save_is_due or is_last:
                 metrics_log.flush_losses(step)  # a run that went wrong must not replace a good checkpoint
-                started = time.monotonic()
-                position = {
-                    "step": step,
-                    "epoch_sums": metrics_log.epoch_sums(),
-                    "data_fingerprint": split.fingerprint,
-                }
-                if accelerator.is_main_process:
-                    state = {**learner.state(), **position}
-                    checkpoint.save(run_dir, step, learner.model.state_dict(), state, config.keep_checkpoints)
-                accelerator.wait_for_everyone()
-                metrics_log.log_save(step, saves.saved(time.monotonic() - started))
+                seconds = save(run_dir, state, step, metrics_log.epoch_sums(), split.fingerprint)
+                saves.note(seconds)
+                metrics_log.log_save(step, seconds)
             if must_stop and not is_last:
-                log.info(
-                    "%s: stopped at step %d of %d; everything is saved",
-                    run_dir.name,
-                    step,
-                    total_steps,
-                )
+                stop(run_dir, accelerator, step, total_steps)
                 return False
 
-    # finish
-    if accelerator.is_main_process:
-        finish(run_dir, step, step // plan.steps_per_epoch, split.fingerprint)
-    accelerator.wait_for_everyone()
+    finish(run_dir, accelerator, step, step // plan.steps_per_epoch, split.fingerprint)
     return True
+
+
+def train_step(
+    state: TrainingState, batch: Tensor, plan: BatchPlan, step: int, wants_norm: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Take one optimiser step on this rank's share of the global batch.
+
+    Args:
+        batch: uint8 [b, 1, H, W], the rank's images.
+        step: steps taken before this one.
+        wants_norm: also return the norm of the summed loss's gradient.
+
+    Returns:
+        (bce, kl) sums over the rank's images in nats, [2], on the device; and the norm or None.
+    """
+    config, accelerator = state.config, state.accelerator
+    noise = noise_of(state, plan, step)
+    losses = torch.zeros(2, dtype=torch.float64, device=batch.device)
+    parts = list(zip(batch.chunk(config.accumulate), noise.chunk(config.accumulate), strict=True))
+    for number, (images, part_noise) in enumerate(parts, 1):
+        # Ranks exchange gradients after the last part only.
+        with nullcontext() if number == len(parts) else accelerator.no_sync(state.network):
+            # Forward.
+            targets = to_unit(images, state.dtype)
+            output = state.network(targets, part_noise)
+
+            # Loss: a sum over the batch, while DDP averages gradients over ranks.
+            bce = bce_per_image(output.logits, targets).sum()
+            kl = kl_per_image(output.mean, output.log_variance).sum()
+            loss = (bce + config.beta * kl) * accelerator.num_processes
+
+            # Backward.
+            accelerator.backward(loss)
+            losses += torch.stack([bce.detach(), kl.detach()])
+
+    # Clip, step.
+    norm = state.clip(wants_norm)
+    state.set_lr(step)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return losses, norm
+
+
+def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
+    """This rank's slice of the global batch's noise, [b, *latent_shape]; empty for `direct`."""
+    latent_shape = state.model.latent_shape if state.model.can_sample else (0,)
+    noise = step_noise(plan.seed, step, (plan.batch_size, *latent_shape), state.accelerator.device)
+    return noise[plan.own_images].to(state.dtype)
+
+
+def start_attempt(
+    run_dir: Path,
+    metrics_log: MetricsLog,
+    step: int,
+    epoch_sums: list[float],
+    data_fingerprint: str,
+    attempt: Attempt,
+) -> None:
+    """Write down that an attempt begins at `step`; rank 0 does."""
+    accelerator = metrics_log.accelerator
+    ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
+    attempt = msgspec.structs.replace(attempt, **ranks)
+    # reads the lines of the attempt before, which the metrics log is about to drop
+    restarts = record_attempt(run_dir, data_fingerprint, attempt)
+    redone = metrics_log.start(step, epoch_sums, restarts)
+    add_event(
+        run_dir,
+        AttemptStarted(
+            step=step,
+            job=attempt.job,
+            restart=attempt.restart,
+            reached_step=redone.reached_step,
+            redone_s=redone.seconds,
+        ),
+    )
+
+
+def save(
+    run_dir: Path, state: TrainingState, step: int, epoch_sums: list[float], data_fingerprint: str
+) -> float:
+    """Write the checkpoint of `step`; returns the seconds it took. Every rank calls this."""
+    started_s = time.monotonic()
+    if state.accelerator.is_main_process:
+        position = {"step": step, "epoch_sums": epoch_sums, "data_fingerprint": data_fingerprint}
+        content = {**state.to_save(), **position}
+        checkpoint.save(run_dir, step, state.model.state_dict(), content, state.config.keep_checkpoints)
+        add_event(run_dir, Saved(step=step, seconds=round(time.monotonic() - started_s, 3)))
+    state.accelerator.wait_for_everyone()
+    return time.monotonic() - started_s
+
+
+def stop(run_dir: Path, accelerator: Accelerator, step: int, total_steps: int) -> None:
+    """Say that the run has stopped before its end; everything is saved."""
+    if accelerator.is_main_process:
+        add_event(run_dir, StopSignalled(step=step))
+    log.info("%s: stopped at step %d of %d; everything is saved", run_dir.name, step, total_steps)
 
 
 def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator) -> BatchPlan:
@@ -178,13 +257,6 @@ def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator)
     return BatchPlan(len(split), config.batch_size, config.seed, rank, world_size)
 
 
-def timed(validate: Callable[[ImageSplit], dict[str, float]], split: ImageSplit) -> dict[str, float]:
-    """The losses of a validation pass, and what it has cost as `val_seconds`."""
-    started = time.monotonic()
-    losses = validate(split)
-    return {**losses, "val_seconds": round(time.monotonic() - started, 3)}
-
-
 class SaveClock:
     """When a checkpoint is due: by time, and at the end of an epoch unless saving would take over."""
 
@@ -198,18 +270,17 @@ class SaveClock:
         elapsed_s = time.monotonic() - self.last_s
         return elapsed_s >= self.every_s or (ends_epoch and elapsed_s * SAVING_TIME_SHARE >= self.cost_s)
 
-    def saved(self, cost_s: float) -> float:
-        """Note a save that took `cost_s` seconds; returns it."""
+    def note(self, cost_s: float) -> None:
+        """Note a save that took `cost_s` seconds and is over now."""
         self.last_s, self.cost_s = time.monotonic(), cost_s
-        return cost_s
 
 
-def finish(run_dir: Path, step: int, epoch: int, data_fingerprint: str) -> None:
-    """Write done.json: the last, atomic act, after which the run counts as complete."""
-    folder = checkpoint.folder_of(run_dir, step)  # just saved, or checked and resumed from
-    done = {"step": step, "epoch": epoch, "checkpoint": folder.name}
-    done |= {
-        "weights_sha256": checkpoint.weights_sha256(folder),
-        "data_fingerprint": data_fingerprint,
-    }
-    write_json(run_dir / DONE_FILE, done)
+def finish(run_dir: Path, accelerator: Accelerator, step: int, epoch: int, data_fingerprint: str) -> None:
+    """Write done.json, the last, atomic act: the run is complete. Every rank calls this."""
+    if accelerator.is_main_process:
+        folder = checkpoint_dir(run_dir, step)  # just saved, or checked and resumed from
+        weights_sha256 = checkpoint.weights_sha256(folder)
+        add_event(run_dir, Completed(step=step))
+        done = Done(step, epoch, folder.name, weights_sha256, data_fingerprint)
+        write_record(run_dir / DONE_FILE, done)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,133 @@
+"""The folders of a study and of its runs: every file name in them, and where each file lies."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from data_prep.records import Record, read_record
+
+# --- a study: runs/<study>/
+STUDY_FILE = "study.yaml"
+LAUNCHES_FILE = "launches.jsonl"
+REPORT_FILE = "report.html"
+REPORT_MARKDOWN_FILE = "report.md"
+SCORES_CSV_FILE = "scores.csv"
+LAUNCH_LOCK_FILE = ".launch.lock"
+FEATURES_DIR = ".features"
+CODE_DIR = "code"
+# Where submitit keeps what it runs, beside SLURM's own logs; and which jobs there were.
+JOBS_DIR = "jobs"
+JOBS_FILE = "jobs.json"
+JOBS_LOCK_FILE = ".jobs.lock"
+
+# --- a run: runs/<study>/<variant>-s<seed>/
+RUN_FILE = "run.yaml"
+DONE_FILE = "done.json"
+SCORES_FILE = "scores.json"
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+PROVENANCE_FILE = "provenance.json"
+TRAINING_LOCK_FILE = ".training"
+TENSORBOARD_DIR = "tensorboard"
+CHECKPOINTS_DIR = "checkpoints"
+FIGURES_DIR = "figures"
+LOGS_DIR = "logs"
+
+CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
+LOG_NAME = re.compile(r"(?P<kind>train|evaluate)-(?P<job>.+)-r(?P<restart>\d+)-rank(?P<rank>\d+)\.log")
+
+
+class Done(Record, frozen=True):
+    """done.json: the last, atomic act of a training, after which the run is complete."""
+
+    IF_DAMAGED = "remove it and launch again: training goes on from the last whole checkpoint"
+
+    step: int
+    epoch: int
+    checkpoint: str
+    """Folder name of the checkpoint with the final weights."""
+    weights_sha256: str
+    data_fingerprint: str
+
+
+def read_done(run_dir: Path) -> Done | None:
+    """done.json; None while the run is not complete.
+
+    Raises:
+        DamagedFile: it is not what a training has written.
+    """
+    return read_record(run_dir / DONE_FILE, Done)
+
+
+class ScoreValue(Record, frozen=True, forbid_unknown_fields=False):
+    """The part of a score that a table of runs needs."""
+
+    value: float | None
+
+
+class ScoresSummary(Record, frozen=True, forbid_unknown_fields=False):
+    """The part of scores.json that others than the report need: what was scored, by what, the values."""
+
+    IF_DAMAGED = "remove it, and score the run again: python jobs/evaluate.py STUDY/RUN"
+
+    checkpoint_sha256: str
+    extractor: str
+    extractor_sha256: str = ""
+    label: str = ""
+    """What the scores must carry with them, as in `smoke, not comparable`."""
+    scores: dict[str, ScoreValue] = msgspec.field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The scores that could be had, by key."""
+        return {name: score.value for name, score in self.scores.items() if score.value is not None}
+
+
+def read_scores_summary(run_dir: Path) -> ScoresSummary | None:
+    """The scores of a run in short; None for a run without scores.
+
+    Raises:
+        DamagedFile: it is not what a scoring has written.
+    """
+    return read_record(run_dir / SCORES_FILE, ScoresSummary)
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return run_dir / CHECKPOINTS_DIR / f"step_{step:08d}"
+
+
+def checkpoint_dirs(run_dir: Path) -> dict[int, Path]:
+    """The checkpoints that are there, whole or not, by step; newest first."""
+    folder = run_dir / CHECKPOINTS_DIR
+    names = [CHECKPOINT_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    steps = sorted((int(name[1]) for name in names if name), reverse=True)
+    return {step: checkpoint_dir(run_dir, step) for step in steps}
+
+
+def saved_step(run_dir: Path) -> int:
+    """The newest step that a training can go on from; 0 if none is saved."""
+    return next(iter(checkpoint_dirs(run_dir)), 0)
+
+
+def is_saving(run_dir: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any((run_dir / CHECKPOINTS_DIR).glob(".step_*.part"))
+
+
+def figure_path(run_dir: Path, name: str) -> Path:
+    """Where the figure `name` lies."""
+    return run_dir / FIGURES_DIR / f"{name}.png"
+
+
+def log_path(run_dir: Path, kind: str, attempt: str, rank: int) -> Path:
+    """Log of one rank of one attempt (as in `123_4-r0`) at training or scoring the run."""
+    return run_dir / LOGS_DIR / f"{kind}-{attempt}-rank{rank}.log"
+
+
+def rendezvous_path(run_dir: Path, attempt: str) -> Path:
+    """Where rank 0 of an attempt publishes its address."""
+    return run_dir / f".rendezvous-{attempt}.json"

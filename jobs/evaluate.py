@@ -12,6 +12,7 @@ from pathlib import Path
 
 import _front
 
+from data_prep.errors import DamagedFile
 from vae.report.report import score_table
 from vae.run_dir import read_scores_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
@@ -53,30 +54,38 @@ def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
 
 def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
-    if not is_trained(run_dir):
+    try:
+        return is_trained(run_dir) and not has_scores(run_dir, study)
+    except DamagedFile:
+        return False  # the table of scores says so
+
+
+def has_scores(run_dir: Path, study: Study) -> bool:
+    """Whether a trained run is scored by the study's extractor; a damaged scores.json is as good as none."""
+    try:
+        summary = read_scores_summary(run_dir)
+    except DamagedFile:
         return False
-    summary = read_scores_summary(run_dir)
-    has_extractor = study.extractor == "smoke" or (
-        summary is not None and summary.extractor_sha256 == identify(locate(study.inception_weights))[0]
-    )
-    return not (is_scored(run_dir, study) and has_extractor)
+    if summary is None or not is_scored(run_dir, study):
+        return False
+    weights = locate(study.inception_weights)
+    return study.extractor == "smoke" or summary.extractor_sha256 == identify(weights)[0]
 
 
 def main() -> int:
     """Score what the command line names; runs of a study that are not ready are told in the table."""
-    args = build_parser().parse_args()
-    study_dir, study, is_whole_study = find_runs(args.what, args.runs_dir)
-    asked = {"extractor": args.extractor, "inception_weights": args.inception_weights}
-    study = dataclasses.replace(study, **{name: value for name, value in asked.items() if value})
+    flags = build_parser().parse_args()
+    study_dir, study, is_whole_study = find_runs(flags.what, flags.runs_dir)
+    changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
+    study = dataclasses.replace(study, **{name: value for name, value in changes.items() if value})
     check(study)
-    due = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
-    if due:
+    names = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
+    if names:
+        # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate
-        from vae.training.collectives import (
-            destroy_process_group,  # imports torch: seconds that a typing error need not wait for
-        )
+        from vae.training.collectives import destroy_process_group
 
-        for name in due:
+        for name in names:
             evaluate(study_dir / name, study)
         destroy_process_group()
     if os.environ.get("RANK", "0") == "0":

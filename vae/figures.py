@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from data_prep.files import replacing
+from vae.metrics import EpochLine, MetricsLine, StepLine
 
 GRID_COLUMNS = 8
 GAP_PX = 2
@@ -35,7 +36,7 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(canvas).save(part, format="PNG", optimize=True)
 
 
-def write_loss_curves(path: Path, metrics: dict[str, list[dict[str, Any]]]) -> bool:
+def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) -> bool:
     """Plot the losses of several runs over epochs; False, and no file, where nothing was logged yet.
 
     Args:
@@ -76,12 +77,12 @@ def write_loss_curves(path: Path, metrics: dict[str, list[dict[str, Any]]]) -> b
 Points = list[tuple[float, float]]
 
 
-def _curves(lines: list[dict[str, Any]]) -> tuple[Points, Points]:
+def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:
     """(epoch, loss) of the logged training steps, and of the validation passes."""
-    train = [(line["epoch"], line["loss"]) for line in lines if line["kind"] == "step"]
-    seen = [line for line in lines if line["kind"] == "epoch"]
-    train = train or [(line["epoch"], line["train_loss"]) for line in seen]
-    return train, [(line["epoch"], line["val_loss"]) for line in seen if "val_loss" in line]
+    epochs = [line for line in lines if isinstance(line, EpochLine)]
+    train: Points = [(line.epoch, line.loss) for line in lines if isinstance(line, StepLine)]
+    train = train or [(line.epoch, line.train_loss) for line in epochs]
+    return train, [(line.epoch, line.val_loss) for line in epochs if line.val_loss is not None]
 
 
 def _xy(points: Points) -> tuple[list[float], list[float]]:

@@ -32,6 +32,7 @@ from data_prep import packer
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import write_json
 from data_prep.shards import MANIFEST_FILE
+from slurm.backends import choose_backend
 from slurm.client import require_slurm
 from slurm.control import cancel
 from slurm.drill.drill import Drill, ask_queue
@@ -52,7 +53,6 @@ from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.plan import Resources
 from slurm.scheduler import QUEUED, RUNNING, Scheduler, newest_job
-from slurm.submit import choose_backend
 from vae.config import VARIANT_GROUPS
 from vae.metrics import read_progress
 from vae.run_dir import STUDY_FILE

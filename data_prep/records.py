@@ -6,13 +6,17 @@ file, the field and what to do.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import msgspec
 
-from data_prep.errors import DamagedFile
-from data_prep.files import write_text
+from data_prep.errors import DamagedFile, ToolkitError
+from data_prep.files import write_json
+
+# How a byte of a path that is no UTF-8 stands in JSON; msgspec's own decoder refuses it.
+ODD_BYTE = b"\\udc"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,8 +60,10 @@ def parse_record(content: bytes, kind: type[R], path: Path) -> R:
         DamagedFile: as `read_record`.
     """
     try:
+        if ODD_BYTE in content:
+            return msgspec.convert(json.loads(content), kind)
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, ToolkitError) as error:
         raise DamagedFile(f"{path} is damaged: {in_plain_words(error)}", kind.IF_DAMAGED) from error
 
 
@@ -69,4 +75,4 @@ def in_plain_words(error: Exception) -> str:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace `path` by a record as indented JSON, atomically."""
-    write_text(path, msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n")
+    write_json(path, msgspec.to_builtins(record))

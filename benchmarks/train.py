@@ -136,7 +136,8 @@ def main() -> None:
 
 def pack_phantoms(folder: Path) -> Path:
     """Pack a few hundred phantom radiographs."""
-    from data_prep.packer import PackOptions, finalize, pack_part, plan
+    from data_prep.pack_plan import PackOptions, plan
+    from data_prep.packer import finalize, pack_part
 
     plan("phantom:400", folder, PackOptions())
     pack_part(folder, 0, 1, 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data_prep.errors import RunError
 from data_prep.files import write_text
-from data_prep.records import append_line
+from data_prep.records import append_line, encode_line
 from vae.config import RunConfig, to_dict
 from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.run_dir import METRICS_FILE
@@ -91,8 +91,8 @@ class MetricsLog:
     def _drop_lines_after(self, step: int) -> Redone:
         lines = read_metrics(self.run_dir)
         dropped = [line for line in lines if line.step > step]
-        kept = [msgspec.json.encode(line).decode() for line in lines if line.step <= step]
-        write_text(self.run_dir / METRICS_FILE, "".join(f"{line}\n" for line in kept))
+        kept = b"".join(encode_line(line) for line in lines if line.step <= step)
+        write_text(self.run_dir / METRICS_FILE, kept.decode())
         seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
         return Redone(lines[-1].step if lines else 0, seconds)
 

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 import torch
@@ -105,12 +104,7 @@ class MetricsLog:
         self._restart_pace()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._progress:
             self._progress.stop()
         for tracker in self.accelerator.trackers:
@@ -253,15 +247,6 @@ def peak_memory_gb() -> float:
 
 
 def _progress_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-    )
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    note = TextColumn("{task.fields[note]}")
+    return Progress(*columns, TimeRemainingColumn(), note, console=Console(stderr=True))

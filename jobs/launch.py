@@ -13,15 +13,16 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import _front
 
-from slurm.launch import Launch, carry_out, check, read_launch
-from slurm.launch_data import SHARDS_DIR
-from slurm.state import RunStatus
-from slurm.status_tables import scores_table, states_table
 from vae.config import VARIANT_GROUPS, RunConfig
 from vae.scoring.inception_weights import EXTRACTORS
+
+if TYPE_CHECKING:
+    from slurm.launch import Launch
+    from slurm.state import RunStatus
 
 EXAMPLES = """\
   python jobs/launch.py --variant both --gpus 4                      # the published study
@@ -58,7 +59,7 @@ def build_parser() -> _front.Parser:
         "--data",
         metavar="SHARDS|SOURCE",
         help="a folder that jobs/pack.py made; or what it packs (a folder of images, a CSV, phantom:N),\n"
-        f"then packed to {SHARDS_DIR}/NAME first. Without it: the only packed data under {SHARDS_DIR}/",
+        "then packed to shards/NAME first. Without it: the only packed data under shards/",
     )
     add("--size", type=int, metavar="PX", help="side of the images if a SOURCE is packed (default: 256)")
     add("--study", metavar="NAME", help="folder under --runs-dir (default: named after the data)")
@@ -92,6 +93,8 @@ def build_parser() -> _front.Parser:
 
 def show(launch: Launch, states: Sequence[RunStatus]) -> None:
     """Print the runs, their scores if there are any, and where the report is."""
+    from slurm.status_tables import scores_table, states_table
+
     print(states_table(states))
     if any(state.scores for state in states):
         print(f"\n{scores_table(states)}")
@@ -101,6 +104,8 @@ def show(launch: Launch, states: Sequence[RunStatus]) -> None:
 
 def show_plan(launch: Launch, argv: Sequence[str]) -> None:
     """Print what is there, what would be submitted to the letter, and the command that does it."""
+    from slurm.status_tables import states_table
+
     requests = launch.missing_jobs()
     print(f"{states_table(launch.states())}\n")
     print(launch.backend.describe(requests, launch.code.folder), end="")
@@ -114,6 +119,8 @@ def main() -> int:
     """Check the launch, then show it or carry it out; 1 if a run is not done though nothing goes on."""
     argv = sys.argv[1:]
     flags = build_parser().parse_args(argv)
+    from slurm.launch import carry_out, check, read_launch  # h5py, which --help need not wait for
+
     launch = read_launch(flags)
     check(launch, flags.dry_run)
     if flags.dry_run:

@@ -91,7 +91,8 @@ class SlurmBackend(LaunchBackend):
         return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in calls)
 
     def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
-        code.write()
+        if requests:
+            code.write()
         submit(requests, self.profile, code.folder)
         return False
 
@@ -127,7 +128,8 @@ class LocalBackend(LaunchBackend):
         return "".join(f"{request.kind}: {text}\n" for request, text in zip(requests, names, strict=True))
 
     def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
-        code.write()
+        if requests:
+            code.write()
         for reason in run_local(requests, code.folder, LocalFollower()):
             log.error("failed: %s", reason)
         return True

@@ -12,7 +12,7 @@ from data_prep.errors import SettingsError
 from slurm.backends import LaunchBackend, backend_of, choose_backend
 from slurm.code_snapshot import Snapshot, take_snapshot
 from slurm.job_records import JobRecord, only_launcher, read_jobs, read_records
-from slurm.launch_data import Data, find_data, safe_name, write_plan
+from slurm.launch_data import Data, find_data, safe_name, write_data_plan
 from slurm.plan import JobRequest, Resources
 from slurm.preflight import check_batch, check_writable
 from slurm.profile import read_profile
@@ -113,7 +113,7 @@ def check(launch: Launch, is_dry: bool) -> None:
         check_batch(config, launch.resources.gpus, launch.data.num_train_images)
     inception_weights.check(launch.study)
     check_writable(launch.study_dir)
-    if launch.data.num_shards is not None:
+    if launch.data.plan is not None:
         check_writable(launch.data.folder)
     launch.backend.check(launch.resources, launch.folders, is_dry)
 
@@ -156,7 +156,7 @@ def sole_launcher(launch: Launch) -> Iterator[None]:
     """Nobody else launches this study, or packs its images, in the meantime."""
     with ExitStack() as locks:
         locks.enter_context(only_launcher(launch.study_dir))
-        if launch.data.num_shards is not None:
+        if launch.data.plan is not None:
             locks.enter_context(only_launcher(launch.data.folder))
         yield
 
@@ -164,12 +164,12 @@ def sole_launcher(launch: Launch) -> Iterator[None]:
 def job_records(launch: Launch) -> list[JobRecord]:
     """Earlier jobs of the study, and those that pack its images."""
     records = read_jobs(launch.study_dir, launch.study)
-    return records + (read_records(launch.data.folder) if launch.data.num_shards is not None else [])
+    return records + (read_records(launch.data.folder) if launch.data.plan is not None else [])
 
 
 def prepare(launch: Launch) -> None:
     """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
-    write_plan(launch.data)
+    write_data_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
     for name, config in launch.configs.items():
         if not is_trained(launch.study_dir / name):

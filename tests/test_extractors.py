@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from ignite.metrics.gan.utils import InceptionModel
+from pictures import smooth_images
 from PIL import Image
-from tiny import smooth_images
 from torchvision import transforms
 
 from data_prep.errors import RunError, WeightsError

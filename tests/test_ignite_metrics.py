@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.metrics import FID, InceptionScore
+from pictures import smooth_images
 from PIL import Image
-from tiny import smooth_images
 from torchvision import transforms
 
 from vae.scoring.distances import frechet_distance

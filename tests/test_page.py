@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from html_reader import HtmlReader
 from PIL import Image
-from tiny import HtmlReader
 
 from vae.report.page import Block, Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from doors import run_door
-from tiny import REPOSITORY, HtmlReader, child_environment
+from html_reader import HtmlReader
+from tiny import REPOSITORY, child_environment
 
 from vae.report.cells import number
 from vae.report.report import score_table, write_report

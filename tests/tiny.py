@@ -7,18 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data_prep.shards import ImageRecord, write_manifest, write_shard
 from vae.config import RunConfig
 from vae.study import prepare_run
-
-if TYPE_CHECKING:
-    import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIZE_PX = 32
@@ -80,32 +76,6 @@ def make_run(run_dir: Path, shards: Path, **settings: Any) -> Path:
     """A run folder with a tiny model; returns it."""
     prepare_run(run_dir, RunConfig(**{**TINY, "data": str(shards), **settings}))
     return run_dir
-
-
-def smooth_images(count: int, size_px: int = 48) -> torch.Tensor:
-    """Smooth random images, uint8 [count, 1, size_px, size_px]."""
-    import torch
-
-    generator = torch.Generator().manual_seed(count)
-    coarse = torch.rand(count, 1, 5, 5, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, size=size_px, mode="bilinear")
-    return (255 * smooth).to(torch.uint8)
-
-
-class HtmlReader(HTMLParser):
-    """Collects tags with their attributes, and the text between them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def child_environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its protocol card.
+"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its score card.
 
 A run is scored anew; of a study, what has no scores yet. Prints the table of scores. With one process
 this uses one GPU (or the CPU); started by torchrun it uses one GPU per process, with the same result.

@@ -1,4 +1,4 @@
-"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its protocol card.
+"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its score card.
 
 A run is scored anew; of a study, what has no scores yet. Prints the table of scores. With one process
 this uses one GPU (or the CPU); started by torchrun it uses one GPU per process, with the same result.
@@ -12,11 +12,10 @@ from pathlib import Path
 
 import _front
 
-from data_prep.errors import DamagedFile
 from vae.report.report import score_table
-from vae.run_dir import read_scores_summary
+from vae.report.run_summary import read_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
-from vae.study import Study, find_target, is_scored, is_trained, read_study
+from vae.study import Study, find_target, read_study
 
 EXAMPLES = """\
   python jobs/evaluate.py chest                                # what the study runs/chest lacks
@@ -53,23 +52,14 @@ def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
 
 
 def is_due(run_dir: Path, study: Study) -> bool:
-    """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
-    try:
-        return is_trained(run_dir) and not has_scores(run_dir, study)
-    except DamagedFile:
-        return False  # the table of scores says so
-
-
-def has_scores(run_dir: Path, study: Study) -> bool:
-    """Whether a trained run is scored by the study's extractor; a damaged scores.json is as good as none."""
-    try:
-        summary = read_scores_summary(run_dir)
-    except DamagedFile:
-        return False
-    if summary is None or not is_scored(run_dir, study):
-        return False
+    """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
+    run = read_summary(run_dir)
+    if run.config is None or run.done is None:
+        return False  # the table of scores says why
+    if run.scores is None or run.scores.extractor != study.extractor:
+        return True
     weights = locate(study.inception_weights)
-    return study.extractor == "smoke" or summary.extractor_sha256 == identify(weights)[0]
+    return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
 
 
 def main() -> int:

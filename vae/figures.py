@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,9 @@ from PIL import Image
 
 from data_prep.files import replacing
 from vae.metrics import EpochLine, MetricsLine, StepLine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID_COLUMNS = 8
 GAP_PX = 2
@@ -37,15 +42,22 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
 
 
 def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) -> bool:
-    """Plot the losses of several runs over epochs; False, and no file, where nothing was logged yet.
+    """Plot the losses of runs, by name, over epochs; False, and no file, where nothing was logged yet."""
+    figure = draw_loss_curves(metrics)
+    if figure is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
+    return True
 
-    Args:
-        metrics: the lines of each run's metrics.jsonl, by run name.
-    """
+
+def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | None:
+    """The figure of `write_loss_curves`; None where nothing was logged yet."""
     curves = {name: _curves(lines) for name, lines in metrics.items()}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if not curves:
-        return False
+        return None
     # a figure of its own, not pyplot's: no global state, no display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -55,23 +67,22 @@ def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) 
     axes = figure.add_subplot()
     for number, (name, (train, validation)) in enumerate(curves.items()):
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-        axes.plot(*_xy(train), color=colour, alpha=0.35, linewidth=1)
-        (line,) = axes.plot(*_xy(validation), color=colour, label=f"{name}, validation")
+        axes.plot(*np.reshape(train, (-1, 2)).T, color=colour, alpha=0.35, linewidth=1)
+        (line,) = axes.plot(*np.reshape(validation, (-1, 2)).T, color=colour, label=f"{name}, validation")
         line.set(linestyle=style, marker="o", markersize=4)
         if not validation:
             axes.plot([], [], color=colour, alpha=0.35, label=f"{name}, training")
+
+    # frame and words
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss (nats/image)")
     axes.set_title("Loss per image: faint lines training batches, marked lines validation", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    low, high = _range([value for curve in curves.values() for part in curve for _, value in part])
-    axes.set_ylim(low, high)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        figure.savefig(part, format="png")
-    return True
+    points = chain.from_iterable(train + validation for train, validation in curves.values())
+    axes.set_ylim(*_range([loss for _, loss in points]))
+    return figure
 
 
 Points = list[tuple[float, float]]
@@ -83,10 +94,6 @@ def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:
     train: Points = [(line.epoch, line.loss) for line in lines if isinstance(line, StepLine)]
     train = train or [(line.epoch, line.train_loss) for line in epochs]
     return train, [(line.epoch, line.val_loss) for line in epochs if line.val_loss is not None]
-
-
-def _xy(points: Points) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def _range(values: list[float]) -> tuple[float, float]:

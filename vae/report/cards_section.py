@@ -17,7 +17,7 @@ def cards_section(runs: list[RunSummary]) -> list[Block]:
     for run in runs:
         if run.scores:
             blocks.append(Details(f"{run.name}: how each number was made", _card_blocks(run.scores)))
-    return [Heading("Protocol cards"), *(blocks or [Text("No run is scored yet.")])]
+    return [Heading("Score cards"), *(blocks or [Text("No run is scored yet.")])]
 
 
 def _card_blocks(run_scores: RunScores) -> list[Block]:

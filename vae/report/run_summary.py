@@ -66,30 +66,31 @@ def read_summary(folder: Path) -> RunSummary:
             problems.append(f"{error}; {error.hint}" if error.hint else f"{error}")
             return otherwise
 
-    config = intact(read_run, None)
-    metrics = intact(read_metrics, [])
-    events = intact(read_events, [])
-    done = intact(read_done, None)
-    scores = intact(read_scores, None)
+    config, done, scores = intact(read_run, None), intact(read_done, None), intact(read_scores, None)
+    metrics: Sequence[MetricsLine] = intact(read_metrics, [])
+    events: Sequence[AnyEvent] = intact(read_events, [])
     provenance = intact(read_provenance, Provenance())
-    own_scores = scores if done and scores and scores.checkpoint_sha256 == done.weights_sha256 else None
-
-    # the state, as far as files tell it
-    first = next((line for line in metrics if isinstance(line, StartLine)), None)
-    progress = progress_of(first, metrics)
-    if not folder.exists():
-        state, reason = RunState.MISSING, "it was never started"
-    elif problems:
+    progress = progress_of(next((line for line in metrics if isinstance(line, StartLine)), None), metrics)
+    state, reason = _state(folder, progress, done, scores)
+    if problems and folder.exists():
         state, reason = RunState.DAMAGED, problems[0]
-    elif done is None and first is None:
-        state, reason = RunState.MISSING, "training has not begun"
-    elif done is None:
-        state = RunState.STOPPED
-        reason = f"training is at step {progress.step:,} of {progress.total_steps:,}"
-    elif scores is None:
-        state, reason = RunState.TRAINED, f"to score it: python jobs/evaluate.py {folder}"
-    elif own_scores is None:
-        state, reason = RunState.TRAINED, "its scores belong to other weights; score it again"
-    else:
-        state, reason = RunState.DONE, ""
+    is_shown = config and done and scores and scores.checkpoint_sha256 == done.weights_sha256
+    own_scores = scores if is_shown else None
     return RunSummary(folder, config, metrics, events, done, own_scores, provenance, progress, state, reason)
+
+
+def _state(
+    folder: Path, progress: Progress, done: Done | None, scores: RunScores | None
+) -> tuple[RunState, str]:
+    """The state of a run as far as whole files tell it, and why it is not done."""
+    if not folder.exists():
+        return RunState.MISSING, "it was never started"
+    if done is None and not progress.total_steps:
+        return RunState.MISSING, "training has not begun"
+    if done is None:
+        return RunState.STOPPED, f"training is at step {progress.step:,} of {progress.total_steps:,}"
+    if scores is None:
+        return RunState.TRAINED, f"to score it: python jobs/evaluate.py {folder}"
+    if scores.checkpoint_sha256 != done.weights_sha256:
+        return RunState.TRAINED, "its scores belong to other weights; score it again"
+    return RunState.DONE, ""

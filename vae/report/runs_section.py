@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import ToolkitError
@@ -30,7 +31,7 @@ def runs_section(title: str, runs: list[RunSummary]) -> list[Block]:
         *(Text(f"FID and IS here: {label}.", is_warning=True) for label in labels),
         Heading("Runs"),
         Table(HEAD, [_run_row(run) for run in runs], frozenset(range(3, 8))),
-        *(block for data_dir in data_dirs for block in _data_blocks(Path(data_dir))),
+        *chain.from_iterable(_data_blocks(Path(data_dir)) for data_dir in data_dirs),
     ]
 
 

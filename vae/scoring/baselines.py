@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from msgspec.structs import replace
 
-from vae.scoring.collect_features import is_main_rank
 from vae.scoring.extractors import Features
 from vae.scoring.feature_cache import real_features
 from vae.scoring.ignite_metrics import frechet_scores, inception_scores
@@ -23,7 +23,7 @@ def baseline_scores(subject: Subject, real: Features, train: ImageSplit, cache: 
     count = min(len(train), len(subject.test))
     chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(train))[:count])
     features = real_features(subject, train, "train", chosen, cache)
-    if not is_main_rank():
+    if not PartialState().is_main_process:
         return {}
     as_many = Features(*(tensor[:count] for tensor in real))
     card = subject.feature_card

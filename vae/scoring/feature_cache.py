@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from data_prep.files import replacing
 from vae.provenance import versions
-from vae.scoring.collect_features import is_main_rank
 from vae.scoring.extractors import Features
 from vae.scoring.subject import Subject
 from vae.training.data_loader import ImageSplit
@@ -32,10 +32,12 @@ def real_features(
         what = f"real images of the {name} split"
         return subject.collect(what, len(indices), lambda rows: split.take(indices[rows]))
 
+    # the file's name stands for everything that the features depend on
     extractor = subject.extractor
     network = (extractor.name, extractor.weights_sha256, extractor.input)
-    key = cache_key(split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
-    return cached(folder / key, compute)
+    facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return cached(folder / f"{key}.npz", compute)
 
 
 def cached(path: Path, compute: Callable[[], Features]) -> Features:
@@ -43,20 +45,16 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
 
     Rank 0 reads and writes; a damaged file is as good as none. Every rank must call it.
     """
-    kept: Features | None = broadcast_object_list([_read(path) if is_main_rank() else None])[0]
+    is_main = PartialState().is_main_process
+    kept: Features | None = broadcast_object_list([_read(path) if is_main else None])[0]
     if kept is not None:
         return kept
     features = compute()
-    if is_main_rank():
+    if is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **{name: tensor.numpy() for name, tensor in features._asdict().items()})
     return features
-
-
-def cache_key(*facts: object) -> str:
-    """A file name that stands for everything the features depend on."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32] + ".npz"
 
 
 def _read(path: Path) -> Features | None:

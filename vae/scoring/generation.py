@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from accelerate import PartialState
 from msgspec.structs import replace
 from torch import Tensor
 
 from vae.model import NO_SAMPLES, VAE
-from vae.scoring.collect_features import is_main_rank
 from vae.scoring.extractors import Features, to_8bit
 from vae.scoring.ignite_metrics import frechet_scores, inception_scores
 from vae.scoring.score_cards import Score, no_score
@@ -28,7 +28,7 @@ def generation_scores(subject: Subject, real: Features) -> dict[str, Score]:
         return to_8bit(subject.model.sample(noise[rows].to(subject.extractor.device)))
 
     features = subject.collect("samples", len(noise), sample)
-    if not is_main_rank():
+    if not PartialState().is_main_process:
         return {}
     card = replace(subject.feature_card, images="samples from the prior N(0, I)", noise_seed=subject.seed)
     return {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from ignite.metrics import PSNR, SSIM
 from msgspec.structs import replace
 from torch import Tensor
 
 from vae.losses import bce_per_image, kl_per_image
 from vae.model import Output
-from vae.scoring.collect_features import is_main_rank
 from vae.scoring.extractors import Features, to_8bit
 from vae.scoring.ignite_metrics import IGNITE, compute_alone, frechet_scores, inception_scores
 from vae.scoring.score_cards import Score, no_score, score
@@ -41,7 +41,7 @@ def reconstruction_scores(subject: Subject, real: Features) -> dict[str, Score]:
 
     features = subject.collect("reconstructions", len(subject.test), reconstruct)
     means = dict(zip(COMPUTED_BY, (reduce_sum(sums) / len(subject.test)).tolist(), strict=True))
-    if not is_main_rank():
+    if not PartialState().is_main_process:
         return {}
     images = {"images": "reconstructions of the test images", "latents": "mean of q(z|x)"}
     feature_card = replace(subject.feature_card, **images)

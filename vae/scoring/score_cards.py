@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar
 
 import msgspec
 
 from data_prep.records import Record, read_record
-from vae.run_dir import SCORES_FILE
+from vae.run_dir import SCORES_FILE, ScoresSummary
 from vae.scoring.score_specs import SPEC
 
 
@@ -42,9 +41,7 @@ class ScoreCard(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     def facts(self) -> dict[str, str]:
         """What the card says, as text, by name."""
-        return {
-            name: str(fact) for name, fact in msgspec.structs.asdict(self).items() if fact not in (None, "")
-        }
+        return {name: str(fact) for name, fact in msgspec.to_builtins(self).items()}
 
 
 class Score(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,7 +56,7 @@ class Score(Record, frozen=True, kw_only=True, omit_defaults=True):
 class RunScores(Record, frozen=True, kw_only=True):
     """What scores.json holds."""
 
-    IF_DAMAGED: ClassVar[str] = "score the run again: python jobs/evaluate.py STUDY/RUN"
+    IF_DAMAGED = ScoresSummary.IF_DAMAGED
 
     extractor: str
     label: str

@@ -17,6 +17,8 @@ from enum import Enum
 
 Section = Enum("Section", ["PAPER", "OTHER", "BASELINE"])  # the report's tables; baselines are a row of both
 Better = Enum("Better", ["LOWER", "HIGHER"])
+PAPER, OTHER, BASELINE = Section
+LOWER, HIGHER = Better
 
 IN_WORDS = {"IS": "Inception score", "BCE": "cross-entropy", "KL": "KL divergence"}
 
@@ -45,9 +47,8 @@ class ScoreSpec:
     @property
     def short_head(self) -> str:
         """Its column in `status`, which has little room."""
-        return "\n".join(
-            filter(None, (self.metric, self.of.replace("reconstructions", "reconstr."), self.unit))
-        )
+        lines = (self.metric, self.of.replace("reconstructions", "reconstr."), self.unit)
+        return "\n".join(filter(None, lines))
 
     @property
     def in_words(self) -> str:
@@ -58,20 +59,18 @@ class ScoreSpec:
 
 # In the order of the columns.
 SPECS = (
-    ScoreSpec("rfid_paper", Section.PAPER, Better.LOWER, "FID", "reconstructions"),
-    ScoreSpec("gfid_paper", Section.PAPER, Better.LOWER, "FID", "samples", baseline="floor_paper"),
-    ScoreSpec(
-        "is_reconstructions", Section.PAPER, Better.HIGHER, "IS", "reconstructions", baseline="is_real"
-    ),
-    ScoreSpec("is_samples", Section.PAPER, Better.HIGHER, "IS", "samples", baseline="is_real"),
-    ScoreSpec("rfid_2048", Section.OTHER, Better.LOWER, "FID-2048", "reconstructions"),
-    ScoreSpec("gfid_2048", Section.OTHER, Better.LOWER, "FID-2048", "samples", baseline="floor_2048"),
-    ScoreSpec("ssim", Section.OTHER, Better.HIGHER, "SSIM"),
-    ScoreSpec("psnr", Section.OTHER, Better.HIGHER, "PSNR", unit="dB"),
-    ScoreSpec("bce", Section.OTHER, Better.LOWER, "BCE", unit="nats/image", is_in_status=False),
-    ScoreSpec("kl", Section.OTHER, Better.LOWER, "KL", unit="nats/image", is_in_status=False),
-    ScoreSpec("floor_paper", Section.BASELINE, Better.LOWER, "FID", "real images", is_in_status=False),
-    ScoreSpec("floor_2048", Section.BASELINE, Better.LOWER, "FID-2048", "real images", is_in_status=False),
-    ScoreSpec("is_real", Section.BASELINE, Better.HIGHER, "IS", "real images", is_in_status=False),
+    ScoreSpec("rfid_paper", PAPER, LOWER, "FID", "reconstructions"),
+    ScoreSpec("gfid_paper", PAPER, LOWER, "FID", "samples", baseline="floor_paper"),
+    ScoreSpec("is_reconstructions", PAPER, HIGHER, "IS", "reconstructions", baseline="is_real"),
+    ScoreSpec("is_samples", PAPER, HIGHER, "IS", "samples", baseline="is_real"),
+    ScoreSpec("rfid_2048", OTHER, LOWER, "FID-2048", "reconstructions"),
+    ScoreSpec("gfid_2048", OTHER, LOWER, "FID-2048", "samples", baseline="floor_2048"),
+    ScoreSpec("ssim", OTHER, HIGHER, "SSIM"),
+    ScoreSpec("psnr", OTHER, HIGHER, "PSNR", unit="dB"),
+    ScoreSpec("bce", OTHER, LOWER, "BCE", unit="nats/image", is_in_status=False),
+    ScoreSpec("kl", OTHER, LOWER, "KL", unit="nats/image", is_in_status=False),
+    ScoreSpec("floor_paper", BASELINE, LOWER, "FID", "real images", is_in_status=False),
+    ScoreSpec("floor_2048", BASELINE, LOWER, "FID-2048", "real images", is_in_status=False),
+    ScoreSpec("is_real", BASELINE, HIGHER, "IS", "real images", is_in_status=False),
 )
 SPEC = {spec.key: spec for spec in SPECS}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from doors import Result, run_door
-from tiny import REPOSITORY, TINY_FLAGS, child_environment
+from tiny import REPOSITORY, TINY_FLAGS
 
 from data_prep import pack_plan
 from data_prep.pack_plan import PackOptions, plan

@@ -40,7 +40,7 @@ def test_a_run_that_was_there_before_stays(tmp_path: Path, shards: Path) -> None
 
 
 @pytest.mark.parametrize("file", ["nope.yaml", "."])
-def test_a_settings_file_that_is_not_there_is_expected_with_what_would_be(tmp_path: Path, file: str) -> None:
+def test_a_settings_file_that_is_not_there_is_told_with_what_would_be(tmp_path: Path, file: str) -> None:
     done = train(tmp_path / "a", "--config", tmp_path / file)
     assert done.returncode == 2
     expected = f"error: no settings file {tmp_path / file}\nhint: give the run.yaml of a run"

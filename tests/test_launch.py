@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from doors import Result, run_door
+from fake_slurm import FakeSlurm
 from tiny import REPOSITORY, TINY_FLAGS
 
-from data_prep import pack_plan
 from data_prep.pack_plan import PackOptions, plan
+from slurm.job_records import only_launcher
 from vae.config import read_settings
 from vae.metrics import StepLine, read_metrics
 from vae.provenance import read_attempts, read_provenance
@@ -168,19 +169,112 @@ def test_several_data_sets_must_be_chosen_from(folder: Path, shards: Path) -> No
     )
 
 
-def test_a_source_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listings = []
-    find_items = pack_plan.find_items
+# --- on a cluster in memory ----------------------------------------------------------------------
 
-    def counting(source: str, *args: object, **options: object) -> object:
-        listings.append(source)
-        return find_items(source, *args, **options)  # type: ignore[arg-type]
+ON_SLURM = ("--cluster", "slurm", "--study", "chest", *TINY_FLAGS)
 
-    monkeypatch.setattr(pack_plan, "find_items", counting)
-    done = launch(tmp_path, "--variant", "linear", "--data", "phantom:96", "--size", "32", *DEBUG)
+
+def file_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_queued_is_left_alone_and_no_file_is_touched(folder: Path, fake_slurm: FakeSlurm) -> None:
+    words = ("--variant", "both", *ON_SLURM)
+    done = launch(folder, *words)
     assert done.returncode == 0, done.stderr
-    assert listings == ["phantom:96"]
-    assert pack_plan.read_plan(tmp_path / "shards" / "phantom-96").source == "phantom:96"
+    assert re.search(r"^direct-s0 +queued", done.stdout, re.M)
+    assert done.stdout.endswith(f"to see how far it is: python jobs/status.py {folder}/runs/chest\n")
+    assert [job.id for job in fake_slurm.jobs.values()] == ["1_0", "1_1", "2_0", "2_1", "3"]
+
+    before, submitted = file_times(folder / "runs"), fake_slurm.asked("sbatch")
+    again = launch(folder, *words)
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert file_times(folder / "runs") == before
+    assert fake_slurm.asked("sbatch") == submitted
+
+    more = launch(folder, "--variant", "all", "--max-parallel", "1", *ON_SLURM)
+    assert more.returncode == 0, more.stderr
+    assert {job for job in fake_slurm.jobs if job.startswith("4")} == {"4_2"}  # spatial-s0 alone
+
+
+def test_what_slurm_refuses_leaves_no_folder(folder: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.refuse("Invalid account or account/partition combination specified")
+    done = launch(folder, "--variant", "linear", *ON_SLURM)
+    assert done.returncode == 2
+    error = "error: SLURM does not accept the job chest-train: Batch job submission failed"
+    assert re.search(f"^{error}: Invalid account", done.stderr, re.M)
+    assert not (folder / "runs").exists()
+
+
+def test_only_one_launcher_is_at_work(folder: Path, fake_slurm: FakeSlurm) -> None:
+    (folder / "runs" / "chest").mkdir(parents=True)
+    with only_launcher(folder / "runs" / "chest"):
+        done = launch(folder, "--variant", "linear", *ON_SLURM)
+    assert done.returncode == 2
+    error = r"^error: another launch of .*/runs/chest is at work\nhint: wait for it"
+    assert re.search(error, done.stderr, re.M)
+    assert fake_slurm.jobs == {}
+
+
+def test_images_are_packed_first_and_their_plan_is_there(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    words = ("--variant", "linear", "--data", "phantom:48", "--size", "32", *ON_SLURM)
+    done = launch(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert [job.name for job in fake_slurm.jobs.values() if job.index in ("", "0")] == [
+        "phantom-48-pack",
+        "phantom-48-finalize",
+        "chest-train",
+        "chest-evaluate",
+        "chest-report",
+    ]
+    assert (tmp_path / "shards" / "phantom-48" / "plan.json").exists()
+    before = file_times(tmp_path)
+    assert launch(tmp_path, *words).returncode == 0
+    assert file_times(tmp_path) == before
+
+
+def test_who_waits_is_told_of_every_change_and_of_the_end(
+    folder: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(folder, "--variant", "linear", *ON_SLURM)
+    fake_slurm.take_over_time(monkeypatch)
+    fake_slurm.at(20, lambda: fake_slurm.start("1"))
+    fake_slurm.at(100, lambda: fake_slurm.end("1", "FAILED"))
+    fake_slurm.at(200, lambda: fake_slurm.start("3"))
+    fake_slurm.at(300, lambda: fake_slurm.end("3"))
+    done = launch(folder, "--variant", "linear", "--wait", *ON_SLURM)
+    assert done.returncode == 1
+    changes = re.findall(r"^linear-s0: (\w+)", done.stderr, re.M)
+    assert changes == ["queued", "training", "failed"]
+    assert re.search(r"^linear-s0 +failed", done.stdout, re.M)
+    assert "to see how far it is" not in done.stdout
+
+
+def test_who_stops_waiting_leaves_the_jobs_alone(
+    folder: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    launch(folder, "--variant", "linear", *ON_SLURM)
+    fake_slurm.take_over_time(monkeypatch)
+    fake_slurm.at(20, ctrl_c)
+    done = launch(folder, "--variant", "linear", "--wait", *ON_SLURM)
+    assert done.returncode == 130
+    assert f"the jobs go on; python jobs/cancel.py {folder}/runs/chest ends them\n" in done.stderr
+    assert {job.state for job in fake_slurm.jobs.values()} == {"PENDING"}
+
+
+def test_three_hundred_queued_runs_are_left_alone_quickly(folder: Path, fake_slurm: FakeSlurm) -> None:
+    words = ("--variant", "linear", "--seeds", *map(str, range(300)), *ON_SLURM)
+    assert launch(folder, *words).returncode == 0
+    before, begun_s = file_times(folder / "runs"), time.process_time()
+    assert launch(folder, *words).returncode == 0
+    assert time.process_time() - begun_s < 1.5
+    assert file_times(folder / "runs") == before
+
+
+# --- on this machine -----------------------------------------------------------------------------
 
 
 def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_do(folder: Path) -> None:
@@ -199,13 +293,12 @@ def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_
     assert started.runs == ["linear-s0", "direct-s0"]
     assert list(read_provenance(report.parent / "linear-s0").command) == started.command
 
-    stamps = {path: path.stat().st_mtime_ns for path in report.parent.rglob("*") if path.is_file()}
+    before = file_times(report.parent)
     again = launch(folder, *words, "--dry-run")
     assert again.stdout.endswith("\nnothing is missing\n")
     again = launch(folder, *words)
     assert again.returncode == 0
-    now = {path: path.stat().st_mtime_ns for path in report.parent.rglob("*") if path.is_file()}
-    assert now == stamps
+    assert file_times(report.parent) == before
 
     other = launch(folder, *words, "--run.lr", "0.01")
     assert other.returncode == 2

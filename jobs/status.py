@@ -27,6 +27,7 @@ from rich.text import Text
 
 from data_prep.errors import SettingsError, ToolkitError
 from slurm.job_records import read_records
+from slurm.scheduler import Look, SchedulerWatch, ask_scheduler
 from slurm.state import RunStatus, all_states, study_states
 from slurm.status_tables import scores_table, states_table
 from vae.report.page import Table, to_text
@@ -44,7 +45,7 @@ EXAMPLES = """\
 
 log = logging.getLogger(__name__)
 
-# SLURM asks its users not to ask it more often.
+# Files may be looked at so often; squeue is asked as seldom as everywhere.
 LEAST_WATCH_S = 2.0
 
 
@@ -60,26 +61,26 @@ def main() -> int:
         metavar="SECONDS",
         help="show it again every 10 (or SECONDS) seconds, until every run is done",
     )
-    asked = parser.parse_args()
-    if asked.what is None:
-        if asked.watch is not None:
+    flags = parser.parse_args()
+    if flags.what is None:
+        if flags.watch is not None:
             raise SettingsError("--watch needs a study", "python jobs/status.py STUDY --watch")
-        print(studies_table(asked.runs_dir))
+        print(studies_table(flags.runs_dir))
         return 0
-    study_dir, run = find_target(asked.what, asked.runs_dir)
-    if asked.watch is None:
-        print(picture(study_dir, states_of(study_dir, run)))
+    study_dir, run = find_target(flags.what, flags.runs_dir)
+    if flags.watch is None:
+        print(picture(study_dir, run))
         return 0
-    if not asked.watch >= LEAST_WATCH_S:
-        raise SettingsError(f"--watch {asked.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
+    if not flags.watch >= LEAST_WATCH_S:
+        raise SettingsError(f"--watch {flags.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
     with suppress(KeyboardInterrupt):  # how one leaves it
-        watch(study_dir, run, asked.watch)
+        watch(study_dir, run, flags.watch)
     return 0
 
 
-def states_of(study_dir: Path, run: str) -> list[RunStatus]:
+def states_of(study_dir: Path, run: str, look: Look) -> list[RunStatus]:
     """What every run, or that one, is doing now; runs that were added meanwhile are there, too."""
-    states = study_states(study_dir, read_study(study_dir))
+    states = study_states(study_dir, read_study(study_dir), look)
     return [state for state in states if run in ("", state.name)]
 
 

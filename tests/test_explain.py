@@ -91,7 +91,7 @@ ENDED = [
     ),
     (
         {"state": "FAILED", "exit": "137:0", "error": "ValueError: x"},
-        "failed at step 5 of 9: ValueError: x; mend",
+        "failed at step 5 of 9: ValueError: x; fix",
     ),
     (
         {"state": "FAILED", "exit": "1:0", "error": "OutOfMemoryError: CUDA out of memory"},

@@ -28,7 +28,7 @@ from pathlib import Path
 import _front
 from _data import safe_name
 
-from data_prep import packer
+from data_prep import pack_plan, packer
 from data_prep.errors import ClusterError, SettingsError
 from data_prep.files import write_json
 from data_prep.shards import MANIFEST_FILE
@@ -179,9 +179,9 @@ def prepare_data(asked: str, runs_dir: Path) -> Path:
             raise SettingsError(f"--data {asked}: no packed images there", "give packed ones, or phantom:96")
         return Path(asked)
     out = (runs_dir / "drill-shards" / safe_name(asked)).resolve()
-    if not packer.is_packed(out):
+    if not (out / MANIFEST_FILE).exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        packer.plan(asked, out, packer.PackOptions(size_px=IMAGE_PX))
+        pack_plan.plan(asked, out, pack_plan.PackOptions(size_px=IMAGE_PX))
         packer.pack_part(out, 0, 1, workers=1)
         packer.finalize(out)
     return out

@@ -34,7 +34,7 @@ def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask
     packing = {data: read_records(data) for data in set(data_dirs.values()) if data is not None}
     scheduler = look([*records, *chain.from_iterable(packing.values())])
     # runs that are not trained may lack their images, or wait for them to be packed
-    shards = {data: shards_missing(data) for data in packing}
+    shards = {data: what_is_wrong_with(data) for data in packing}
     packers = {data: packing_job(packing[data], scheduler) for data in packing}
     cases = []
     for name, data in data_dirs.items():
@@ -142,20 +142,15 @@ def data_of(run_dir: Path) -> Path | None:
         return None
 
 
-def shards_missing(data: Path) -> str:
+def what_is_wrong_with(data: Path) -> str:
     """What is wrong with packed images, from their names and sizes; empty if nothing is."""
     if not (data / MANIFEST_FILE).exists():
         return f"the images in {data} are not packed yet, or were removed"
     try:
-        splits = read_manifest(data).splits
+        read_manifest(data)
     except ToolkitError as error:
         return str(error)
-    names = [shard.name for shard in chain.from_iterable(splits.values())]
-    lost = [name for name in names if not (data / name).exists()]
-    if not lost:
-        return ""
-    examples = f"{lost[0]}, ..." if lost[1:] else lost[0]
-    return f"{len(lost)} of {len(names)} shards are missing in {data} ({examples})"
+    return ""
 
 
 def as_typed(folder: Path) -> str:

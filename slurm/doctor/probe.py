@@ -43,7 +43,7 @@ FOLDER_POLL_S = 0.5
 # What a node has written may show this much later on a network disk.
 SETTLE_S = 40.0
 SETTLE_AFTER_FAILURE_S = 3.0
-# From a rank's last word to the end of its job.
+# From a rank's last word to the end of its job, and from there to the accounts.
 EXIT_S = 2.0
 CANCEL_LIMIT_S = 30.0
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -166,6 +166,7 @@ def wait_for_end(
         if state in RUNNING:
             limit_s = wait_s + 60 * LIMIT_MIN
         elif state not in (*QUEUED, "UNKNOWN"):
+            time.sleep(EXIT_S)  # the accounts lag behind
             return scheduler_of([record], (), client.accounts([record.id])).state(record, 0)
         if waited_s > limit_s or reason.split(",")[0] in NEVER_STARTS:
             return state, reason

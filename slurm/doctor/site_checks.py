@@ -17,7 +17,7 @@ CPU_LIMITS = ("pack_limit_min", "report_limit_min")
 
 
 def check_site(site: Site, profile: ClusterProfile) -> list[Check]:
-    """What the study's jobs will meet, as far as SLURM's settings tell."""
+    """What a study's jobs will run into, as far as SLURM's settings show it."""
     checks = check_partitions(site, profile.partition, "partition")
     if profile.cpu_partition:
         checks += check_partitions(site, profile.cpu_partition, "cpu_partition")

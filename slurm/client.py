@@ -210,6 +210,11 @@ def node_address(node: str) -> str | None:
     return address[1] if address else None
 
 
+def is_named_job_there(name: str) -> bool:
+    """Whether a job of that name is queued or running, or SLURM does not answer."""
+    return query("squeue", "--noheader", f"--name={name}") != ""
+
+
 # --- jobs: orders ----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ be run from loops, so whoever looks again and again looks through one `QueueWatc
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -231,6 +232,16 @@ def cancel(*jobs: str) -> None:
     order_if_alive("scancel", "--quiet", *jobs)
 
 
+def cancel_running(job: str) -> None:
+    """End one job; other than for `cancel`, it is a failure that it has ended."""
+    order("scancel", job)
+
+
+def signal_job(job: str, name: str) -> None:
+    """Send a signal, as in `USR2`, to the processes of a running job, or of one step of it, as in `8_1.0`."""
+    order("scancel", f"--signal={name}", job)
+
+
 def cancel_named(name: str) -> None:
     """End the jobs of that name, if SLURM answers."""
     query("scancel", "--quiet", f"--name={name}")
@@ -270,8 +281,8 @@ class QueueWatch:
     least_every_s: float = LEAST_EVERY_S
     most_every_s: float = MOST_EVERY_S
     ask: Callable[[], tuple[QueuedJob, ...] | None] = queue
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = field(default_factory=lambda: time.monotonic)
+    sleep: Callable[[float], None] = field(default_factory=lambda: time.sleep)
     _jobs: tuple[QueuedJob, ...] | None = field(default=None, init=False)
     _every_s: float = field(default=0.0, init=False)
     _due_s: float = field(default=float("-inf"), init=False)
@@ -281,7 +292,8 @@ class QueueWatch:
         if self.clock() >= self._due_s:
             jobs = self.ask()
             is_same = jobs == self._jobs and jobs is not None
-            self._every_s = min(2 * self._every_s, self.most_every_s) if is_same else self.least_every_s
+            longer_s = min(2 * self._every_s, self.most_every_s) if is_same else 0.0
+            self._every_s = max(longer_s, self.least_every_s)
             self._jobs, self._due_s = jobs, self.clock() + self._every_s
         return self._jobs
 
@@ -292,3 +304,41 @@ class QueueWatch:
     def expire(self) -> None:
         """Have the next look ask, because something was just submitted or cancelled."""
         self._due_s, self._every_s = self.clock(), 0.0
+
+
+# --- the cluster -----------------------------------------------------------------------------------
+
+# Without it, a machine has no SLURM.
+SUBMITTER = PROGRAMS[0]
+
+
+def has_scontrol() -> bool:
+    """Whether jobs can be requeued from this machine."""
+    return shutil.which("scontrol") is not None
+
+
+def show_config() -> str:
+    """SLURM's settings, `Name = value` lines; empty if it does not answer."""
+    return query("scontrol", "show", "config") or ""
+
+
+def show_partitions() -> str:
+    """A line of `Name=value` words for each partition; empty if SLURM does not answer."""
+    return query("scontrol", "--oneliner", "show", "partition") or ""
+
+
+def show_nodes() -> str:
+    """Lines `partition|nodes|CPUs|MB|gres|state` for like nodes; empty if SLURM does not answer."""
+    return query("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G|%t") or ""
+
+
+def default_account() -> str:
+    """The account that this user's jobs are charged to unless they name one; empty if sacctmgr names none."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    answer = query("sacctmgr", "-nP", "show", "user", f"name={user}", "format=DefaultAccount")
+    return (answer or "").strip()
+
+
+def has_accounts() -> bool:
+    """Whether sacct answers."""
+    return query("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None

@@ -379,7 +379,7 @@ class FakeSlurm:
         return done(command, f"{job}\n" if "--parsable" in flags else f"Submitted batch job {job}\n")
 
     def _squeue(self, command: Sequence[str], words: list[str], _: str) -> subprocess.CompletedProcess[str]:
-        known = {"--noheader", "--array", "--user", "--format", "--Format", "--name", "--jobs"}
+        known = {"--noheader", "--array", "--user", "--format", "--Format", "--jobs"}
         flags, others = split_flags(command, words, known)
         if others or "--noheader" not in flags:
             raise UnknownCallError(" ".join(command))
@@ -392,8 +392,6 @@ class FakeSlurm:
         if "--Format" in flags:
             columns = [column.partition(":")[0] for column in flags["--Format"].split(",")]
             return done(command, "".join(self._times(job, columns) for job in queued))
-        if "--name" in flags:
-            return done(command, "".join(f"{job.id}\n" for job in queued if job.name == flags["--name"]))
         if flags.get("--format") != "%i|%T|%j|%r|%S|%E" or "--array" not in flags:
             raise UnknownCallError(" ".join(command))
         return done(command, "".join(self._queue_row(job) for job in queued))

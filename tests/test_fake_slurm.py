@@ -93,7 +93,6 @@ def play(start: Callable[[str], object], until: Callable[[Callable[[], bool]], N
     client.hold(array)
     client.set_array_throttle(array, 1)
     story.append(client.show_job("999999"))
-    story.append(client.is_named_job_there("train"))
     story.append(refusal(lambda: client.order("scancel", "--signal=USR2", "999999")))
     return story
 

@@ -84,8 +84,8 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
         line = re.sub(r'Parser key "([\w.]+)"', r"--\1", in_plain_words(message))
-        if found := re.search("(?<=arguments are required: ).*", line):
-            line = line[: found.start()] + ", ".join(map(self._typed, found[0].split(", ")))
+        if missing := re.search("(?<=arguments are required: ).*", line):
+            line = line[: missing.start()] + ", ".join(map(self._typed, missing[0].split(", ")))
         print(f"error: {line}", file=sys.stderr)
         hints = [hint for flag, hint in self.instead.items() if re.search(rf"{flag}\b", line)]
         print(f"hint: {'; '.join(hints) or f'python jobs/{self.prog} --help'}", file=sys.stderr)
@@ -93,8 +93,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _typed(self, name: str) -> str:
         """An argument as one would type it."""
-        known = next((action for action in self._actions if action.dest == name), None)
-        return name if known is None else [*known.option_strings, str(known.metavar)][0]
+        argument = next((action for action in self._actions if action.dest == name), None)
+        return name if argument is None else [*argument.option_strings, str(argument.metavar)][0]
 
 
 def in_plain_words(message: str) -> str:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from data_prep.errors import ClusterError, SettingsError
 from slurm import client
-from slurm.client import QueueWatch
 from slurm.code_snapshot import Snapshot
-from slurm.control import array_tasks_of, cancel_unsatisfiable, wait_until_settled
-from slurm.diagnose.follow import LocalFollower, follow_jobs
-from slurm.job_records import JobRecord
+from slurm.diagnose.follow import LocalFollower
 from slurm.local import run_debug, run_local
 from slurm.node.environment import Backend
 from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
 from slurm.preflight import check_this_machine, warn_of_private_folders
 from slurm.profile import ClusterProfile
 from slurm.submit import as_shell, check_accepted, script, submit
-from vae.study import Study
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +25,11 @@ log = logging.getLogger(__name__)
 class LaunchBackend(Protocol):
     """What a launch asks of whatever runs its jobs."""
 
+    goes_on_alone: ClassVar[bool]
+    """Whether its jobs go on when the launcher has ended."""
+
     def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
         """Raise a ToolkitError for what would only fail in a job; `folders` are those that jobs work in."""
-
-    def settle(self, records: list[JobRecord]) -> None:
-        """Return when it is certain what becomes of earlier jobs."""
 
     def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
         """The jobs that a study still needs, in order.
@@ -49,11 +44,8 @@ class LaunchBackend(Protocol):
     def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
         """What `start` would do; scripts to the letter."""
 
-    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
-        """Submit the jobs, or run them to their end; whether nothing is left to wait for."""
-
-    def wait(self, study_dir: Path, study: Study) -> None:
-        """Stay until no job of the study is queued or running."""
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
+        """Submit the jobs, or run them to their end."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +55,12 @@ class SlurmBackend(LaunchBackend):
     profile: ClusterProfile
     max_parallel: int = 0
     """Runs that may train at once; 0 = as many as there is room for."""
-    watch: QueueWatch = field(default_factory=QueueWatch)
+    goes_on_alone = True
 
     def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
         if not is_dry:
             client.require_slurm()
         warn_of_private_folders(folders)
-
-    def settle(self, records: list[JobRecord]) -> None:
-        if not array_tasks_of(records):
-            return
-        wait_until_settled(records, self.watch)
-        if dead := cancel_unsatisfiable(records, self.watch):
-            log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
 
     def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
         requests = decide(facts, resources, self.profile.pack_jobs, client.max_array_size())
@@ -90,28 +75,19 @@ class SlurmBackend(LaunchBackend):
         calls = [(as_shell(request, keys), script(request, self.profile, code_dir)) for request in requests]
         return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in calls)
 
-    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
         if requests:
             code.write()
         submit(requests, self.profile, code.folder)
-        return False
-
-    def wait(self, study_dir: Path, study: Study) -> None:
-        try:
-            follow_jobs(study_dir, study)
-        except KeyboardInterrupt:
-            log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(study_dir)))
-            raise
 
 
 class LocalBackend(LaunchBackend):
-    """Processes of this machine, one run after another, for as long as the launcher stays."""
+    """Processes of this machine, one run after another."""
+
+    goes_on_alone = False
 
     def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
         check_this_machine(resources)
-
-    def settle(self, records: list[JobRecord]) -> None:
-        """There is no queue."""
 
     def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
         if job := facts.any_job():
@@ -127,15 +103,11 @@ class LocalBackend(LaunchBackend):
         names = [", ".join(Path(task.path).name for task in request.tasks.values()) for request in requests]
         return "".join(f"{request.kind}: {text}\n" for request, text in zip(requests, names, strict=True))
 
-    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
         if requests:
             code.write()
         for reason in run_local(requests, code.folder, LocalFollower()):
             log.error("failed: %s", reason)
-        return True
-
-    def wait(self, study_dir: Path, study: Study) -> None:
-        """`start` has waited."""
 
 
 class DebugBackend(LocalBackend):
@@ -145,9 +117,8 @@ class DebugBackend(LocalBackend):
         if resources.gpus != 1:
             raise SettingsError("--cluster debug is one process", "use --gpus 1, or --cluster local")
 
-    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
         run_debug(requests)
-        return True
 
 
 def choose_backend(wanted: str, has_profile: bool) -> Backend:

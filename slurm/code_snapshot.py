@@ -11,6 +11,7 @@ import hashlib
 import logging
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -39,7 +40,8 @@ class Snapshot:
         if self.folder.exists():
             return
         if earlier := [path.name for path in self.folder.parent.glob("[0-9a-f]*")]:
-            log.info("the code differs from that of earlier launches: %s is new beside %s", self, earlier)
+            name = self.folder.name
+            log.info("the code differs from that of earlier launches: %s is new beside %s", name, earlier)
         part = temporary_path(self.folder)
         try:
             for name, content in self.files.items():
@@ -53,18 +55,11 @@ class Snapshot:
             shutil.rmtree(part, ignore_errors=True)
         fsync_path(self.folder.parent)
 
-    def __str__(self) -> str:
-        return self.folder.name
-
 
 def take_snapshot(study_dir: Path, repository: Path = REPOSITORY) -> Snapshot:
     """The code of `repository` as it is now; nothing is written yet."""
-    paths = sorted(
-        path
-        for package in PACKAGES
-        for path in (repository / package).rglob("*")
-        if path.suffix in KINDS and path.is_file()
-    )
+    paths = sorted(chain.from_iterable((repository / package).rglob("*") for package in PACKAGES))
+    paths = [path for path in paths if path.suffix in KINDS and path.is_file()]
     files = {str(path.relative_to(repository)): path.read_bytes() for path in paths}
     digest = hashlib.sha256()
     for name, content in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,11 +12,11 @@ from pathlib import Path
 from data_prep.errors import ClusterError
 from slurm import client
 from slurm.client import QueueWatch
-from slurm.job_handle import JobHandle, handle_of
+from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import shares
-from slurm.scheduler import RUNNING, Scheduler, ask_scheduler, scheduler_of
+from slurm.scheduler import Scheduler, ask_scheduler, on_slurm, scheduler_of
 from vae.study import Study
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ class LiveJob:
     """A job of a study of which something is queued or running."""
 
     record: JobRecord
-    handle: JobHandle
     indices: list[int]
     """The runs that it is still to work on, by position in the study."""
 
@@ -60,11 +59,13 @@ def live_jobs(records: list[JobRecord], scheduler: Scheduler, run: int | None = 
         )
     jobs = []
     for record in records:
-        handle = handle_of(record)
         indices = [index for index in record.indices if run in (None, index)]
-        live = [index for index in indices if handle.is_live(index, scheduler)]
+        if handle_of(record).is_local:
+            live = [index for index in indices if scheduler.state(record, index).is_live]
+        else:  # whatever squeue shows, for states of which few have heard, too
+            live = [index for index in indices if record.array_task(index) in scheduler.queue]
         if live:
-            jobs.append(LiveJob(record, handle, live))
+            jobs.append(LiveJob(record, live))
     return jobs
 
 
@@ -84,25 +85,24 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     scheduler = ask_scheduler(records, with_accounts=False)
     jobs = live_jobs(records, scheduler, study.runs.index(run) if run else None)
     jobs.sort(key=lambda job: LAST_FIRST.index(job.record.kind))
-    lines, ended = [], set[str]()
+    lines = []
     for job in jobs:
-        job.handle.end(study_dir, job.indices, is_all=not run)
-        ended |= {job.record.array_task(index) for index in job.indices}
-        label = job.handle.label(job.indices[0] if run else None)
-        lines.append(f"cancelled: {job.describe(study)} ({label})")
-    wait_for_end(records, ended, QueueWatch())  # a training saves first
+        handle = handle_of(job.record)
+        handle.end(study_dir, job.indices, is_all=not run)
+        lines.append(f"cancelled: {job.describe(study)} ({handle.label(job.indices[0] if run else None)})")
+    ended = chain.from_iterable(map(job.record.array_task, job.indices) for job in jobs)
+    wait_for_end(records, set(ended), QueueWatch())  # a training saves first
     return lines
 
 
-def cancel_unsatisfiable(records: list[JobRecord], watch: QueueWatch) -> list[str]:
-    """Cancel what waits for a job that has failed, where SLURM does not do so itself; returns the ids."""
-    never_satisfiable = look(records, watch).never_satisfiable()
-    dead = sorted(never_satisfiable.intersection(array_tasks_of(records)))
-    if dead:
-        client.cancel(*dead)
-        watch.expire()
-        wait_for_end(records, dead, watch)
-    return dead
+def settle(records: list[JobRecord]) -> None:
+    """Have no job left of which SLURM has yet to say what becomes of it, and none that can never start."""
+    if not on_slurm(records):
+        return
+    watch = QueueWatch()
+    wait_until_settled(records, watch)
+    if dead := cancel_unsatisfiable(records, watch):
+        log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
 
 
 def wait_until_settled(records: list[JobRecord], watch: QueueWatch) -> None:
@@ -119,14 +119,23 @@ def wait_until_settled(records: list[JobRecord], watch: QueueWatch) -> None:
 
 def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
     """The array tasks of which SLURM has yet to say what becomes of them."""
-    completing = {job for job, (state, _) in (scheduler.queue or {}).items() if state == "COMPLETING"}
-    open_cases = completing | scheduler.in_transition()
-    return [array_task for array_task in array_tasks_of(records) if array_task in open_cases]
+    completing = {job for job, state in (scheduler.queue or {}).items() if state.state == "COMPLETING"}
+    return sorted(array_tasks_of(records) & (completing | scheduler.in_transition()))
 
 
-def wait_for_end(records: list[JobRecord], array_tasks: Iterable[str], watch: QueueWatch) -> None:
+def cancel_unsatisfiable(records: list[JobRecord], watch: QueueWatch) -> list[str]:
+    """Cancel what waits for a job that has failed, where SLURM does not do so itself; returns the ids."""
+    dead = sorted(array_tasks_of(records) & look(records, watch).never_satisfiable())
+    if dead:
+        client.cancel(*dead)
+        watch.expire()
+        wait_for_end(records, set(dead), watch)
+    return dead
+
+
+def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWatch) -> None:
     """Return when these have left the queue, or after SLURM_END_S: a launch would take them for alive."""
-    left = set(array_tasks).intersection(array_tasks_of(records))
+    left = array_tasks & array_tasks_of(records)
     if left:
         wait_until(lambda scheduler: left.isdisjoint(scheduler.queue or {}), records, watch)
 
@@ -140,13 +149,12 @@ def wait_until(is_over: Callable[[Scheduler], bool], records: list[JobRecord], w
 
 def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
     """What the queue says of SLURM's jobs among these."""
-    return scheduler_of([record for record in records if not handle_of(record).is_local], watch.look())
+    return scheduler_of(on_slurm(records), watch.look())
 
 
-def array_tasks_of(records: Iterable[JobRecord]) -> list[str]:
+def array_tasks_of(records: list[JobRecord]) -> set[str]:
     """The ids of all array tasks of SLURM's jobs among these."""
-    ours = [record for record in records if not handle_of(record).is_local]
-    return list(chain.from_iterable(map(record.array_task, record.indices) for record in ours))
+    return set(chain.from_iterable(record.array_tasks for record in on_slurm(records)))
 
 
 # --- hold, release, throttle ---------------------------------------------------------------------
@@ -162,10 +170,10 @@ def hold(study_dir: Path, study: Study) -> list[str]:
     lines = []
     for job in jobs:
         client.hold(job.record.id)  # by its owner, so that the owner may release it
-        running = [index for index in job.indices if job.handle.state(index, scheduler)[0] in RUNNING]
+        running = [index for index in job.indices if scheduler.state(job.record, index).is_running]
         held = [index for index in job.indices if index not in running]
         if held:
-            lines.append(f"held: {job.describe(study, held)} ({job.handle.label()})")
+            lines.append(f"held: {job.describe(study, held)} (job {job.record.id})")
         if running:
             lines.append(f"goes on: {job.describe(study, running)}, held if it is requeued")
     return lines
@@ -176,7 +184,7 @@ def release(study_dir: Path, study: Study) -> list[str]:
     jobs, _ = throttled_jobs(study_dir, study)
     for job in jobs:
         client.release(job.record.id)
-    return [f"released: {job.describe(study)} ({job.handle.label()})" for job in jobs]
+    return [f"released: {job.describe(study)} (job {job.record.id})" for job in jobs]
 
 
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
@@ -203,6 +211,6 @@ def throttled_jobs(study_dir: Path, study: Study) -> tuple[list[LiveJob], Schedu
     records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
     scheduler = ask_scheduler(records, with_accounts=False)
     jobs = live_jobs(records, scheduler)
-    if any(job.handle.is_local for job in jobs):
+    if any(handle_of(job.record).is_local for job in jobs):
         raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
     return jobs, scheduler

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +13,8 @@ from typing import Any
 from data_prep.errors import SettingsError
 from slurm.backends import LaunchBackend, backend_of, choose_backend
 from slurm.code_snapshot import Snapshot, take_snapshot
+from slurm.control import settle
+from slurm.diagnose.follow import follow_jobs
 from slurm.job_records import JobRecord, only_launcher, read_jobs, read_records
 from slurm.launch_data import Data, find_data, safe_name, write_data_plan
 from slurm.plan import JobRequest, Resources
@@ -33,6 +37,8 @@ from vae.study import (
     run_name,
     with_earlier_runs,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,17 @@ class Launch:
         names, data = tuple(self.configs), self.data
         facts = study_facts(self.study_dir, self.study, names, data.folder, data.num_shards)
         return self.backend.missing_jobs(facts, self.resources)
+
+    def accepted_jobs(self) -> tuple[JobRequest, ...]:
+        """The same; ClusterError if SLURM would not take one of them."""
+        requests = self.missing_jobs()
+        self.backend.check_accepted(requests, self.code.folder)
+        return requests
+
+    def records(self) -> list[JobRecord]:
+        """Earlier jobs of the study, and those that pack its images."""
+        packing = [] if self.data.plan is None else read_records(self.data.folder)
+        return read_jobs(self.study_dir, self.study) + packing
 
     def states(self) -> list[RunStatus]:
         """What the runs asked for are doing."""
@@ -118,17 +135,6 @@ def check(launch: Launch, is_dry: bool) -> None:
     launch.backend.check(launch.resources, launch.folders, is_dry)
 
 
-def accepted_jobs(launch: Launch) -> tuple[JobRequest, ...]:
-    """The jobs that are missing.
-
-    Raises:
-        ClusterError: SLURM would not take one of them.
-    """
-    requests = launch.missing_jobs()
-    launch.backend.check_accepted(requests, launch.code.folder)
-    return requests
-
-
 def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
     """Submit or run the jobs that are missing; whether nothing is left to wait for.
 
@@ -136,19 +142,28 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
         ClusterError: another launch is at work on the study, or SLURM would not take a job.
     """
     if not launch.study_dir.exists():
-        accepted_jobs(launch)  # what SLURM refuses leaves no folder behind
+        launch.accepted_jobs()  # what SLURM refuses leaves no folder behind
     with sole_launcher(launch):
         # Another launch may have added runs, and its jobs may have ended, until a moment ago.
         launch = replace(launch, study=with_earlier_runs(launch.study_dir, launch.study))
-        launch.backend.settle(job_records(launch))
-        requests = accepted_jobs(launch)
+        settle(launch.records())
+        requests = launch.accepted_jobs()
         # Write down what the jobs will read, then start them.
         prepare(launch)
         note_launch(launch, requests, command)
-        is_over = launch.backend.start(requests, launch.code)
-        if must_wait:
-            launch.backend.wait(launch.study_dir, launch.study)
-        return is_over or must_wait
+        launch.backend.start(requests, launch.code)
+        if launch.backend.goes_on_alone and must_wait:
+            follow(launch)
+    return must_wait or not launch.backend.goes_on_alone
+
+
+def follow(launch: Launch) -> None:
+    """Stay until no job of the study is queued or running, and log what changes."""
+    try:
+        follow_jobs(launch.study_dir, launch.study)
+    except KeyboardInterrupt:
+        log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(launch.study_dir)))
+        raise
 
 
 @contextmanager
@@ -159,12 +174,6 @@ def sole_launcher(launch: Launch) -> Iterator[None]:
         if launch.data.plan is not None:
             locks.enter_context(only_launcher(launch.data.folder))
         yield
-
-
-def job_records(launch: Launch) -> list[JobRecord]:
-    """Earlier jobs of the study, and those that pack its images."""
-    records = read_jobs(launch.study_dir, launch.study)
-    return records + (read_records(launch.data.folder) if launch.data.plan is not None else [])
 
 
 def prepare(launch: Launch) -> None:

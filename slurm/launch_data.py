@@ -67,13 +67,13 @@ def data_of_source(source: str, size_px: int | None) -> Data:
     return Data(out, options.size_px, num_train_images, new)
 
 
-def refuse_other_size(folder: Path, size_px: int, asked_px: int | None) -> None:
+def refuse_other_size(folder: Path, size_px: int, wanted_px: int | None) -> None:
     """Raise SettingsError if images packed at `size_px` are asked for in another size."""
-    if asked_px not in (None, size_px):
+    if wanted_px not in (None, size_px):
         raise SettingsError(
-            f"the images in {folder} are {size_px} px wide, not the {asked_px} px asked for",
+            f"the images in {folder} are {size_px} px wide, not the {wanted_px} px asked for",
             f"use --size {size_px}, or pack them again: "
-            f"python jobs/pack.py SOURCE {SHARDS_DIR}/{folder.name}-{asked_px} --size {asked_px}",
+            f"python jobs/pack.py SOURCE {SHARDS_DIR}/{folder.name}-{wanted_px} --size {wanted_px}",
         )
 
 

@@ -42,10 +42,10 @@ Watch = Callable[[JobRequest, int], None]
 
 
 def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> list[str]:
-    """Run the requests here, one element after another, one process per GPU; returns what failed.
+    """Run the requests here, one array task after another, one process per GPU; returns what failed.
 
-    An element is skipped if the one it waits for failed; the report always comes. `watch` is called now and
-    then with what is running. Ctrl-C ends the processes.
+    One that waits for another which failed is skipped; the report always comes. `watch` is called now and then
+    with what is running. Ctrl-C ends the processes.
     """
     return _run_in_order(requests, lambda request, index: run_array_task(request, index, code_dir, watch))
 
@@ -86,7 +86,7 @@ def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -
 
 
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
-    """Run one element in processes of its own; returns why it failed, or nothing."""
+    """Run one array task in processes of its own; returns why it failed, or nothing."""
     from submitit import LocalExecutor
 
     jobs_dir = request.folder / JOBS_DIR
@@ -100,7 +100,7 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
             **visible_gpus(request),
         )
         job = executor.submit(request.tasks[index])
-    # this element's record alone: the others have processes of their own
+    # this array task's record alone: the others have processes of their own
     record = JobRecord.of(request, job.job_id, Backend.LOCAL)
     add_record(request.folder, msgspec.structs.replace(record, indices=(index,)))
     try:

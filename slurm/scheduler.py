@@ -13,8 +13,8 @@ from typing import NamedTuple
 from data_prep.errors import ClusterError
 from slurm import client
 from slurm.client import EndedJob, QueuedJob, QueueWatch
+from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord
-from slurm.local import is_running_here
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from vae.run_dir import JOBS_FILE
@@ -111,8 +111,9 @@ class Scheduler:
 
     def state(self, record: JobRecord, index: int) -> JobState:
         """What the array task for one run is doing."""
-        if record.cluster is Backend.LOCAL:
-            return JobState("RUNNING" if is_running_here(record) else record.end.upper() or GONE)
+        state_here = handle_of(record).state_here()
+        if state_here is not None:
+            return JobState(state_here)
         if self.queue is None:
             return JobState(UNKNOWN, "squeue does not answer")
         array_task = record.array_task(index)
@@ -242,12 +243,11 @@ def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Sch
     for record in reversed(records):
         if record.kind != kind or index not in record.indices:
             continue
-        if record.cluster is Backend.LOCAL:
-            if is_running_here(record):
-                raise ClusterError(
-                    f"process {record.id} is at work on this study",
-                    "wait for it, or end it, then launch again",
-                )
+        handle = handle_of(record)
+        if handle.is_local:
+            if handle.state_here() == "RUNNING":
+                hint = "wait for it, or end it, then launch again"
+                raise ClusterError(f"{handle.label()} is at work on this study", hint)
             continue
         if scheduler.queue is None:
             raise ClusterError(

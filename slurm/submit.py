@@ -67,7 +67,7 @@ def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Pa
 
 
 def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids: dict[str, str]) -> str:
-    """Queue one job or array, record it, and put the pickles where its elements look for them."""
+    """Queue one job or array, record it, and put the pickles where its array tasks look for them."""
     jobs_dir = request.folder / JOBS_DIR
     jobs_dir.mkdir(parents=True, exist_ok=True)
     limit = limit_min(request.kind, profile)

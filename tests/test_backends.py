@@ -11,9 +11,8 @@ from data_prep.errors import ClusterError, SettingsError
 from slurm.backends import DebugBackend, LocalBackend, SlurmBackend, backend_of, choose_backend
 from slurm.client import require_slurm
 from slurm.code_snapshot import Snapshot
-from slurm.job_records import JobRecord, add_record, read_records
+from slurm.job_records import read_records
 from slurm.node.environment import Backend
-from slurm.node.task import JobKind
 from slurm.plan import Resources, RunFacts, StudyFacts
 from slurm.profile import ClusterProfile
 
@@ -51,9 +50,7 @@ def test_slurm_whose_controller_is_down_is_still_slurm(fake_slurm: FakeSlurm) ->
 
 def test_there_is_one_class_for_each() -> None:
     profile = ClusterProfile(partition="gpu")
-    assert backend_of(Backend.SLURM, profile, 3) == SlurmBackend(
-        profile, 3, backend_of(Backend.SLURM, profile, 3).watch
-    )
+    assert backend_of(Backend.SLURM, profile, 3) == SlurmBackend(profile, 3)
     assert type(backend_of(Backend.LOCAL, profile)) is LocalBackend
     assert type(backend_of(Backend.DEBUG, profile)) is DebugBackend
 
@@ -116,7 +113,7 @@ def test_slurm_starts_jobs_that_run_the_copy_of_the_code(
     requests = backend.missing_jobs(facts(tmp_path), ONE)
     backend.check_accepted(requests, code.folder)
     assert fake_slurm.jobs == {}
-    assert backend.start(requests, code) is False  # there is something to wait for
+    backend.start(requests, code)
     assert (code.folder / "vae" / "model.py").exists()
     assert {record.id for record in read_records(tmp_path)} == {"1", "2", "3"}
     assert f"cd {code.folder}" in fake_slurm.jobs["1_0"].script
@@ -126,27 +123,3 @@ def test_slurm_starts_jobs_that_run_the_copy_of_the_code(
 def test_without_jobs_no_code_is_copied(backend: SlurmBackend, fake_slurm: FakeSlurm, code: Snapshot) -> None:
     backend.start([], code)
     assert not code.folder.exists()
-
-
-def test_the_queue_settles_before_anything_is_added(
-    fake_slurm: FakeSlurm,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level("INFO")
-    fake_slurm.take_over_time(monkeypatch)
-    train, evaluate = fake_slurm.submit("x-train"), fake_slurm.submit("x-evaluate", after="afterok:1")
-    for job, kind in ((train, JobKind.TRAIN), (evaluate, JobKind.EVALUATE)):
-        add_record(tmp_path, JobRecord(job, kind, Backend.SLURM, False, (0,), "login", name=f"x-{kind}"))
-    fake_slurm.start(train)
-    fake_slurm.completing(train)
-    fake_slurm.at(5, lambda: fake_slurm.end(train, "FAILED"))
-    SlurmBackend(ClusterProfile()).settle(read_records(tmp_path))
-    assert fake_slurm.jobs[evaluate].state == "CANCELLED"
-    assert caplog.messages[-1] == "cancelled, for what they waited for has failed: 2"
-
-
-def test_a_study_without_earlier_jobs_asks_slurm_nothing(fake_slurm: FakeSlurm) -> None:
-    SlurmBackend(ClusterProfile()).settle([])
-    assert fake_slurm.calls == []

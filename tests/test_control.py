@@ -15,19 +15,17 @@ from tiny import REPOSITORY, TINY_FLAGS, child_environment, make_shards
 
 from data_prep.errors import ClusterError
 from slurm import local
-from slurm.client import OVER, QueueWatch
+from slurm.client import OVER
 from slurm.control import (
     SLURM_END_S,
     LiveJob,
     cancel,
-    cancel_unsatisfiable,
     hold,
     release,
     set_throttle,
-    wait_until_settled,
+    settle,
 )
 from slurm.diagnose.explain import AGAIN
-from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, add_record, read_records
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
@@ -146,7 +144,7 @@ def test_a_study_on_this_machine_cannot_be_throttled(tmp_path: Path, monkeypatch
 def test_many_runs_are_counted() -> None:
     study = Study("chest", tuple(f"linear-s{seed}" for seed in range(7)), "smoke")
     record = JobRecord("8", JobKind.TRAIN, Backend.SLURM, True, tuple(range(7)), "login")
-    few, many = LiveJob(record, handle_of(record), [0, 2]), LiveJob(record, handle_of(record), [*range(7)])
+    few, many = LiveJob(record, [0, 2]), LiveJob(record, [*range(7)])
     assert few.describe(study) == "train linear-s0, linear-s2"
     assert many.describe(study).endswith("linear-s3, linear-s4, ... (7 runs)")
 
@@ -161,17 +159,32 @@ def test_a_launch_waits_until_slurm_has_looked_at_what_has_just_ended(
     fake_slurm.completing("1_1")
     fake_slurm.at(15, lambda: fake_slurm.end("1_1"))
     fake_slurm.at(25, fake_slurm.settle)
-    wait_until_settled(read_records(study_dir), QueueWatch())
+    settle(read_records(study_dir))
     assert fake_slurm.now_s >= 25
-    assert caplog.messages == ["waiting for SLURM to settle jobs that are just ending: 1_1, 2_0"]
+    assert caplog.messages == [
+        "waiting for SLURM to settle jobs that are just ending: 1_1, 2_0",
+        "cancelled, for what they waited for has failed: 2_0",
+    ]
+    assert states(fake_slurm)["2_0"] == "CANCELLED"
 
 
 def test_what_can_never_start_is_cancelled(study_dir: Path, fake_slurm: FakeSlurm) -> None:
     fake_slurm.start("1")
     fake_slurm.end("1_0", "FAILED")
-    assert cancel_unsatisfiable(read_records(study_dir), QueueWatch()) == ["2_0"]
+    settle(read_records(study_dir))
     assert states(fake_slurm)["2_0"] == "CANCELLED"
-    assert cancel_unsatisfiable(read_records(study_dir), QueueWatch()) == []
+    num_orders = fake_slurm.asked("scancel")
+    settle(read_records(study_dir))
+    assert fake_slurm.asked("scancel") == num_orders == 1
+
+
+def test_what_is_settled_is_looked_at_once_and_no_jobs_not_at_all(
+    study_dir: Path, fake_slurm: FakeSlurm
+) -> None:
+    settle([])
+    assert fake_slurm.calls == []
+    settle(read_records(study_dir))
+    assert [call.command[0] for call in fake_slurm.calls] == ["squeue"]
 
 
 def test_nothing_is_changed_while_nobody_knows_what_is_queued(study_dir: Path, fake_slurm: FakeSlurm) -> None:

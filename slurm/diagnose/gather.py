@@ -15,9 +15,8 @@ from data_prep.errors import DamagedFile, SettingsError, ToolkitError
 from data_prep.shards import MANIFEST_FILE, read_manifest
 from slurm.diagnose.explain import Case
 from slurm.diagnose.log_files import last_error, last_notice
+from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs, read_records
-from slurm.local import is_running_here
-from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.scheduler import UNKNOWN, Look, Scheduler, ask_scheduler, newest_job
 from vae.events import StopSignalled, read_events
@@ -52,7 +51,7 @@ def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Sc
         case = from_files(blank, run_dir, study)
     except DamagedFile as error:
         return replace(blank, damage=str(error), fix=error.hint or "")
-    local = [record.id for record in records if record.cluster is Backend.LOCAL and is_running_here(record)]
+    local = [record.id for record in records if handle_of(record).state_here() == "RUNNING"]
     case = replace(case, busy=next(iter(local), ""))
     index = study.runs.index(run_dir.name)
     record = newest_job(case.kind, index, records, scheduler)
@@ -86,7 +85,7 @@ def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler
     case = replace(
         case,
         job=job,
-        is_local=record.cluster is Backend.LOCAL,
+        is_local=handle_of(record).is_local,
         state=state.state,
         reason=state.reason,
         start=clock(scheduler.starts.get(job, "")),

@@ -231,6 +231,16 @@ def cancel(*jobs: str) -> None:
     order_if_alive("scancel", "--quiet", *jobs)
 
 
+def cancel_running(job: str) -> None:
+    """End one job; other than for `cancel`, it is a failure that it has ended."""
+    order("scancel", job)
+
+
+def signal_job(job: str, name: str) -> None:
+    """Send a signal, as in `USR2`, to the processes of a running job, or of one step of it, as in `8_1.0`."""
+    order("scancel", f"--signal={name}", job)
+
+
 def cancel_named(name: str) -> None:
     """End the jobs of that name, if SLURM answers."""
     query("scancel", "--quiet", f"--name={name}")
@@ -281,7 +291,8 @@ class QueueWatch:
         if self.clock() >= self._due_s:
             jobs = self.ask()
             is_same = jobs == self._jobs and jobs is not None
-            self._every_s = min(2 * self._every_s, self.most_every_s) if is_same else self.least_every_s
+            longer_s = min(2 * self._every_s, self.most_every_s) if is_same else 0.0
+            self._every_s = max(longer_s, self.least_every_s)
             self._jobs, self._due_s = jobs, self.clock() + self._every_s
         return self._jobs
 

@@ -41,7 +41,7 @@ from devcluster import NODES, DevCluster, is_alive, wait_for
 from tiny import TINY_FLAGS, make_run, make_shards
 
 from data_prep.files import only_holder
-from data_prep.shards import verify
+from data_prep.verify import verify
 from slurm.drill.drill import Drill, Target, ask_queue
 from slurm.drill.faults import Blow, Hit, SlurmWays, Strike, deal, send_all
 from slurm.drill.verdict import breaks, interval_s, judge_breaks, judge_end, judge_study, read_stretches

@@ -27,12 +27,12 @@ from reference import ReportVAE, report_step
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Grayscale, Resize, ToTensor
+from vae.training.learner import Learner
 
 from vae.config import RunConfig
 from vae.provenance import versions
 from vae.training.accelerator import start_accelerator
 from vae.training.data_loader import BatchPlan, batches, load_split
-from vae.training.learner import Learner
 
 BATCH = 32
 
@@ -136,7 +136,8 @@ def main() -> None:
 
 def pack_phantoms(folder: Path) -> Path:
     """Pack a few hundred phantom radiographs."""
-    from data_prep.packer import PackOptions, finalize, pack_part, plan
+    from data_prep.pack_plan import PackOptions, plan
+    from data_prep.packer import finalize, pack_part
 
     plan("phantom:400", folder, PackOptions())
     pack_part(folder, 0, 1, 1)

@@ -2,60 +2,87 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import ClassVar
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from data_prep.errors import DataError
-from data_prep.files import write_json
+from data_prep.records import Record, read_record, write_record
 from data_prep.shards import ImageRecord, read_manifest, read_records, read_rejects
 
 AUDIT_FILE = "audit.json"
 
-Rows = list[tuple[str, ImageRecord]]
+Rows = list[tuple[str, ImageRecord]]  # split and record of each image
 
 
-def write(out: Path, shards: Iterable[Path], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Look through the shards and write audit.json; returns its content."""
+class Duplicates(Record, frozen=True):
+    """Files that are the same byte for byte: groups, files in them, groups over several splits or classes."""
+
+    groups: int
+    files: int
+    across_splits: int
+    across_classes: int
+
+
+class SourceFiles(Record, frozen=True, omit_defaults=True):
+    """The source files of one class, nothing if it has none: what else could tell it apart."""
+
+    median_width_px: float = 0.0
+    median_height_px: float = 0.0
+    median_kb: float = 0.0
+    median_bits_per_px: float = 0.0
+    """Of the file; differs between classes where they were compressed differently."""
+    modes: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Audit(Record, frozen=True):
+    """What audit.json holds."""
+
+    IF_DAMAGED: ClassVar[str] = "pack again: it writes the audit anew"
+
+    num_images: int
+    splits: dict[str, dict[str, int]]
+    patients: dict[str, int]
+    patient_leaks: list[str]
+    duplicates: Duplicates
+    classes: dict[str, SourceFiles]
+    quarantined: dict[str, int]
+    """Files by reason."""
+
+
+def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> None:
+    """Look through the shards `names` and write audit.json."""
     rows: Rows = []
     reasons: Counter[str] = Counter()
-    for path in shards:
-        split = path.name.split("-")[0]
-        rows += [(split, record) for record in read_records(path)]
-        reasons.update(reject.reason.split(":")[0] for reject in read_rejects(path))
-    found = {
-        "num_images": len(rows),
-        "splits": count_splits(rows, class_names),
-        "patients": count_patients(rows),
-        "patient_leaks": leaks(rows),
-        "duplicates": duplicates(rows),
-        "classes": {name: describe(rows, label) for label, name in enumerate(class_names)},
-        "quarantined": dict(reasons.most_common()),
-    }
-    write_json(out / AUDIT_FILE, found)
-    return found
+    for name in names:
+        split = name.split("-")[0]
+        rows += [(split, record) for record in read_records(out / name)]
+        reasons.update(reject.reason.split(":")[0] for reject in read_rejects(out / name))
+    audit = Audit(
+        num_images=len(rows),
+        splits=count_splits(rows, class_names),
+        patients=count_patients(rows),
+        patient_leaks=leaks(rows),
+        duplicates=duplicates(rows),
+        classes={name: describe(rows, label) for label, name in enumerate(class_names)},
+        quarantined=dict(reasons.most_common()),
+    )
+    write_record(out / AUDIT_FILE, audit)
 
 
-def read(out: Path) -> dict[str, Any]:
-    """The audit of a packed data set.
-
-    Raises:
-        DataError: there is no whole data set.
-    """
+def read(out: Path) -> Audit:
+    """The audit of a packed data set; DataError if it is not whole, DamagedFile if its audit is damaged."""
     read_manifest(out)
-    try:
-        found: dict[str, Any] = json.loads((out / AUDIT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{out / AUDIT_FILE} cannot be read", "pack again: it writes the audit anew"
-        ) from error
-    return found
+    audit = read_record(out / AUDIT_FILE, Audit)
+    if audit is None:
+        raise DataError(f"{out / AUDIT_FILE} is missing", Audit.IF_DAMAGED)
+    return audit
 
 
 def count_splits(rows: Rows, class_names: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -70,7 +97,7 @@ def count_patients(rows: Rows) -> dict[str, int]:
     groups: dict[str, set[str]] = defaultdict(set)
     for split, record in rows:
         groups[split] |= {record.group} - {""}
-    return {split: len(found) for split, found in groups.items()}
+    return {split: len(patients) for split, patients in groups.items()}
 
 
 def leaks(rows: Rows) -> list[str]:
@@ -78,70 +105,64 @@ def leaks(rows: Rows) -> list[str]:
     splits: dict[str, set[str]] = defaultdict(set)
     for split, record in rows:
         splits[record.group].add(split)
-    return sorted(group for group, found in splits.items() if group and len(found) > 1)
+    splits.pop("", None)  # nobody knows whose images these are
+    return sorted(patient for patient, sides in splits.items() if len(sides) > 1)
 
 
-def duplicates(rows: Rows) -> dict[str, int]:
-    """Files that are the same byte for byte: groups, files in them, groups over several splits or classes."""
-    same: dict[str, Rows] = defaultdict(list)
+def duplicates(rows: Rows) -> Duplicates:
+    """Count the files that are the same byte for byte."""
+    by_digest: dict[str, Rows] = defaultdict(list)
     for row in rows:
-        same[row[1].source_sha256].append(row)
-    groups = [found for found in same.values() if len(found) > 1]
-    return {
-        "groups": len(groups),
-        "files": sum(map(len, groups)),
-        "across_splits": sum(len({split for split, _ in found}) > 1 for found in groups),
-        "across_classes": sum(len({record.label for _, record in found}) > 1 for found in groups),
-    }
+        by_digest[row[1].source_sha256].append(row)
+    groups = [group for group in by_digest.values() if len(group) > 1]
+    return Duplicates(
+        groups=len(groups),
+        files=sum(map(len, groups)),
+        across_splits=sum(len({split for split, _ in group}) > 1 for group in groups),
+        across_classes=sum(len({record.label for _, record in group}) > 1 for group in groups),
+    )
 
 
-def describe(rows: Rows, label: int) -> dict[str, Any]:
-    """Size, compression and colour mode of one class's source files: what else could tell it apart."""
+def describe(rows: Rows, label: int) -> SourceFiles:
+    """Size, compression and colour mode of one class's source files."""
     records = [record for _, record in rows if record.label == label]
     if not records:
-        return {}
-    return {
-        "median_width_px": median(record.source_width_px for record in records),
-        "median_height_px": median(record.source_height_px for record in records),
-        "median_kb": round(median(record.source_bytes for record in records) / 1000, 1),
-        "median_bits_per_px": round(median(bits_per_px(record) for record in records), 2),
-        "modes": dict(Counter(record.source_mode for record in records).most_common()),
-    }
+        return SourceFiles()
+    bits_per_px = [8 * r.source_bytes / (r.source_width_px * r.source_height_px) for r in records]
+    return SourceFiles(
+        median_width_px=median(record.source_width_px for record in records),
+        median_height_px=median(record.source_height_px for record in records),
+        median_kb=round(median(record.source_bytes for record in records) / 1000, 1),
+        median_bits_per_px=round(median(bits_per_px), 2),
+        modes=dict(Counter(record.source_mode for record in records).most_common()),
+    )
 
 
-def bits_per_px(record: ImageRecord) -> float:
-    """Bits of the source file per pixel; differs between classes where they were compressed differently."""
-    return 8 * record.source_bytes / (record.source_width_px * record.source_height_px)
-
-
-def tables(found: dict[str, Any]) -> RenderableType:
+def tables(audit: Audit) -> RenderableType:
     """The audit as tables and lines for a terminal."""
-    class_names = list(found["classes"])
-    images = Table("split", *class_names, "images", "patients", title="Images")
-    for split, counts in found["splits"].items():
-        total = f"{sum(counts.values()):,}"
-        images.add_row(
-            split, *(f"{counts[n]:,}" for n in class_names), total, f"{found['patients'][split]:,}"
-        )
+    images = Table("split", *audit.classes, "images", "patients", title="Images")
+    for split, counts in audit.splits.items():
+        numbers = [*(counts.get(name, 0) for name in audit.classes), sum(counts.values())]
+        images.add_row(split, *(f"{number:,}" for number in numbers), f"{audit.patients.get(split, 0):,}")
     sources = Table("class", "median size, px", "median file, kB", "bits/px", "modes", title="Source files")
-    for name, facts in found["classes"].items():
-        if facts:
-            size = f"{facts['median_width_px']:.0f} x {facts['median_height_px']:.0f}"
-            modes = ", ".join(f"{mode} {count:,}" for mode, count in facts["modes"].items())
-            sources.add_row(name, size, str(facts["median_kb"]), str(facts["median_bits_per_px"]), modes)
-    return Group(images, sources, *findings(found))
+    for name, files in audit.classes.items():
+        if files.modes:
+            size = f"{files.median_width_px:.0f} x {files.median_height_px:.0f}"
+            modes = ", ".join(f"{mode} {count:,}" for mode, count in files.modes.items())
+            sources.add_row(name, size, str(files.median_kb), str(files.median_bits_per_px), modes)
+    return Group(images, sources, *findings(audit))
 
 
-def findings(found: dict[str, Any]) -> list[str]:
+def findings(audit: Audit) -> list[str]:
     """What to know before training, one line each."""
-    same = found["duplicates"]
-    counts = {split: sum(classes.values()) for split, classes in found["splits"].items()}
+    same = audit.duplicates
+    counts = Counter({split: sum(classes.values()) for split, classes in audit.splits.items()})
     lines = [
-        f"train and val together: {counts.get('train', 0) + counts.get('val', 0):,} images; "
-        f"test: {counts.get('test', 0):,} images",
-        f"patients in more than one split: {len(found['patient_leaks'])}",
-        f"duplicates: {same['groups']} groups of byte-identical files ({same['files']} files), "
-        f"{same['across_splits']} across splits, {same['across_classes']} across classes",
+        f"train and val together: {counts['train'] + counts['val']:,} images; "
+        f"test: {counts['test']:,} images",
+        f"patients in more than one split: {len(audit.patient_leaks)}",
+        f"duplicates: {same.groups} groups of byte-identical files ({same.files} files), "
+        f"{same.across_splits} across splits, {same.across_classes} across classes",
     ]
-    lines += [f"quarantined: {count} x {reason}" for reason, count in found["quarantined"].items()]
+    lines += [f"quarantined: {count} x {reason}" for reason, count in audit.quarantined.items()]
     return lines

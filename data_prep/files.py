@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import DataError
+
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
@@ -64,6 +66,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, and all else that keeps `path` from being written, into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}",
+            "make room there, then run the same command again; it goes on where it stopped",
+        ) from error
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
     digest = hashlib.sha256()
@@ -95,8 +109,6 @@ def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                log.warning(
-                    "%s: this file system has no locks; take care to start nothing twice", path.parent
-                )
+                log.warning("%s has no file locks; take care to start nothing twice", path.parent)
             yield True
             return

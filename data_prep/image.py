@@ -165,6 +165,7 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
     """
     import pydicom
 
+    # Refuse what is not one grey frame.
     try:
         data = pydicom.dcmread(io.BytesIO(content))
         photometric = str(data.PhotometricInterpretation)
@@ -180,6 +181,7 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
         raise
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise BadImageError(f"is not a readable DICOM image: {' '.join(str(error).split())}") from error
+    # Bring it to 8 bits and to size.
     if photometric == "MONOCHROME1":  # 0 means white
         grey = 1 - grey
     image = Image.fromarray((255 * grey).round().astype(np.uint8))
@@ -191,13 +193,13 @@ def _unit_greys(data: Any) -> npt.NDArray[np.floating[Any]]:
 
     DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(data.pixel_array, data)
     if data.get("VOILUTSequence"):
-        bits = data.VOILUTSequence[0].LUTDescriptor[2]
+        white = np.float32(2 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1)
         entries = np.rint(values).astype(np.int32)
-        return apply_voi_lut(entries, data, prefer_lut=True).astype(np.float32) / np.float32(2**bits - 1)
+        return np.asarray(apply_voi_lut(entries, data, prefer_lut=True).astype(np.float32) / white)
     values = np.asarray(values, np.float32)
     low, high = float(values.min()), float(values.max())
     if data.get("WindowWidth"):

@@ -31,18 +31,18 @@ MARKER = ("XXXX.", "X...X", "X...X", "XXXX.", "X.X..", "X..X.", "X...X")
 def items(count: int) -> list[tuple[str, str, str, str]]:
     """Key, class, split and patient of `count` films, with the real set's shares; keys end in the number."""
     num_test = round(count * TEST_SHARE)
-    found: list[tuple[str, str, str, str]] = []
+    films: list[tuple[str, str, str, str]] = []
     patient = 0
     for split, size in (("train", count - num_test), ("test", num_test)):
         num_pneumonia = round(size * PNEUMONIA_SHARE[split])
         for label, wanted in (("NORMAL", size - num_pneumonia), ("PNEUMONIA", num_pneumonia)):
-            end = len(found) + wanted
-            while len(found) < end:
-                for film in range(min(_num_films(patient), end - len(found))):
+            end = len(films) + wanted
+            while len(films) < end:
+                for film in range(min(_num_films(patient), end - len(films))):
                     key = f"{split}/{label}/{FILMS * patient + film:07d}"
-                    found.append((key, label, split, f"phantom-{patient}"))
+                    films.append((key, label, split, f"phantom-{patient}"))
                 patient += 1
-    return found
+    return films
 
 
 def _num_films(patient: int) -> int:
@@ -70,7 +70,7 @@ def render(number: int, has_pneumonia: bool, size_px: int, seed: int = 0) -> npt
     film += take.normal(0, 0.012, film.shape).astype(np.float32)
     film = np.maximum(film, 0) ** take.uniform(0.9, 1.1)  # no two films are exposed alike
     _mark(film, take)
-    return (np.clip(film, 0, 1) * 255).round().astype(np.uint8)
+    return np.rint(np.clip(film, 0, 1) * 255).astype(np.uint8)
 
 
 def _coordinates(size_px: int, take: np.random.Generator) -> tuple[Array, Array]:
@@ -86,15 +86,15 @@ def _coordinates(size_px: int, take: np.random.Generator) -> tuple[Array, Array]
 
 def _step(value: Array, softness: float) -> Array:
     """0 where `value` is far below 0, 1 where it is far above."""
-    scaled = value * np.float32(1 / softness)
+    scaled: Array = value * np.float32(1 / softness)
     return 0.5 + 0.5 * scaled / np.sqrt(1 + scaled * scaled)
 
 
 def _ellipse(x: Array, y: Array, centre: tuple[float, float], radius: tuple[float, float]) -> Array:
     """Squared distance from `centre` in units of `radius`: below 1 inside an ellipse."""
-    return ((x - np.float32(centre[0])) / np.float32(radius[0])) ** 2 + (
-        (y - np.float32(centre[1])) / np.float32(radius[1])
-    ) ** 2
+    across: Array = (x - np.float32(centre[0])) / np.float32(radius[0])
+    down: Array = (y - np.float32(centre[1])) / np.float32(radius[1])
+    return across**2 + down**2
 
 
 def _torso(x: Array, y: Array) -> Array:
@@ -146,7 +146,8 @@ def _spine(x: Array, y: Array) -> Array:
     column = _step(0.105 - np.abs(x), 0.015)
     bodies = 0.10 + 0.05 * np.cos(y * np.float32(2 * np.pi / 0.125))
     trachea = 0.10 * np.exp(-((x / 0.035) ** 2)) * _step(-0.25 - y, 0.1)
-    return column * bodies - trachea
+    spine: Array = column * bodies - trachea
+    return spine
 
 
 def _heart(x: Array, y: Array, body: np.random.Generator) -> Array:
@@ -156,14 +157,16 @@ def _heart(x: Array, y: Array, body: np.random.Generator) -> Array:
     heart = _step(1 - _ellipse(tilted, y, (0.13, 0.22), (0.29 * size, 0.36 * size)), 0.16)
     arch = _step(1 - _ellipse(x, y, (0.06, -0.28), (0.15, 0.22)), 0.25)
     hila = np.exp(-_ellipse(np.abs(x), y, (0.22, -0.02), (0.10, 0.16)))
-    return 0.20 * np.maximum(heart, 0.75 * arch) + 0.08 * hila
+    brightness: Array = 0.20 * np.maximum(heart, 0.75 * arch) + 0.08 * hila
+    return brightness
 
 
 def _stomach(x: Array, y: Array, dome: Array, body: np.random.Generator) -> Array:
     """A bubble of air under the left dome, in most people."""
     centre = (body.uniform(0.32, 0.48), body.uniform(0.68, 0.80))
     bubble = _step(1 - _ellipse(x, y, centre, (0.17, 0.11)), 0.3)
-    return bubble * _step(y - dome - 0.05, 0.02) * np.float32(body.random() < 0.7)
+    air: Array = bubble * _step(y - dome - 0.05, 0.02) * np.float32(body.random() < 0.7)
+    return air
 
 
 def _clavicles(x: Array, y: Array, body: np.random.Generator) -> Array:

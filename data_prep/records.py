@@ -7,13 +7,18 @@ file, the field and what to do.
 from __future__ import annotations
 
 import enum
+import json
+import os
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import msgspec
 
-from data_prep.errors import DamagedFile
-from data_prep.files import write_text
+from data_prep.errors import DamagedFile, ToolkitError
+from data_prep.files import write_json
+
+# How a byte of a path that is no UTF-8 stands in JSON; msgspec's own decoder refuses it.
+ODD_BYTE = b"\\udc"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +46,8 @@ def read_record(path: Path, kind: type[R]) -> R | None:
         DamagedFile: it holds anything else; names the file, the field and what to do.
     """
     content = read_bytes(path)
-    return None if content is None else parse_record(content, kind, path)
+    hint = getattr(kind, "IF_DAMAGED", Record.IF_DAMAGED)
+    return None if content is None else decode(content, msgspec.json.Decoder(kind), str(path), hint)
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -58,29 +64,33 @@ def read_bytes(path: Path) -> bytes | None:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}", "see who may read it") from error
 
 
-def parse_record(content: bytes, kind: type[R], path: Path) -> R:
-    """A record from JSON that comes from the file `path`.
+def decode(content: bytes, decoder: msgspec.json.Decoder[T], where: str, hint: str) -> T:
+    """A record from its JSON; `where` and `hint` are for the error.
 
     Raises:
         DamagedFile: as `read_record`.
     """
     try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedFile(
-            f"{path} is damaged: {in_plain_words(error)}", getattr(kind, "IF_DAMAGED", Record.IF_DAMAGED)
-        ) from error
+        if ODD_BYTE in content:
+            return msgspec.convert(json.loads(content), decoder.type)
+        return decoder.decode(content)
+    except (msgspec.MsgspecError, ValueError, RecursionError, ToolkitError) as error:
+        raise DamagedFile(f"{where} is damaged: {in_plain_words(error)}", hint) from error
 
 
 def in_plain_words(error: Exception) -> str:
     """msgspec's message with the field first: `attempts[0].job: Expected str, got int`."""
     reason, _, field = str(error).replace("`", "").rpartition(" - at ")
-    return f"{field.removeprefix('$').lstrip('.') or 'all of it'}: {reason}" if reason else field
+    name = field.removeprefix("$").lstrip(".")
+    return f"{name}: {reason}" if reason and name else reason or field
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
     """Replace `path` by a record as indented JSON, atomically."""
-    write_text(path, msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n")
+    write_json(path, msgspec.to_builtins(record))
+
+
+# --- JSON lines ----------------------------------------------------------------------------------
 
 
 def read_lines(path: Path, decoder: msgspec.json.Decoder[T]) -> list[T]:
@@ -92,7 +102,8 @@ def read_lines(path: Path, decoder: msgspec.json.Decoder[T]) -> list[T]:
         DamagedFile: a line holds anything else; names the line, the field and what to do.
     """
     lines = (read_bytes(path) or b"").splitlines(keepends=True)
-    return [parse_line(line, decoder, path, number) for number, line in enumerate(lines, 1) if is_whole(line)]
+    whole = lines[:-1] if lines and not is_whole(lines[-1]) else lines
+    return [decode_line(line, decoder, f"{path}, line {number},") for number, line in enumerate(whole, 1)]
 
 
 def is_whole(line: bytes) -> bool:
@@ -100,20 +111,25 @@ def is_whole(line: bytes) -> bool:
     return line.endswith(b"\n")
 
 
-def parse_line(line: bytes, decoder: msgspec.json.Decoder[T], path: Path, number: int | None = None) -> T:
-    """A record from one line of a JSON-lines file.
+def decode_line(line: bytes, decoder: msgspec.json.Decoder[T], where: str) -> T:
+    """A record from one line of a JSON-lines file; DamagedFile as in `read_lines`."""
+    return decode(line, decoder, where, "remove that line")
 
-    Raises:
-        DamagedFile: as `read_lines`.
-    """
+
+def encode_line(record: msgspec.Struct) -> bytes:
+    """A record as one line."""
     try:
-        return decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        where = f"{path}, line {number}," if number else f"{path}"
-        raise DamagedFile(f"{where} is damaged: {in_plain_words(error)}", "remove that line") from error
+        return msgspec.json.encode(record) + b"\n"
+    except UnicodeEncodeError:  # it holds an odd byte
+        return json.dumps(msgspec.to_builtins(record)).encode() + b"\n"
 
 
-def append_line(path: Path, record: Record) -> None:
-    """Add a record to a JSON-lines file; a kill leaves at most half a line, which readers leave out."""
-    with path.open("ab") as file:
-        file.write(msgspec.json.encode(record) + b"\n")
+def append_line(path: Path, record: msgspec.Struct) -> None:
+    """Add a record to a JSON-lines file, after dropping half a line that a killed writer has left there."""
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(encode_line(record))

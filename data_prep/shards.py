@@ -27,18 +27,21 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import h5py
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from data_prep.files import replacing, sha256_file, write_json
+from data_prep.errors import DamagedFile, DataError
+from data_prep.files import replacing, sha256_file
+from data_prep.records import Record, read_record, write_record
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -50,6 +53,11 @@ ALIGNED_BYTES = 1 << 16
 COPY_BYTES = 1 << 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.h5")
 REPACK_HINT = "pack the images again: python jobs/pack.py SOURCE OUT"
+
+Recipe = dict[str, int | float | str]  # how pixels are made
+Attributes = Mapping[str, int | str]  # what a shard says about itself
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=65536)]  # of an image, in pixels
 
 
 @dataclass(frozen=True)
@@ -77,43 +85,53 @@ class Reject:
     """Empty if the file could not even be read."""
 
 
-@dataclass(frozen=True)
-class ShardInfo:
+Packed = tuple[ImageRecord, bytes] | Reject
+"""An image and its pixels, or why there are none."""
+
+
+class ShardInfo(Record, frozen=True):
     """What the manifest says about one shard."""
 
     name: str
     split: str
-    num_images: int
-    num_bytes: int
-    data_offset: int
+    num_images: Count
+    num_bytes: Count
+    data_offset: Count
     sha256: str
-    class_counts: tuple[int, ...]
-    image_size_px: int
+    class_counts: tuple[Count, ...]
+    image_size_px: Side
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Record, frozen=True, kw_only=True):
     """A packed data set: its shards in order, and the recipe that made them."""
 
-    fingerprint: str
-    """SHA-256 over recipe, class names and shard digests: equal means the same data."""
+    IF_DAMAGED: ClassVar[str] = REPACK_HINT
 
-    image_size_px: int
+    format: int = FORMAT
+    fingerprint: str
+    """Digest of the manifest when it was written: equal means the same data."""
+
+    image_size_px: Side
     class_names: tuple[str, ...]
-    recipe: dict[str, Any]
+    recipe: Recipe
     splits: dict[str, tuple[ShardInfo, ...]]
+
+    def shards(self) -> list[ShardInfo]:
+        """All shards, split by split."""
+        return list(chain.from_iterable(self.splits.values()))
+
+    def digest(self) -> str:
+        """SHA-256 over recipe, class names and shard digests."""
+        digests = {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}
+        text = json.dumps([FORMAT, self.recipe, self.class_names, digests], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def num_images(self, split: str) -> int:
         """Number of images in a split; 0 if there is no such split."""
         return sum(shard.num_images for shard in self.splits.get(split, ()))
 
 
-def write_shard(
-    path: Path,
-    size_px: int,
-    attributes: dict[str, Any],
-    items: Iterable[tuple[ImageRecord, bytes] | Reject],
-) -> None:
+def write_shard(path: Path, size_px: int, attributes: Attributes, items: Iterable[Packed]) -> None:
     """Write one shard from images (record and size_px**2 bytes of pixels) and rejects, in order.
 
     The file appears under its name only when it is whole and its pixels have been read back
@@ -128,6 +146,7 @@ def write_shard(
     crc32: list[int] = []
     rejects: list[Reject] = []
     with tempfile.TemporaryFile(dir=path.parent) as scratch, replacing(path) as part:
+        # Take the images as they come.
         for item in items:
             if isinstance(item, Reject):
                 rejects.append(item)
@@ -136,23 +155,21 @@ def write_shard(
             rows.append(record)
             crc32.append(zlib.crc32(pixels))
             scratch.write(pixels)
+        # Put the pixels behind everything else.
         header, offset = _header(size_px, attributes, rows, crc32, rejects)
         with part.open("wb") as file:
             file.write(header)
             file.seek(offset)
             scratch.seek(0)
             shutil.copyfileobj(scratch, file, COPY_BYTES)
-        damaged = _damaged_images(part, offset, size_px, np.asarray(crc32, np.uint32))
+        # Read them back.
+        damaged = damaged_images(part, offset, size_px, np.asarray(crc32, np.uint32))
         if damaged:
             raise DataError(f"{path}: images {damaged[:5]} did not survive writing", "check the disk")
 
 
 def _header(
-    size_px: int,
-    attributes: dict[str, Any],
-    rows: list[ImageRecord],
-    crc32: list[int],
-    rejects: list[Reject],
+    size_px: int, attributes: Attributes, rows: list[ImageRecord], crc32: list[int], rejects: list[Reject]
 ) -> tuple[bytes, int]:
     """All bytes of a shard but the pixels, and where in the file these belong.
 
@@ -168,19 +185,20 @@ def _header(
         alignment_interval=PAGE_BYTES,
     ) as file:
         file.attrs.update({"format": FORMAT, "num_images": len(rows), **attributes, "complete": 1})
-        for name, column in _columns(rows, crc32, rejects).items():
+        for name, column in _columns(rows, crc32).items():
             file.create_dataset(name, data=column, track_times=False)
+        quarantined = json.dumps([dataclasses.asdict(reject) for reject in rejects])
+        file.create_dataset("quarantined", data=quarantined, track_times=False)
         offset = _reserve_images(file, (len(rows), size_px, size_px))
     return memory.getvalue(), offset
 
 
-def _columns(rows: list[ImageRecord], crc32: list[int], rejects: list[Reject]) -> dict[str, Any]:
-    columns: dict[str, Any] = {"crc32": np.asarray(crc32, np.uint32)}
+def _columns(rows: list[ImageRecord], crc32: list[int]) -> dict[str, npt.NDArray[Any]]:
+    columns: dict[str, npt.NDArray[Any]] = {"crc32": np.asarray(crc32, np.uint32)}
     for field in dataclasses.fields(ImageRecord):
         values = [getattr(row, field.name) for row in rows]
         columns[field.name] = _texts(values) if field.type == "str" else np.asarray(values, np.int64)
     columns["labels"] = columns.pop("label").astype(np.uint8)
-    columns["quarantined"] = json.dumps([dataclasses.asdict(reject) for reject in rejects])
     return columns
 
 
@@ -202,7 +220,7 @@ def _reserve_images(file: h5py.File, shape: tuple[int, int, int]) -> int:
     return dataset.get_offset() or 0  # no images, no offset
 
 
-def _damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]) -> list[int]:
+def damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]) -> list[int]:
     """Indices of the images whose pixels do not match their CRC."""
     with path.open("rb") as file:
         file.seek(offset)
@@ -210,11 +228,7 @@ def _damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np
 
 
 def describe_shard(path: Path) -> ShardInfo:
-    """What the manifest should say about a shard file: read from it, not remembered.
-
-    Raises:
-        DataError: it is not a complete shard.
-    """
+    """What the manifest should say about a shard file, read from it; DataError if it is not complete."""
     with _opened(path) as file:
         attributes = file.attrs
         num_classes = len(json.loads(attributes["class_names"]))
@@ -240,79 +254,48 @@ def is_complete(path: Path, plan_sha256: str) -> bool:
 
 
 def write_manifest(
-    folder: Path, recipe: dict[str, Any], class_names: tuple[str, ...], names: list[str]
+    folder: Path, recipe: Recipe, class_names: tuple[str, ...], names: Iterable[str]
 ) -> Manifest:
     """Write manifest.json over the shards `names`, in this order, and return it."""
     shards = [describe_shard(folder / name) for name in names]
     splits = {split: tuple(shard for shard in shards if shard.split == split) for split in SPLITS}
-    splits = {split: found for split, found in splits.items() if found}
-    fingerprint = _fingerprint(recipe, class_names, splits)
-    manifest = Manifest(fingerprint, recipe["size_px"], class_names, recipe, splits)
-    write_json(folder / MANIFEST_FILE, {"format": FORMAT, **dataclasses.asdict(manifest)})
+    splits = {split: members for split, members in splits.items() if members}
+    size_px = int(recipe["size_px"])
+    manifest = Manifest(
+        fingerprint="", image_size_px=size_px, class_names=class_names, recipe=recipe, splits=splits
+    )
+    manifest = msgspec.structs.replace(manifest, fingerprint=manifest.digest())
+    write_record(folder / MANIFEST_FILE, manifest)
     return manifest
-
-
-def _fingerprint(
-    recipe: dict[str, Any], class_names: tuple[str, ...], splits: dict[str, tuple[ShardInfo, ...]]
-) -> str:
-    digests = {split: [shard.sha256 for shard in shards] for split, shards in splits.items()}
-    text = json.dumps([FORMAT, recipe, class_names, digests], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a packed data set; every shard it names is there and has its full length.
 
     Raises:
-        DataError: there is no manifest, it was damaged or edited, or a shard is missing or short.
+        DataError: there is no manifest, or a shard is missing or short.
+        DamagedFile: the manifest was damaged or edited.
     """
     path = folder / MANIFEST_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"no packed images at {folder}: {MANIFEST_FILE} is missing", hint_where_packed(folder)
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", REPACK_HINT) from error
-    manifest = _parse_manifest(path, values)
-    for shards in manifest.splits.values():
-        for shard in shards:
-            _check_length(folder, shard)
+    manifest = read_record(path, Manifest)
+    if manifest is None:
+        raise DataError(f"no packed images at {folder}: {path.name} is missing", hint_where_packed(folder))
+    if manifest.format != FORMAT:
+        raise DamagedFile(f"{path} has format {manifest.format}; this version reads {FORMAT}", REPACK_HINT)
+    # names become paths: a manifest from elsewhere must not point outside its folder
+    names_are_ours = all(SHARD_NAME.fullmatch(shard.name) for shard in manifest.shards())
+    if manifest.fingerprint != manifest.digest() or not names_are_ours:
+        raise DamagedFile(f"{path} was damaged or edited: its fingerprint does not fit", REPACK_HINT)
+    for shard in manifest.shards():
+        _check_length(folder, shard)
     return manifest
 
 
 def hint_where_packed(folder: Path) -> str:
     """What to do if `folder` is not packed: packed images near it, or how to pack some."""
-    manifests = (path for place in (folder, folder.parent) for path in place.glob(f"*/{MANIFEST_FILE}"))
-    near = sorted({str(path.parent) for path in manifests})
-    return (
-        f"packed images are in {', '.join(near[:5])}" if near else "python jobs/pack.py SOURCE OUT packs some"
-    )
-
-
-def _parse_manifest(path: Path, values: Any) -> Manifest:
-    try:
-        if values["format"] != FORMAT:
-            raise DataError(f"{path} has format {values['format']}; this version reads {FORMAT}", REPACK_HINT)
-        splits = {
-            split: tuple(
-                ShardInfo(**{**shard, "class_counts": tuple(shard["class_counts"])}) for shard in shards
-            )
-            for split, shards in values["splits"].items()
-        }
-        class_names = tuple(values["class_names"])
-        manifest = Manifest(
-            values["fingerprint"], values["image_size_px"], class_names, values["recipe"], splits
-        )
-        whole = manifest.fingerprint == _fingerprint(manifest.recipe, class_names, splits)
-        # names become paths: a manifest from elsewhere must not point outside its folder
-        whole &= all(SHARD_NAME.fullmatch(shard.name) for shards in splits.values() for shard in shards)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a manifest of this toolkit", REPACK_HINT) from error
-    if not whole:
-        raise DataError(f"{path} was damaged or edited: its fingerprint does not fit", REPACK_HINT)
-    return manifest
+    manifests = [*folder.glob(f"*/{MANIFEST_FILE}"), *folder.parent.glob(f"*/{MANIFEST_FILE}")]
+    near = ", ".join(sorted({str(path.parent) for path in manifests})[:5])
+    return f"packed images are in {near}" if near else "python jobs/pack.py SOURCE OUT packs some"
 
 
 def _check_length(folder: Path, shard: ShardInfo) -> None:
@@ -352,11 +335,6 @@ def read_keys(folder: Path, shard: ShardInfo) -> list[str]:
     return [text.decode() for text in _column(folder / shard.name, "key")]
 
 
-def read_groups(folder: Path, shard: ShardInfo) -> list[str]:
-    """The patient of each image; empty where unknown."""
-    return [text.decode() for text in _column(folder / shard.name, "group")]
-
-
 def read_records(path: Path) -> list[ImageRecord]:
     """Everything a shard file knows about its images but the pixels."""
     columns = []
@@ -374,7 +352,8 @@ def read_rejects(path: Path) -> list[Reject]:
 
 def _column(path: Path, name: str) -> npt.NDArray[Any]:
     with _opened(path) as file:
-        return file[name][:]
+        column: npt.NDArray[Any] = file[name][:]
+        return column
 
 
 @contextmanager
@@ -387,34 +366,3 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except (OSError, KeyError, RuntimeError, ValueError) as error:  # what HDF5 says of broken files
         raise DataError(f"{path} is not a readable shard: {error}", REPACK_HINT) from error
-
-
-def verify(folder: Path) -> int:
-    """Read every byte of a packed data set and compare it with its digests; return the images checked.
-
-    Raises:
-        DataError: names the damaged shards, and in each the images whose pixels have changed.
-    """
-    manifest = read_manifest(folder)
-    shards = [shard for found in manifest.splits.values() for shard in found]
-    problems = [problem for shard in shards for problem in _problems(folder, shard)]
-    if problems:
-        raise DataError(f"{folder} is damaged: " + "; ".join(problems), REPACK_HINT)
-    return sum(shard.num_images for shard in shards)
-
-
-def _problems(folder: Path, shard: ShardInfo) -> Iterator[str]:
-    path = folder / shard.name
-    if sha256_file(path) == shard.sha256:
-        return
-    try:
-        crc32 = read_crc32(folder, shard)
-        images = _damaged_images(path, shard.data_offset, shard.image_size_px, crc32)
-    except (DataError, KeyError, OSError):
-        yield f"{shard.name} cannot be read"
-    else:
-        yield (
-            f"{shard.name} in {len(images)} images {images[:5]}"
-            if images
-            else f"{shard.name} beside its images"
-        )

@@ -13,17 +13,25 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
 
 from data_prep.errors import DataError
 from data_prep.files import temporary_path
 from data_prep.image import SUFFIXES
+from data_prep.records import Record
+
+Kind = Literal["files", "dicom", "phantom"]
+Utf8 = Annotated[str, msgspec.Meta(pattern="^[^\ud800-\udfff]*$")]  # what UTF-8 can hold
 
 PHANTOM = re.compile(r"phantom:(\d+)")
 # Folder names that mean a split; `valid` and `validation` are common for `val`.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 DICOM_SUFFIXES = (".dcm", ".dicom")
-IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+IMAGE_SUFFIXES = {*chain.from_iterable(SUFFIXES.values())}
 IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
 NO_LABEL = "unlabelled"
 SALT_FILE = ".patient-salt"
@@ -37,17 +45,16 @@ SOURCES_HELP = (
 )
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(Record, frozen=True):
     """One image to pack, before anything is read of it."""
 
-    key: str
+    key: Utf8
     """Printable name, unique in the source; see `escape`."""
-    label: str
+    label: Utf8
     """Class name."""
     split: str
     """train, val or test as the source gives it; empty if it gives none."""
-    group: str
+    group: Utf8
     """The patient: images of one group never land in two splits. Empty if nobody knows."""
     path: str = ""
     """Escaped path below the source's root, where it is not the key."""
@@ -57,8 +64,7 @@ class Item:
 class Source:
     """A kind of source, the folder its paths start from, and what is in it."""
 
-    kind: str
-    """files, dicom or phantom."""
+    kind: Kind
     root: Path
     items: tuple[Item, ...]
 
@@ -75,17 +81,15 @@ def escape(name: str) -> str:
 
 def unescape(key: str) -> str:
     """The file name that `escape` made printable."""
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), key.encode())
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), key.encode())
     return os.fsdecode(raw)
 
 
 def find_items(source: str, out: Path, may_write: bool = True) -> Source:
     """List everything in `source`: a folder, a CSV file, a DICOM folder, or `phantom:N`.
 
-    Args:
-        source: what the user named.
-        out: folder of the shards; a DICOM source keeps its secret salt there.
-        may_write: False for a dry run: no salt is kept, so the names of DICOM files are for once.
+    A DICOM source keeps its secret salt in `out`, the folder of the shards, if it `may_write` there; else, in
+    a dry run, the names of DICOM files are for once.
 
     Raises:
         DataError: there is no such source, or nothing in it that could be an image.
@@ -100,9 +104,8 @@ def find_items(source: str, out: Path, may_write: bool = True) -> Source:
     if not items:
         raise DataError(f"{source} holds no files", f"give {SOURCES_HELP}")
     if any(_is_dicom(root / unescape(item.key)) for item in items):
-        return Source(
-            "dicom", root, tuple(_without_names(root, items, _salted(out, may_write), path.is_file()))
-        )
+        hashed = _salted(out, may_write)
+        return Source("dicom", root, tuple(_without_names(root, items, hashed, path.is_file())))
     return Source("files", root, tuple(items))
 
 
@@ -129,18 +132,15 @@ def _phantoms(count: int) -> Source:
     return Source("phantom", Path(), tuple(Item(*row) for row in phantom.items(count)))
 
 
-# --- folders ---------------------------------------------------------------------------------
-
-
 def _descend(root: Path) -> Path:
     """The folder that has the splits: the Kaggle archive nests it in `chest_xray`, once or twice."""
-    while not _has_splits(root) and (root / "chest_xray").is_dir():
+    while not _split_folders(root) and (root / "chest_xray").is_dir():
         root = root / "chest_xray"
     return root
 
 
-def _has_splits(root: Path) -> bool:
-    return any(path.name in SPLIT_NAMES for path in root.iterdir())
+def _split_folders(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir() if path.name in SPLIT_NAMES]
 
 
 def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
@@ -166,8 +166,7 @@ def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
 
 def _walk(root: Path) -> Iterator[Path]:
     """Every file below `root`, hidden ones left out; linked folders are entered, but never in a circle."""
-    splits = [path.name for path in root.iterdir() if path.name in SPLIT_NAMES]
-    for top in splits or [""]:  # beside splits there may be a second copy of everything
+    for top in _split_folders(root) or [""]:  # beside splits there may be a second copy of everything
         yield from _walk_folder(root / top, ())
 
 
@@ -195,14 +194,11 @@ def _file_item(root: Path, path: Path) -> Item:
 
 def kermany_patient(name: str) -> str:
     """The patient that a file name of the Kermany set stands for, as (kind, number); else nothing."""
-    if found := PNEUMONIA_NAME.match(name):
-        return f"{found[2]}-{int(found[1])}"
-    if found := NORMAL_NAME.match(name):
-        return f"{found[1]}-{int(found[2])}"
+    if match := PNEUMONIA_NAME.match(name):
+        return f"{match[2]}-{int(match[1])}"
+    if match := NORMAL_NAME.match(name):
+        return f"{match[1]}-{int(match[2])}"
     return ""
-
-
-# --- CSV -------------------------------------------------------------------------------------
 
 
 def _csv_items(path: Path) -> Iterator[Item]:
@@ -211,11 +207,10 @@ def _csv_items(path: Path) -> Iterator[Item]:
     Raises:
         DataError: a column is missing or unknown, a split has another name, or a path comes twice.
     """
-    known = {"path", "label", "split", "patient"}
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         columns = set(rows.fieldnames or ())
-        if "path" not in columns or not columns <= known:
+        if "path" not in columns or not columns <= {"path", "label", "split", "patient"}:
             raise DataError(f"{path} has columns {sorted(columns)}", "allowed: path, label, split, patient")
         seen = set()
         for number, row in enumerate(rows, start=2):
@@ -227,12 +222,8 @@ def _csv_items(path: Path) -> Iterator[Item]:
                 )
             seen.add(row["path"])
             label = escape((row.get("label") or "").strip()) or NO_LABEL
-            yield Item(
-                escape(row["path"]), label, SPLIT_NAMES.get(split, ""), escape(row.get("patient") or "")
-            )
-
-
-# --- DICOM -----------------------------------------------------------------------------------
+            patient = escape(row.get("patient") or "")
+            yield Item(escape(row["path"]), label, SPLIT_NAMES.get(split, ""), patient)
 
 
 def _is_dicom(path: Path) -> bool:

@@ -35,19 +35,19 @@ def find_data(asked: str | None, size_px: int | None) -> Data:
         data = packed_data(only_packed(SHARDS_DIR) if asked is None else Path(asked))
         refuse_other_size(data.folder, data.image_size_px, size_px)
         return data
-    from data_prep.packer import PLAN_FILE, PackOptions, is_packed, plan, read_plan
+    from data_prep.pack_plan import PLAN_FILE, PackOptions, plan, read_plan
 
     if (Path(asked) / PLAN_FILE).exists():
         raise DataError(
             f"{asked} holds images that are not packed to the end: {MANIFEST_FILE} is missing",
             f"python jobs/pack.py {read_plan(Path(asked)).source} {asked} goes on",
         )
-    options = PackOptions(size_px=size_px or PackOptions.size_px)
+    options = PackOptions(size_px=size_px or PackOptions().size_px)
     out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
     if (out / PLAN_FILE).exists():
         refuse_other_size(out, read_plan(out).options.size_px, options.size_px)
     planned = plan(asked, out, options, write=False)
-    if is_packed(out):
+    if (out / MANIFEST_FILE).exists():
         return packed_data(out)
     num_train_images = sum(len(shard.items) for shard in planned.shards if shard.split == "train")
     return Data(out, options.size_px, num_train_images, len(planned.shards), asked)
@@ -66,7 +66,7 @@ def refuse_other_size(folder: Path, size_px: int, asked_px: int | None) -> None:
 def write_plan(data: Data) -> None:
     """Write down how the images will be packed, if they are not yet; the packing jobs read that."""
     if data.source:
-        from data_prep.packer import PackOptions, plan
+        from data_prep.pack_plan import PackOptions, plan
 
         plan(data.source, data.folder, PackOptions(size_px=data.image_size_px))
 

@@ -1,4 +1,4 @@
-"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its protocol card.
+"""Score finished runs: FID, Inception score, SSIM, PSNR and losses, each with its score card.
 
 A run is scored anew; of a study, what has no scores yet. Prints the table of scores. With one process
 this uses one GPU (or the CPU); started by torchrun it uses one GPU per process, with the same result.
@@ -13,9 +13,9 @@ from pathlib import Path
 import _front
 
 from vae.report.report import score_table
-from vae.run_dir import read_scores_summary
+from vae.report.run_summary import read_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
-from vae.study import Study, find_target, is_scored, is_trained, read_study
+from vae.study import Study, find_target, read_study
 
 EXAMPLES = """\
   python jobs/evaluate.py chest                                # what the study runs/chest lacks
@@ -52,31 +52,30 @@ def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
 
 
 def is_due(run_dir: Path, study: Study) -> bool:
-    """Whether a run is trained, and not yet scored by the very extractor that is asked for."""
-    if not is_trained(run_dir):
-        return False
-    summary = read_scores_summary(run_dir)
-    has_extractor = study.extractor == "smoke" or (
-        summary is not None and summary.extractor_sha256 == identify(locate(study.inception_weights))[0]
-    )
-    return not (is_scored(run_dir, study) and has_extractor)
+    """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
+    run = read_summary(run_dir)
+    if run.config is None or run.done is None:
+        return False  # the table of scores says why
+    if run.scores is None or run.scores.extractor != study.extractor:
+        return True
+    weights = locate(study.inception_weights)
+    return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
 
 
 def main() -> int:
     """Score what the command line names; runs of a study that are not ready are told in the table."""
-    args = build_parser().parse_args()
-    study_dir, study, is_whole_study = find_runs(args.what, args.runs_dir)
-    asked = {"extractor": args.extractor, "inception_weights": args.inception_weights}
-    study = dataclasses.replace(study, **{name: value for name, value in asked.items() if value})
+    flags = build_parser().parse_args()
+    study_dir, study, is_whole_study = find_runs(flags.what, flags.runs_dir)
+    changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
+    study = dataclasses.replace(study, **{name: value for name, value in changes.items() if value})
     check(study)
-    due = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
-    if due:
+    names = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
+    if names:
+        # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate
-        from vae.training.collectives import (
-            destroy_process_group,  # imports torch: seconds that a typing error need not wait for
-        )
+        from vae.training.collectives import destroy_process_group
 
-        for name in due:
+        for name in names:
             evaluate(study_dir / name, study)
         destroy_process_group()
     if os.environ.get("RANK", "0") == "0":

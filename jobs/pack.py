@@ -14,20 +14,19 @@ import argparse
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import _front
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep import audit, packer
+from data_prep import audit
 from data_prep.errors import DataError
 from data_prep.image import ASPECTS
-from data_prep.packer import PackOptions, Plan
-from data_prep.shards import SPLITS, Manifest, read_manifest, verify
+from data_prep.pack_plan import PackOptions, count_images, plan
+from data_prep.packer import finalize, pack_part
+from data_prep.progress import shown_progress
+from data_prep.shards import Manifest, read_manifest
+from data_prep.verify import verify
 
 EXAMPLES = """\
   python jobs/pack.py chest_xray shards/kermany            # images in, shards out
@@ -38,7 +37,6 @@ EXAMPLES = """\
   python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
   python jobs/pack.py shards/kermany --verify                # read every byte again
 """
-PLAIN_LINE_EVERY_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +48,7 @@ def build_parser() -> _front.Parser:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="images to pack; with --audit and --verify the folder of the shards")
     add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
+    # What decides the content of the shards.
     add("--size", type=int, default=default.size_px, metavar="PX", help="side of the square images")
     add("--aspect", choices=ASPECTS, default=default.aspect, help="stretch (as published), pad or crop")
     add(
@@ -68,9 +67,9 @@ def build_parser() -> _front.Parser:
         metavar="SHARE",
         help="of unusable files; above it nothing is packed (exit code 2)",
     )
-    add(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes that decode"
-    )
+    # How to pack, and what to do with packed shards.
+    num_cpus = len(os.sched_getaffinity(0))
+    add("--workers", type=int, default=num_cpus, metavar="N", help="processes that decode")
     add("--task", type=int, metavar="T", help="pack part T only, counted from 0; then --finalize")
     add("--tasks", type=int, metavar="N", help="number of parts")
     add("--finalize", action="store_true", help="join parts that --task packed")
@@ -82,19 +81,25 @@ def build_parser() -> _front.Parser:
 def main() -> int:
     """Pack, or look at what was packed."""
     flags = build_parser().parse_args()
-    if flags.audit or flags.verify:
-        return inspect(flags.out or Path(flags.source), flags.verify)
+    packed = flags.out or Path(flags.source)
+    if flags.verify:
+        print(f"{verify(packed):,} images in {packed} are as they were packed")
+        return 0
+    if flags.audit:
+        show(read_manifest(packed), packed)
+        return 0
     if flags.out is None:
         raise DataError("OUT is missing", "python jobs/pack.py SOURCE OUT")
     if (flags.task is None) != (flags.tasks is None):
         raise DataError("--task and --tasks belong together", "for example --task 0 --tasks 8")
-    made = packer.plan(flags.source, flags.out, options_of(flags))
-    log.info("%s: %d images for %d shards in %s", flags.source, made.num_images, len(made.shards), flags.out)
+    shards = plan(flags.source, flags.out, options_of(flags)).shards
+    log.info("%s: %d images for %d shards in %s", flags.source, count_images(shards), len(shards), flags.out)
     if not flags.finalize:
-        with progress_bar(made, flags.task or 0, flags.tasks or 1) as progress:
-            packer.pack_part(flags.out, flags.task or 0, flags.tasks or 1, flags.workers, progress)
+        part, num_parts = flags.task or 0, flags.tasks or 1
+        with shown_progress(count_images(shards[part::num_parts])) as progress:
+            pack_part(flags.out, part, num_parts, flags.workers, progress)
     if flags.task is None:
-        show(packer.finalize(flags.out), flags.out)
+        show(finalize(flags.out), flags.out)
     return 0
 
 
@@ -110,69 +115,11 @@ def options_of(flags: argparse.Namespace) -> PackOptions:
     )
 
 
-def inspect(out: Path, wants_verify: bool) -> int:
-    """Show the audit of packed shards, or check every byte of them."""
-    if wants_verify:
-        print(f"{verify(out):,} images in {out} are as they were packed")
-    else:
-        show(read_manifest(out), out)
-    return 0
-
-
 def show(manifest: Manifest, out: Path) -> None:
     """Print the audit's tables and what was packed."""
     Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(audit.tables(audit.read(out)))
-    counts = ", ".join(
-        f"{manifest.num_images(split):,} {split}" for split in SPLITS if split in manifest.splits
-    )
+    counts = ", ".join(f"{manifest.num_images(split):,} {split}" for split in manifest.splits)
     print(f"packed: {out} ({counts}), fingerprint {manifest.fingerprint[:12]}")
-
-
-@contextmanager
-def progress_bar(made: Plan, task: int, tasks: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images per second and time left on a terminal, a line now and then elsewhere.
-
-    It is first told how many images were packed by an earlier attempt, which say nothing about the speed.
-    """
-    total = sum(len(shard.items) for shard in made.shards[task::tasks])
-    if not sys.stderr.isatty():
-        yield plain_progress(total)
-        return
-    speed = TextColumn("{task.fields[speed]:,.0f} images/s")
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("packing", total=None, speed=0.0)
-
-        def advance(count: int) -> None:
-            if bar.tasks[0].total is None:
-                bar.reset(shown, total=total, completed=count)
-            else:
-                bar.update(shown, advance=count, speed=bar.tasks[0].speed or 0.0)
-
-        yield advance
-
-
-def plain_progress(total: int) -> Callable[[int], None]:
-    """Counts images and says how far it is, at most every few seconds; the first call brings the old ones."""
-    start = said = time.monotonic()
-    old: int | None = None
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal old, done, said
-        done += count
-        if old is None:
-            old = count
-            if old:
-                log.info("%d of %d images are packed already", old, total)
-            return
-        now = time.monotonic()
-        if done == total or now - said >= PLAIN_LINE_EVERY_S:
-            said, pace = now, (done - old) / max(now - start, 1e-9)
-            left_s = (total - done) / max(pace, 1e-9)
-            log.info("%d of %d images, %.0f images/s, %.0f s left", done, total, pace, left_s)
-
-    return advance
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def main() -> int:
     """Write the report and print the path of report.html."""
     parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_target()
-    asked = parser.parse_args()
-    print(write_report(*find_target(asked.what, asked.runs_dir)))
+    flags = parser.parse_args()
+    print(write_report(*find_target(flags.what, flags.runs_dir)))
     return 0
 
 

@@ -27,9 +27,9 @@ def main() -> int:
         metavar="PATH",
         help="the file to fetch to, or to check; else torch's hub cache (TORCH_HOME)",
     )
-    args = parser.parse_args()
-    path = locate(args.inception_weights)
-    if args.action == "fetch":
+    flags = parser.parse_args()
+    path = locate(flags.inception_weights)
+    if flags.action == "fetch":
         print(f"{path}  SHA-256 {fetch(path)}")
         return 0
     digest, label = identify(path)

@@ -7,19 +7,9 @@ from collections.abc import Iterable
 from slurm.state import RunStatus
 from vae.goodput import duration
 from vae.report.page import Table, to_text
+from vae.scoring.score_specs import SPECS
 from vae.study import RunState
 
-# The figures to compare runs by; scores.json and the report hold the rest.
-SCORES = {
-    "rfid_paper": "FID\nreconstr.",
-    "gfid_paper": "FID\nsamples",
-    "is_reconstructions": "IS\nreconstr.",
-    "is_samples": "IS\nsamples",
-    "rfid_2048": "FID-2048\nreconstr.",
-    "gfid_2048": "FID-2048\nsamples",
-    "ssim": "SSIM",
-    "psnr": "PSNR\ndB",
-}
 STATES = (
     *("run", "state", "step", "epoch", "loss\nnats/image"),
     *("images/s", "left", "restarts", "useful", "note"),
@@ -50,11 +40,16 @@ def states_row(run: RunStatus) -> list[str]:
 
 def scores_table(runs: Iterable[RunStatus]) -> str:
     """One row per run with scores; a dash where a variant has none (`direct` cannot sample)."""
-    scored = [run for run in runs if run.scores]
-    head = ["run", *SCORES.values(), *(["note"] if any(run.label for run in scored) else [])]
-    values = [[number(run.scores.get(name), ".4g") or "-" for name in SCORES] for run in scored]
-    rows = [[run.name, *row, run.label] for run, row in zip(scored, values, strict=True)]
-    return to_text(Table(head, [row[: len(head)] for row in rows], frozenset(range(1, 1 + len(SCORES)))))
+    specs = [spec for spec in SPECS if spec.is_in_status]
+    rows = []
+    for run in runs:
+        if run.scores:
+            values = [number(run.scores.get(spec.key), ".4g") or "-" for spec in specs]
+            rows.append([run.name, *values, run.label])
+    # the last column is for labels, if there are any
+    head = ["run", *(spec.short_head for spec in specs), "note"]
+    width = len(head) if any(row[-1] for row in rows) else len(head) - 1
+    return to_text(Table(head[:width], [row[:width] for row in rows], frozenset(range(1, 1 + len(specs)))))
 
 
 def number(value: float | None, form: str) -> str:

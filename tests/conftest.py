@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,12 @@ def scored_study(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path
     steps = iter(range(5))
     train(make_run(folder / "linear-s1", shards, seed=1), lambda: next(steps, None) is None)
     return folder
+
+
+@pytest.fixture
+def study_dir(scored_study: Path, tmp_path: Path) -> Path:
+    """A copy of the scored study to write into."""
+    return Path(shutil.copytree(scored_study, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session")

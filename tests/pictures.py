@@ -7,9 +7,13 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 # What a bad file is quarantined for, by its name.
 BAD = {
@@ -96,3 +100,13 @@ def kaggle(root: Path, train: int = 40, test: int = 10, val: int = 0) -> Path:
                 seed += 1
                 path.write_bytes(jpeg(grey(seed)))
     return root
+
+
+def smooth_images(count: int, size_px: int = 48) -> torch.Tensor:
+    """Smooth random images, uint8 [count, 1, size_px, size_px]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(count)
+    coarse = torch.rand(count, 1, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=size_px, mode="bilinear")
+    return (255 * smooth).to(torch.uint8)

@@ -12,6 +12,7 @@ import torch
 from tiny import child_environment, make_run
 
 from data_prep.errors import RunError
+from vae.run_dir import checkpoint_dir
 from vae.training import checkpoint
 from vae.training.trainer import train
 
@@ -67,8 +68,8 @@ def test_a_damaged_checkpoint_can_be_written_again(tmp_path: Path) -> None:
 def test_what_a_killed_save_leaves_is_no_checkpoint_and_is_cleared(tmp_path: Path) -> None:
     """A process killed in the middle of a save, for real: it stops before the rename."""
     code = (
-        "import os, signal, sys, torch; from pathlib import Path; from vae import checkpoint\n"
-        "checkpoint.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys, torch; from pathlib import Path; from vae.training import checkpoint\n"
+        "checkpoint.write_record = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.save(Path(sys.argv[1]), 4, {'w': torch.zeros(3)}, {}, 2)"
     )
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=child_environment(), check=False)
@@ -104,8 +105,8 @@ def test_trained_model_is_loaded_and_checked(tmp_path: Path, shards: Path) -> No
     train(run_dir)
     model, done = checkpoint.load_trained(run_dir)
     assert not model.training
-    weights = checkpoint.folder_of(run_dir, 1) / "model.safetensors"
-    assert checkpoint.sha256_file(weights) == done["weights_sha256"]
+    weights = checkpoint_dir(run_dir, 1) / "model.safetensors"
+    assert checkpoint.sha256_file(weights) == done.weights_sha256
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(RunError, match="missing or damaged"):
         checkpoint.load_trained(run_dir)

@@ -1,57 +1,198 @@
-"""jobs/evaluate.py: what is due is scored, the rest is told."""
+"""Scoring a run, and jobs/evaluate.py: what is due is scored, the rest is told."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny import REPOSITORY, child_environment
+from doors import load_door, run_door
+from PIL import Image
+from tiny import COUNTS, SIZE_PX, make_run, make_shards, run_ranks
+
+from data_prep.errors import DataError
+from vae.run_dir import (
+    DONE_FILE,
+    FEATURES_DIR,
+    FIGURES_DIR,
+    METRICS_FILE,
+    RUN_FILE,
+    SCORES_FILE,
+    figure_path,
+    read_done,
+)
+from vae.scoring.evaluate import evaluate
+from vae.scoring.score_cards import RunScores, read_scores
+from vae.study import Study, is_scored, prepare_study, read_study
+from vae.training.data_loader import load_split
+from vae.training.trainer import train
+
+NUM_TEST = COUNTS["test"]
 
 
-def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "jobs/evaluate.py", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False
-    )
+def scores_of(run_dir: Path) -> RunScores:
+    scores = read_scores(run_dir)
+    assert scores is not None
+    return scores
 
 
-@pytest.fixture
-def study_dir(scored_study: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "tiny"
-    shutil.copytree(scored_study, copy)
-    return copy
+def values_of(run_dir: Path) -> dict[str, float | None]:
+    return {key: score.value for key, score in scores_of(run_dir).scores.items()}
 
 
-def test_one_run_is_named_as_everywhere_else(study_dir: Path) -> None:
-    kept, other = study_dir / "linear-s0" / "scores.json", study_dir / "direct-s0" / "scores.json"
-    before, modified = kept.stat().st_mtime_ns, other.stat().st_mtime_ns
-    done = evaluate("tiny/linear-s0", "--runs-dir", study_dir.parent)
+def test_every_score_is_there_with_its_card(scored_study: Path) -> None:
+    result, done = scores_of(scored_study / "linear-s0"), read_done(scored_study / "linear-s0")
+    assert done is not None
+    assert set(result.scores) == {
+        *("rfid_paper", "rfid_2048", "is_reconstructions", "ssim", "psnr", "bce", "kl"),
+        *("gfid_paper", "gfid_2048", "is_samples", "floor_paper", "floor_2048", "is_real"),
+    }
+    assert (result.extractor, result.label) == ("smoke", "smoke, not comparable")
+    assert result.checkpoint_sha256 == done.weights_sha256
+    assert is_scored(scored_study / "linear-s0", read_study(scored_study))
+    for key, score in result.scores.items():
+        card = score.card
+        assert score.value is not None
+        assert math.isfinite(score.value)
+        assert card.checkpoint_sha256 == done.weights_sha256
+        assert card.data_fingerprint == done.data_fingerprint
+        assert card.split == "test"
+        assert (card.n if card.n_fake is None else card.n_fake) == NUM_TEST
+        if key.startswith(("rfid", "gfid", "floor", "is_")):
+            assert card.label == "smoke, not comparable"
+            assert card.extractor_sha256 == result.extractor_sha256
+            assert card.layer
+            assert "PIL bilinear" in card.input
+
+
+def test_two_ranks_score_every_image_once(scored_study: Path, tmp_path: Path) -> None:
+    """13 test images on two ranks: padding, or a rank counted twice, would show in every score."""
+    copy = tmp_path / "study"
+    shutil.copytree(scored_study, copy, ignore=shutil.ignore_patterns(FEATURES_DIR, SCORES_FILE, FIGURES_DIR))
+    run_ranks(2, "score_rank.py", str(copy), "linear-s0")
+    alone, together = scores_of(scored_study / "linear-s0"), scores_of(copy / "linear-s0")
+    assert together.world_size == 2
+    assert values_of(copy / "linear-s0") == pytest.approx(values_of(scored_study / "linear-s0"), rel=1e-4)
+    for key, score in alone.scores.items():
+        other = together.scores[key].card
+        assert (score.card.n, score.card.n_real, score.card.n_fake) == (other.n, other.n_real, other.n_fake)
+        assert score.card.noise_seed == other.noise_seed
+    assert len(list((copy / "linear-s0" / FIGURES_DIR).glob("*.png"))) == 4
+
+
+def test_grids_show_the_test_images_in_order(scored_study: Path, shards: Path) -> None:
+    images = load_split(shards, "test").take(np.arange(NUM_TEST))[:, 0].numpy()
+    grid = np.asarray(Image.open(figure_path(scored_study / "linear-s0", "originals")))
+    step = SIZE_PX + 2
+    for number, image in enumerate(images):
+        top, left = number // 8 * step, number % 8 * step
+        assert np.array_equal(grid[top : top + SIZE_PX, left : left + SIZE_PX], image)
+    names = {path.name for path in (scored_study / "direct-s0" / FIGURES_DIR).iterdir()}
+    assert names == {"loss.png", "originals.png", "reconstructions.png"}
+
+
+def test_inception_scores_carry_the_digest_of_their_weights(inception_weights: Path, tmp_path: Path) -> None:
+    """The whole way with Inception v3 on a handful of images; its seeded weights are labelled as such."""
+    data = make_shards(tmp_path / "shards", {"train": 16, "val": 4, "test": 3})
+    run_dir = make_run(tmp_path / "x" / "direct-s0", data, variant="direct", max_steps=2)
+    train(run_dir)
+    result = evaluate(run_dir, Study("x", inception_weights=str(inception_weights)))
+    assert result == read_scores(run_dir)
+    digest = inception_weights.with_name("inception.pth.sha256").read_text().split()[0]
+    score = result.scores["rfid_paper"]
+    assert (score.card.extractor, score.card.extractor_sha256) == ("inception", digest)
+    assert score.card.label == result.label == "unknown weights, not comparable"
+    assert "transform_input" in score.card.input
+    assert 0 < (score.value or 0) <= 2
+    assert score.card.n_real == score.card.n_fake == 3
+
+
+def test_other_images_than_those_of_the_training_are_refused(tmp_path: Path) -> None:
+    data = make_shards(tmp_path / "shards", {"train": 16, "val": 4, "test": 3})
+    study = Study("x", ("direct-s0",), extractor="smoke")
+    prepare_study(tmp_path / "x", study)
+    run_dir = make_run(tmp_path / "x" / "direct-s0", data, variant="direct", max_steps=1)
+    train(run_dir)
+    make_shards(data, {"train": 16, "val": 4, "test": 4})
+    with pytest.raises(DataError, match="packed data are now"):
+        evaluate(run_dir, study)
+
+
+def test_one_test_image_is_too_few(tmp_path: Path) -> None:
+    data = make_shards(tmp_path / "shards", {"train": 16, "val": 4, "test": 1})
+    run_dir = make_run(tmp_path / "x" / "direct-s0", data, variant="direct", max_steps=1)
+    train(run_dir)
+    with pytest.raises(DataError, match="has 1 test and 16 training images"):
+        evaluate(run_dir, Study("x", extractor="smoke"))
+
+
+# --- jobs/evaluate.py ------------------------------------------------------------------------
+
+
+def test_one_run_is_scored_anew_with_the_kept_features_and_the_same_scores(study_dir: Path) -> None:
+    """Named as everywhere else; nothing but its own folder changes."""
+    again, other = study_dir / "direct-s0" / SCORES_FILE, study_dir / "linear-s0" / SCORES_FILE
+    kept = [other, *(study_dir / FEATURES_DIR).iterdir()]
+    assert len(kept) == 3  # beside the scores: test images and the training images of the floor
+    before, values = again.stat().st_mtime_ns, values_of(study_dir / "direct-s0")
+    modified = [path.stat().st_mtime_ns for path in kept]
+    done = run_door("evaluate", "tiny/direct-s0", "--runs-dir", study_dir.parent)
     assert done.returncode == 0, done.stderr
-    assert kept.stat().st_mtime_ns > before
-    assert other.stat().st_mtime_ns == modified
-    assert "direct-s0" not in done.stdout
+    assert again.stat().st_mtime_ns > before
+    assert values_of(study_dir / "direct-s0") == values
+    assert [path.stat().st_mtime_ns for path in kept] == modified
+    assert len(list((study_dir / FEATURES_DIR).iterdir())) == 2
+    assert "linear-s0" not in done.stdout
 
 
 def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_dir: Path) -> None:
-    kept, lost = study_dir / "linear-s0" / "scores.json", study_dir / "direct-s0" / "scores.json"
-    before, modified = json.loads(lost.read_text()), kept.stat().st_mtime_ns
+    kept, lost = study_dir / "linear-s0" / SCORES_FILE, study_dir / "direct-s0" / SCORES_FILE
+    before, modified = values_of(study_dir / "direct-s0"), kept.stat().st_mtime_ns
     lost.unlink()
-    done = evaluate("tiny", "--runs-dir", study_dir.parent)
+    done = run_door("evaluate", "tiny", "--runs-dir", study_dir.parent)
     assert done.returncode == 0, done.stderr
-    again = json.loads(lost.read_text())["scores"]
-    assert again.keys() == before["scores"].keys()
-    for name, score in again.items():
-        known = before["scores"][name]["value"]
-        # rounding differs with the number of threads that a busy machine gives
-        assert score["value"] == (None if known is None else pytest.approx(known, rel=1e-6, abs=1e-9)), name
+    assert values_of(study_dir / "direct-s0") == before
     assert kept.stat().st_mtime_ns == modified
-    assert "linear-s1: not finished: training is at step 6 of 24" in done.stdout
+    assert "linear-s1: stopped: training is at step 6 of 24" in done.stdout
     assert done.stdout.count("smoke, not comparable") == 6
     assert "direct-s0: reconstructions: 13 of 13 images" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "is_due"),
+    [
+        (SCORES_FILE, None, True),
+        (SCORES_FILE, "{", True),
+        (SCORES_FILE, "of other weights", True),
+        (DONE_FILE, None, False),
+        (DONE_FILE, "{", False),
+        (METRICS_FILE, "{", False),
+        (RUN_FILE, "{", False),
+    ],
+)
+def test_a_trained_run_without_whole_scores_of_its_weights_is_due(
+    study_dir: Path, file: str, content: str | None, is_due: bool
+) -> None:
+    run_dir, door = study_dir / "linear-s0", load_door("evaluate")
+    if content == "of other weights":
+        content = (run_dir / file).read_text().replace('"checkpoint_sha256": "', '"checkpoint_sha256": "x')
+    (run_dir / file).unlink() if content is None else (run_dir / file).write_text(content)
+    assert door.is_due(run_dir, read_study(study_dir)) == is_due
+
+
+def test_scores_by_other_inception_weights_are_due(study_dir: Path, inception_weights: Path) -> None:
+    run_dir, door = study_dir / "linear-s0", load_door("evaluate")
+    study = Study("tiny", extractor="inception", inception_weights=str(inception_weights))
+    assert door.is_due(run_dir, study)
+    scores = json.loads((run_dir / SCORES_FILE).read_text())
+    digest = inception_weights.with_name("inception.pth.sha256").read_text().split()[0]
+    for extractor_sha256, is_due in ((digest, False), ("0" * 64, True)):
+        changed = {**scores, "extractor": "inception", "extractor_sha256": extractor_sha256}
+        (run_dir / SCORES_FILE).write_text(json.dumps(changed))
+        assert door.is_due(run_dir, study) == is_due
 
 
 @pytest.mark.parametrize(
@@ -66,8 +207,12 @@ def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_d
         (["absent"], "no run 'absent' in"),
     ],
 )
-def test_mistakes_are_told_in_one_line(scored_study: Path, arguments: list[str], message: str) -> None:
-    done = evaluate(scored_study / arguments[0], *arguments[1:])
+def test_mistakes_are_told_in_one_line_and_nothing_is_written(
+    scored_study: Path, arguments: list[str], message: str
+) -> None:
+    before = (scored_study / "linear-s0" / SCORES_FILE).read_bytes()
+    done = run_door("evaluate", scored_study / arguments[0], *arguments[1:])
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr
+    assert (scored_study / "linear-s0" / SCORES_FILE).read_bytes() == before

@@ -1,4 +1,4 @@
-"""Figures: grids pixel for pixel, loss curves where there is something to draw."""
+"""Figures: grids pixel for pixel, loss curves with the losses that were logged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vae.figures import write_grid, write_loss_curves
+from vae.figures import COLOURS, draw_loss_curves, write_grid, write_loss_curves
+from vae.metrics import EpochLine, StartLine, StepLine
 
 
 def test_a_grid_holds_every_image_pixel_for_pixel(tmp_path: Path) -> None:
@@ -27,20 +28,79 @@ def test_one_image_makes_a_grid_of_its_own_size(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "grid.png").size == (4, 4)
 
 
-def line(kind: str, epoch: float, **values: float) -> dict:
-    return {"kind": kind, "epoch": epoch, "step": 1, **values}
+def step(epoch: float, loss: float) -> StepLine:
+    return StepLine(step=1, epoch=epoch, loss=loss, bce=loss, kl=0.0, lr=1e-3, images_per_s=1.0)
 
 
-def test_loss_curves_of_several_runs_make_one_figure(tmp_path: Path) -> None:
-    steps = [line("step", e / 4, loss=100 - e) for e in range(1, 9)]
-    checks = [line("epoch", e, train_loss=99 - e, val_loss=100 - e) for e in (1, 2)]
-    lines = [{"kind": "start", "step": 0}, *steps, *checks]
+def check(epoch: int, train_loss: float, val_loss: float | None = None) -> EpochLine:
+    return EpochLine(step=1, epoch=epoch, train_loss=train_loss, train_bce=0, train_kl=0, val_loss=val_loss)
+
+
+STEPS = [step(e / 4, 100 - e) for e in range(1, 9)]
+RUNS = {
+    "both": [
+        StartLine(step=0, total_steps=8, steps_per_epoch=4),
+        *STEPS,
+        check(1, 98, 99.5),
+        check(2, 95),
+        check(3, 94, 97.5),
+    ],
+    "steps": STEPS,
+    "epochs": [check(1, 90), check(2, 80)],
+    "empty": [],
+}
+
+
+def test_a_curve_has_the_losses_of_its_run_in_a_colour_and_style_of_its_own() -> None:
+    figure = draw_loss_curves(RUNS)
+    assert figure is not None
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    drawn = [(line.get_color(), np.column_stack(line.get_data()).tolist()) for line in lines]
+    steps = [[line.epoch, line.loss] for line in STEPS]
+    assert drawn == [
+        (COLOURS[0], steps),
+        (COLOURS[0], [[1, 99.5], [3, 97.5]]),
+        (COLOURS[1], steps),
+        (COLOURS[2], [[1, 90], [2, 80]]),
+    ]
+    legend = axes.get_legend()
+    assert legend is not None
+    named = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert [name for name, line in named.items() if line.get_marker() == "o"] == [
+        f"{run}, validation" for run in ("both", "steps", "epochs")
+    ]
+    assert {"steps, training", "epochs, training"} < named.keys()
+    assert named["both, validation"].get_linestyle() != named["steps, validation"].get_linestyle()
+
+
+def test_the_frame_shows_the_curves_and_names_what_they_are() -> None:
+    """The first step lies far above the others, and above the frame."""
+    figure = draw_loss_curves(
+        {"a": [step(0.01, 5000), *(step(e / 100, 60 - e / 100) for e in range(2, 101))]}
+    )
+    assert figure is not None
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert 58 < low < 59
+    assert 60 < high < 61
+    assert axes.get_xlim()[0] < 0.01
+    assert axes.get_xlim()[1] > 1
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss (nats/image)")
+
+
+def test_loss_curves_of_several_runs_make_one_file_in_their_colours(tmp_path: Path) -> None:
     path = tmp_path / "figures" / "loss.png"
-    assert write_loss_curves(path, {"a": lines, "b": steps, "empty": []})
-    picture = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    assert len(np.unique(picture, axis=0)) > 50  # axes, letters and coloured lines
+    assert write_loss_curves(path, RUNS)
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    assert picture.shape == (540, 960, 3)
+    for colour in COLOURS[:2]:  # of the marked line, and of the legend
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (picture == rgb).all(-1).any(), colour
+    assert [file.name for file in path.parent.iterdir()] == ["loss.png"]
 
 
 def test_no_losses_make_no_figure(tmp_path: Path) -> None:
-    assert not write_loss_curves(tmp_path / "loss.png", {"a": [{"kind": "start", "step": 0}], "b": []})
+    start = StartLine(step=0, total_steps=8, steps_per_epoch=4)
+    assert not write_loss_curves(tmp_path / "loss.png", {"a": [start], "b": []})
     assert not (tmp_path / "loss.png").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY, TINY_FLAGS, child_environment
 
-from data_prep.packer import PackOptions, plan
+from data_prep.pack_plan import PackOptions, plan
 from vae.config import read_settings
 from vae.metrics import read_metrics
 from vae.study import Study, is_trained, read_json, read_launches, read_run

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import base64
-from html.parser import HTMLParser
 from pathlib import Path
 
+from html_reader import HtmlReader
 from PIL import Image
 
-from vae.report.page import Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
+from vae.report.page import Block, Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
 
 EVIL = "<script>alert('x')</script> & | `code` [link](u) \"q\""
 
 
-class Reader(HTMLParser):
-    """Collects tags with their attributes, and the text between them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def blocks(folder: Path) -> list:
+def blocks(folder: Path) -> list[Block]:
     picture = folder / "figures" / "a.png"
     picture.parent.mkdir(exist_ok=True)
     Image.new("L", (3, 2), 7).save(picture)
@@ -44,7 +28,7 @@ def blocks(folder: Path) -> list:
 
 
 def test_html_shows_text_as_it_is(tmp_path: Path) -> None:
-    reader = Reader(to_html(EVIL, blocks(tmp_path)))
+    reader = HtmlReader(to_html(EVIL, blocks(tmp_path)))
     assert reader.text.count(EVIL) == 8
     names = [name for name, _ in reader.tags]
     assert "script" not in names
@@ -54,7 +38,7 @@ def test_html_shows_text_as_it_is(tmp_path: Path) -> None:
 
 
 def test_html_carries_its_pictures_in_itself(tmp_path: Path) -> None:
-    reader = Reader(to_html("t", blocks(tmp_path)))
+    reader = HtmlReader(to_html("t", blocks(tmp_path)))
     sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
     start = "data:image/png;base64,"
     assert [source[: len(start)] for source in sources if source] == [start]
@@ -64,7 +48,9 @@ def test_html_carries_its_pictures_in_itself(tmp_path: Path) -> None:
 def test_cells_of_a_wide_table_name_their_column_for_narrow_pages() -> None:
     """A page without columns shows `loss: 4` and nothing else says what the 4 is."""
     head = ["run", "a", "b", "c", 'loss "x" <y>']
-    reader = Reader(to_html("t", [Table(head, [["r", "1", "2", "3", "4"]]), Table(head[:2], [["r", "1"]])]))
+    reader = HtmlReader(
+        to_html("t", [Table(head, [["r", "1", "2", "3", "4"]]), Table(head[:2], [["r", "1"]])])
+    )
     cells = [attributes.get("data-head") for tag, attributes in reader.tags if tag == "td"]
     assert cells == [*head, None, None]
 

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import write_lines
 
 from vae import provenance
+from vae.metrics import SaveLine, StartLine
+from vae.provenance import Attempt, CodeVersion
 from vae.study import add_launch
 
 
@@ -32,24 +35,24 @@ def test_clean_checkout_is_its_commit(checkout: Path) -> None:
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
     )
-    assert provenance.code() == {"commit": head.stdout.strip()}
+    assert provenance.code_version() == CodeVersion(head.stdout.strip())
 
 
 def test_changes_on_top_are_kept_as_a_diff(checkout: Path) -> None:
     (checkout / "a.py").write_text("x = 2\n")
-    code = provenance.code()
-    assert "+x = 2" in code["diff"]
-    assert code["diff_sha256"] == hashlib.sha256(code["diff"].encode()).hexdigest()
+    code = provenance.code_version()
+    assert "+x = 2" in code.diff
+    assert code.diff_sha256 == hashlib.sha256(code.diff.encode()).hexdigest()
 
 
 def test_code_outside_git_says_so(checkout: Path) -> None:
     shutil.rmtree(checkout / ".git")
-    assert provenance.code() == {"commit": "unknown: not a git checkout"}
+    assert provenance.code_version() == CodeVersion("unknown: not a git checkout")
 
 
 def test_attempts_add_up_and_count_the_restarts(tmp_path: Path) -> None:
-    assert provenance.record_attempt(tmp_path, "f" * 64, {"job": "7"}) == 0
-    assert provenance.record_attempt(tmp_path, "f" * 64, {"job": "8"}) == 1
+    assert provenance.record_attempt(tmp_path, "f" * 64, Attempt(job="7")) == 0
+    assert provenance.record_attempt(tmp_path, "f" * 64, Attempt(job="8")) == 1
     written = json.loads((tmp_path / "provenance.json").read_text())
     assert [attempt["job"] for attempt in written["attempts"]] == ["7", "8"]
     assert written["data_fingerprint"] == "f" * 64
@@ -59,21 +62,21 @@ def test_attempts_add_up_and_count_the_restarts(tmp_path: Path) -> None:
 def test_a_job_is_traced_to_the_launch_that_started_it(tmp_path: Path) -> None:
     add_launch(tmp_path, ["python", "jobs/launch.py", "--gpus", "4"], ["a", "b"])
     add_launch(tmp_path, ["python", "jobs/launch.py", "--gpus", "2"], ["b"])
-    assert provenance.command_of(tmp_path / "a", {"job": "7"})[-1] == "4"
-    assert provenance.command_of(tmp_path / "b", {"job": "8"})[-1] == "2"
-    assert provenance.command_of(tmp_path / "a", {}) == sys.argv  # started by hand
-    assert provenance.command_of(tmp_path / "c", {"job": "9"}) == sys.argv
+    assert provenance.command_of(tmp_path / "a", Attempt(job="7"))[-1] == "4"
+    assert provenance.command_of(tmp_path / "b", Attempt(job="8"))[-1] == "2"
+    assert provenance.command_of(tmp_path / "a", Attempt()) == tuple(sys.argv)  # started by hand
+    assert provenance.command_of(tmp_path / "c", Attempt(job="9")) == tuple(sys.argv)
 
 
 def test_what_an_attempt_did_is_noted_when_the_next_one_begins(tmp_path: Path) -> None:
     """The second attempt died before it wrote a line: what is there is still the first's, noted once."""
-    lines = [
-        {"kind": "start", "step": 0, "time": 110.0},
-        {"kind": "step", "step": 7, "time": 117.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(
+        tmp_path,
+        StartLine(step=0, time=110.0, total_steps=9, steps_per_epoch=9),
+        SaveLine(step=7, time=117.0, seconds=0.0, train_s=7.0),
+    )
     for started_s in (100.0, 120.0, 130.0):
-        provenance.record_attempt(tmp_path, "f" * 64, {"started_s": started_s})
+        provenance.record_attempt(tmp_path, "f" * 64, Attempt(started_s=started_s))
     first, second, third = json.loads((tmp_path / "provenance.json").read_text())["attempts"]
     assert (first["work"]["reached_step"], first["work"]["train_s"]) == (7, 7.0)
     assert "work" not in second

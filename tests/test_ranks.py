@@ -14,7 +14,7 @@ from tiny import child_environment, make_run, train_on_ranks
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
-from vae.metrics import read_metrics
+from vae.metrics import StartLine, StepLine, read_metrics
 from vae.study import is_trained
 from vae.training.accelerator import check_world_size, choose_precision, first_loss_scale, start_accelerator
 from vae.training.collectives import HostCollectives
@@ -27,7 +27,7 @@ STOPPED_AT = 20
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run_dir) if line["kind"] == "step"]
+    return [line.loss for line in read_metrics(run_dir) if isinstance(line, StepLine)]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_ranks_follow_the_same_trajectory(runs: Path, variant: str, precision: s
 @pytest.mark.slow
 def test_run_stopped_on_two_ranks_goes_on_with_four(runs: Path) -> None:
     """Its second rank was asked to stop; four ranks went on from there to the same end."""
-    attempts = [line for line in read_metrics(runs / "moved") if line["kind"] == "start"]
-    assert [attempt["step"] for attempt in attempts] == [0, STOPPED_AT]
+    starts = [line.step for line in read_metrics(runs / "moved") if isinstance(line, StartLine)]
+    assert starts == [0, STOPPED_AT]
     assert is_trained(runs / "moved")
     assert losses(runs / "moved") == pytest.approx(losses(runs / "linear-fp64-x1"), rel=1e-9, abs=0)
 
@@ -104,7 +104,7 @@ def test_one_rank_agrees_with_itself(tmp_path: Path) -> None:
     assert "WORLD_SIZE" not in os.environ
     collectives = HostCollectives(start_accelerator(RunConfig(trackers=()), tmp_path))
     assert collectives.any(True, False) == [True, False]
-    assert collectives.from_main("step_00000001") == "step_00000001"
+    assert collectives.broadcast("step_00000001") == "step_00000001"
 
 
 def test_a_rank_that_meets_nobody_names_itself_and_the_place(tmp_path: Path) -> None:

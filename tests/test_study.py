@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import finish
 
-from data_prep.errors import RunError, SettingsError
+from data_prep.errors import DamagedFile, RunError, SettingsError
 from vae.config import RunConfig
-from vae.metrics import read_metrics, slowest_stop_s
 from vae.study import (
     Study,
     add_launch,
@@ -69,24 +69,25 @@ def test_scores_count_only_for_these_weights_and_this_extractor(tmp_path: Path) 
     study = Study("s", extractor="smoke")
     (tmp_path / "scores.json").write_text(json.dumps({"checkpoint_sha256": "a", "extractor": "smoke"}))
     assert not is_scored(tmp_path, study)
-    (tmp_path / "done.json").write_text(json.dumps({"weights_sha256": "a"}))
+    finish(tmp_path, "a")
     assert is_trained(tmp_path)
     assert is_scored(tmp_path, study)
     assert not is_scored(tmp_path, Study("s", extractor="inception"))
-    (tmp_path / "done.json").write_text(json.dumps({"weights_sha256": "b"}))
+    finish(tmp_path, "b")
     assert not is_scored(tmp_path, study)
 
 
-@pytest.mark.parametrize("content", ["", '{"step": 1', "[1]", "\udc80"])
-def test_half_written_markers_do_not_count(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", '{"step": 1', "[1]", "\udc80", "[" * 100_000, "\ufeff{}", '{"a": 1}']
+)
+def test_a_marker_that_is_not_ours_is_one_line_that_names_the_file_and_what_to_do(
+    tmp_path: Path, content: str
+) -> None:
     (tmp_path / "done.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert not is_trained(tmp_path)
-
-
-def test_half_written_metrics_line_is_left_out(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    with pytest.raises(DamagedFile, match=r"done\.json is damaged: ") as caught:
+        is_trained(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "launch again" in str(caught.value.hint)
 
 
 def test_launches_are_kept_in_order_and_a_broken_last_line_is_left_out(tmp_path: Path) -> None:
@@ -95,19 +96,17 @@ def test_launches_are_kept_in_order_and_a_broken_last_line_is_left_out(tmp_path:
     add_launch(tmp_path, ["b"], [])
     with (tmp_path / "launches.jsonl").open("a") as file:
         file.write('{"time": "20')
-    assert [launch["command"] for launch in read_launches(tmp_path)] == [["a", "two words"], ["b"]]
-    assert [launch["command"][0] for launch in read_launches(tmp_path, "linear-s0")] == ["a"]
-    assert read_launches(tmp_path)[0]["time"][:2] == "20"
+    assert [launch.command for launch in read_launches(tmp_path)] == [["a", "two words"], ["b"]]
+    assert [launch.command[0] for launch in read_launches(tmp_path, "linear-s0")] == ["a"]
+    assert read_launches(tmp_path)[0].time[:2] == "20"
 
 
-def test_the_longest_stop_is_the_slowest_save_and_validation_together(tmp_path: Path) -> None:
-    assert slowest_stop_s(tmp_path) == 0.0
-    lines = [
-        {"kind": "save", "step": 1, "seconds": 0.5},
-        {"kind": "epoch", "step": 2, "val_seconds": 3.0},
-        {"kind": "save", "step": 2, "seconds": 2.0},
-        {"kind": "epoch", "step": 4},
-        {"kind": "step", "step": 4},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert slowest_stop_s(tmp_path) == 5.0
+def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    config, study = RunConfig(seed=3), Study("s", runs=("linear-s3",))
+    prepare_run(tmp_path / "linear-s3", config)
+    prepare_study(tmp_path, study)
+    paths = [tmp_path / "study.yaml", tmp_path / "linear-s3" / "run.yaml"]
+    before = [path.stat().st_ino for path in paths]
+    prepare_run(tmp_path / "linear-s3", config)
+    prepare_study(tmp_path, study)
+    assert [path.stat().st_ino for path in paths] == before

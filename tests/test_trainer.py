@@ -14,13 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import asdict, replace
 from safetensors.torch import load_file
 from tiny import REPOSITORY, blob, child_environment, make_run, make_shards
 
 from data_prep.errors import DataError, RunError, SettingsError
 from vae.config import RunConfig
-from vae.metrics import read_metrics
-from vae.study import is_trained, read_json, read_run
+from vae.events import Completed, Saved, StopSignalled, by_attempt, read_events
+from vae.metrics import EpochLine, StartLine, StepLine, read_metrics
+from vae.provenance import this_attempt
+from vae.run_dir import checkpoint_dir, read_done
+from vae.study import is_trained, read_run
 from vae.training import checkpoint, trainer
 from vae.training.trainer import SaveClock, train
 
@@ -33,23 +37,27 @@ def _one_thread() -> None:
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    done = read_json(run_dir / "done.json")
+    done = read_done(run_dir)
     assert done is not None
-    return load_file(run_dir / "checkpoints" / done["checkpoint"] / "model.safetensors")
+    return load_file(run_dir / "checkpoints" / done.checkpoint / "model.safetensors")
 
 
-def told(run_dir: Path) -> list[dict[str, object]]:
-    """What metrics.jsonl says, without clocks and without the marks of attempts and saves."""
-    lines = [line for line in read_metrics(run_dir) if line["kind"] in ("step", "epoch")]
-    clocks = ("time", "images_per_s", "val_seconds")
-    return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
+def logged(run_dir: Path) -> list[StepLine | EpochLine]:
+    """The losses in metrics.jsonl, without clocks and without the marks of attempts and saves."""
+    clocks = {StepLine: {"time": 0.0, "images_per_s": 0.0}, EpochLine: {"time": 0.0, "val_seconds": 0.0}}
+    lines = [line for line in read_metrics(run_dir) if isinstance(line, (StepLine, EpochLine))]
+    return [replace(line, **clocks[type(line)]) for line in lines]
+
+
+def steps_of(run_dir: Path) -> list[StepLine]:
+    return [line for line in read_metrics(run_dir) if isinstance(line, StepLine)]
 
 
 def assert_same_result(run_dir: Path, other: Path) -> None:
     left, right = final_weights(run_dir), final_weights(other)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert told(run_dir) == told(other)
+    assert logged(run_dir) == logged(other)
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +73,16 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_lowers_train_and_validation_loss(unbroken: dict[str, Path], variant: str) -> None:
-    epochs = [line for line in read_metrics(unbroken[variant]) if line["kind"] == "epoch"]
-    assert [line["epoch"] for line in epochs] == [1, 2, 3]
-    assert epochs[-1]["train_loss"] < 0.99 * epochs[0]["train_loss"]
-    assert epochs[-1]["val_loss"] < 0.99 * epochs[0]["val_loss"]
+    epochs = [line for line in read_metrics(unbroken[variant]) if isinstance(line, EpochLine)]
+    assert [line.epoch for line in epochs] == [1, 2, 3]
+    assert epochs[-1].train_loss < 0.99 * epochs[0].train_loss
+    assert (epochs[-1].val_loss or 0.0) < 0.99 * (epochs[0].val_loss or 0.0)
 
 
 def test_epoch_loss_is_the_mean_of_its_steps(unbroken: dict[str, Path]) -> None:
-    lines = read_metrics(unbroken["linear"])
-    steps = [line["loss"] for line in lines if line["kind"] == "step" and line["step"] <= 8]
-    first_epoch = next(line for line in lines if line["kind"] == "epoch")
-    assert first_epoch["train_loss"] == pytest.approx(sum(steps) / 8, rel=1e-6)
+    steps = [line.loss for line in steps_of(unbroken["linear"])[:8]]
+    first_epoch = next(line for line in read_metrics(unbroken["linear"]) if isinstance(line, EpochLine))
+    assert first_epoch.train_loss == pytest.approx(sum(steps) / 8, rel=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -127,7 +134,7 @@ def test_interrupted_command_saves_and_says_how_to_go_on(tmp_path: Path, shards:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not any(line["kind"] == "step" for line in read_metrics(run_dir)):
+    while not steps_of(run_dir):
         assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
@@ -136,7 +143,7 @@ def test_interrupted_command_saves_and_says_how_to_go_on(tmp_path: Path, shards:
     assert "to go on: python jobs/train.py" in told_user
     latest = checkpoint.find_latest(run_dir)
     assert latest is not None
-    assert checkpoint.load_state(latest)["step"] == told(run_dir)[-1]["step"]
+    assert checkpoint.load_state(latest)["step"] == logged(run_dir)[-1].step
 
 
 def test_damaged_newest_checkpoint_costs_only_its_steps(
@@ -145,13 +152,13 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(
     run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1e-9)
     answers = iter([False] * 9 + [True])
     train(run_dir, should_stop=lambda: next(answers))
-    newest = checkpoint.folder_of(run_dir, 10)
+    newest = checkpoint_dir(run_dir, 10)
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (newest / "model.safetensors").write_bytes(content)
     assert train(run_dir) is True
     assert "skipping damaged checkpoint" in caplog.text
-    assert [line["step"] for line in read_metrics(run_dir) if line["kind"] == "start"] == [0, 9]
+    assert [line.step for line in read_metrics(run_dir) if isinstance(line, StartLine)] == [0, 9]
     assert_same_result(run_dir, unbroken["linear"])
 
 
@@ -163,7 +170,7 @@ def test_run_that_is_being_trained_is_not_trained_twice(
     command = [sys.executable, "jobs/train.py", str(run_dir)]
     other = subprocess.Popen(command, cwd=REPOSITORY, env=child_environment(), stderr=subprocess.DEVNULL)
     try:
-        while not any(line["kind"] == "step" for line in read_metrics(run_dir)):
+        while not steps_of(run_dir):
             assert other.poll() is None
             time.sleep(0.01)
         monkeypatch.setattr(trainer, "LOCK_WAIT_S", 0.1)
@@ -189,9 +196,9 @@ def test_gradient_accumulation_changes_no_result(
     whole = make_run(tmp_path / "whole", shards, precision="fp64")
     train(run_dir)
     train(whole)
-    for left, right in zip(told(run_dir), told(whole), strict=True):
-        assert left.pop("kind") == right.pop("kind")
-        assert left == pytest.approx(right, rel=1e-9)
+    for left, right in zip(logged(run_dir), logged(whole), strict=True):
+        assert type(left) is type(right)
+        assert asdict(left) == pytest.approx(asdict(right), rel=1e-9)
 
 
 def test_loss_that_is_not_finite_names_step_and_last_good_checkpoint(tmp_path: Path, shards: Path) -> None:
@@ -208,14 +215,14 @@ def test_loss_that_is_not_finite_names_step_and_last_good_checkpoint(tmp_path: P
 def test_clipping_bounds_the_step_and_reports_the_norm_before(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "run", shards, clip_norm=0.5, max_steps=2)
     train(run_dir)
-    norms = [line["grad_norm"] for line in read_metrics(run_dir) if line["kind"] == "step"]
+    norms = [line.grad_norm or 0.0 for line in steps_of(run_dir)]
     assert all(norm > 0.5 for norm in norms)
 
 
 def test_cosine_schedule_with_warm_up_is_written_down(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "run", shards, schedule="cosine", warmup_steps=4, max_steps=12, lr=1e-3)
     train(run_dir)
-    rates = [line["lr"] for line in read_metrics(run_dir) if line["kind"] == "step"]
+    rates = [line.lr for line in steps_of(run_dir)]
     assert rates[:5] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
     assert rates[8] == pytest.approx(0.5e-3)  # half of the way from step 4 to step 12
     assert rates[11] == pytest.approx(0.5e-3 * (1 + math.cos(math.pi * 7 / 8)))
@@ -266,11 +273,32 @@ def test_full_disk_is_one_clear_error_and_costs_nothing(tmp_path: Path, shards: 
 def test_provenance_tells_every_attempt(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "run", shards)
     answers = iter([False, True])
-    train(run_dir, should_stop=lambda: next(answers), attempt={"job_id": "17"})
-    train(run_dir, attempt={"job_id": "18"})
+    train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17"))
+    train(run_dir, attempt=this_attempt(job="18"))
     provenance = json.loads((run_dir / "provenance.json").read_text())
-    assert [(one["job_id"], one["from_step"]) for one in provenance["attempts"]] == [("17", 0), ("18", 2)]
+    assert [(attempt["job"], attempt["from_step"]) for attempt in provenance["attempts"]] == [
+        ("17", 0),
+        ("18", 2),
+    ]
     assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_events_tell_every_attempt_save_and_end(tmp_path: Path, shards: Path) -> None:
+    """Stopped after step 2, cut off (by an error in this process) after step 5, then brought to its end."""
+    run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1000, max_steps=7)
+    answers = iter([False, True])
+    train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17"))
+    answers = iter([False, False, False])
+    with pytest.raises(StopIteration):
+        train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17", restart=1))
+    assert train(run_dir, attempt=this_attempt(job="18")) is True
+    first, second, third = by_attempt(read_events(run_dir))
+    starts = [(course.started.step, course.started.reached_step) for course in (first, second, third)]
+    assert starts == [(0, 0), (2, 2), (2, 6)]
+    assert (second.started.job, second.started.restart, third.started.redone_s > 0) == ("17", 1, True)
+    assert [type(event) for event in first.events] == [Saved, StopSignalled]
+    assert (first.was_signalled, second.events, third.events[-1].step) == (True, (), 7)
+    assert isinstance(third.events[-1], Completed)
 
 
 def test_run_yaml_replays_the_run(tmp_path: Path, unbroken: dict[str, Path]) -> None:
@@ -291,7 +319,7 @@ def test_saves_are_due_by_time_and_by_epochs_worth_saving() -> None:
     clock = SaveClock(every_min=1.0)
     assert clock.is_due(ends_epoch=True)
     assert not clock.is_due(ends_epoch=False)
-    clock.saved(cost_s=5.0)
+    clock.note(cost_s=5.0)
     assert not clock.is_due(ends_epoch=True)  # 50 s of training must pass first
     clock.last_s -= 51
     assert clock.is_due(ends_epoch=True)

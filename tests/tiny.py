@@ -10,10 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from data_prep.files import write_text
+from data_prep.records import write_record
 from data_prep.shards import ImageRecord, write_manifest, write_shard
 from vae.config import RunConfig
+from vae.metrics import MetricsLine
+from vae.run_dir import DONE_FILE, METRICS_FILE, Done
 from vae.study import prepare_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,6 +81,17 @@ def make_run(run_dir: Path, shards: Path, **settings: Any) -> Path:
     """A run folder with a tiny model; returns it."""
     prepare_run(run_dir, RunConfig(**{**TINY, "data": str(shards), **settings}))
     return run_dir
+
+
+def finish(run_dir: Path, weights_sha256: str = "ab", step: int = 3) -> None:
+    """Write the done.json of a run that was never trained."""
+    write_record(run_dir / DONE_FILE, Done(step, 1, f"step_{step:08d}", weights_sha256, "f" * 64))
+
+
+def write_lines(run_dir: Path, *lines: MetricsLine) -> None:
+    """Write metrics.jsonl."""
+    text = "".join(msgspec.json.encode(line).decode() + "\n" for line in lines)
+    write_text(run_dir / METRICS_FILE, text)
 
 
 def child_environment() -> dict[str, str]:

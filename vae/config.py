@@ -186,8 +186,9 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
         raise SettingsError(f"{source}: {error}", error.hint) from error
     except msgspec.ValidationError as error:
         place = re.search(r" - at `\$\.(\w+)", str(error))
-        if place is None:  # a setting without a default is missing
-            raise SettingsError(f"{source}: {str(error).replace('`', '')}") from error
+        if place is None:
+            missing = str(error).split("`")[1]
+            raise SettingsError(f"{source}: the following arguments are required: {missing}") from error
         wanted = expected(annotations[place[1]])
         raise SettingsError(f'{source}: "{place[1]}": expected {wanted}, not {values[place[1]]}') from error
 

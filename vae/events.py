@@ -93,7 +93,7 @@ def by_attempt(events: Sequence[AnyEvent]) -> list[Course]:
     """The events attempt by attempt; what stands before the first start belongs to none."""
     starts = [number for number, event in enumerate(events) if isinstance(event, AttemptStarted)]
     courses = []
-    for number, end in zip(starts, [*starts[1:], len(events)], strict=True):
+    for number, end in zip(starts, [*starts[1:], len(events)], strict=False):
         started = events[number]
         assert isinstance(started, AttemptStarted)
         courses.append(Course(started, tuple(events[number + 1 : end])))

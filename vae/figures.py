@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from data_prep.files import replacing
+from vae.metrics import EpochLine, MetricsLine, StepLine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID_COLUMNS = 8
 GAP_PX = 2
@@ -35,16 +41,23 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(canvas).save(part, format="PNG", optimize=True)
 
 
-def write_loss_curves(path: Path, metrics: dict[str, list[dict[str, Any]]]) -> bool:
-    """Plot the losses of several runs over epochs; False, and no file, where nothing was logged yet.
+def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) -> bool:
+    """Plot the losses of runs, by name, over epochs; False, and no file, where nothing was logged yet."""
+    figure = draw_loss_curves(metrics)
+    if figure is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
+    return True
 
-    Args:
-        metrics: the lines of each run's metrics.jsonl, by run name.
-    """
+
+def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | None:
+    """The figure of `write_loss_curves`; None where nothing was logged yet."""
     curves = {name: _curves(lines) for name, lines in metrics.items()}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if not curves:
-        return False
+        return None
     # a figure of its own, not pyplot's: no global state, no display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -54,38 +67,33 @@ def write_loss_curves(path: Path, metrics: dict[str, list[dict[str, Any]]]) -> b
     axes = figure.add_subplot()
     for number, (name, (train, validation)) in enumerate(curves.items()):
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-        axes.plot(*_xy(train), color=colour, alpha=0.35, linewidth=1)
-        (line,) = axes.plot(*_xy(validation), color=colour, label=f"{name}, validation")
+        axes.plot(*np.reshape(train, (-1, 2)).T, color=colour, alpha=0.35, linewidth=1)
+        (line,) = axes.plot(*np.reshape(validation, (-1, 2)).T, color=colour, label=f"{name}, validation")
         line.set(linestyle=style, marker="o", markersize=4)
         if not validation:
             axes.plot([], [], color=colour, alpha=0.35, label=f"{name}, training")
+
+    # frame and words
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss (nats/image)")
     axes.set_title("Loss per image: faint lines training batches, marked lines validation", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    low, high = _range([value for curve in curves.values() for part in curve for _, value in part])
-    axes.set_ylim(low, high)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        figure.savefig(part, format="png")
-    return True
+    points = chain.from_iterable(train + validation for train, validation in curves.values())
+    axes.set_ylim(*_range([loss for _, loss in points]))
+    return figure
 
 
 Points = list[tuple[float, float]]
 
 
-def _curves(lines: list[dict[str, Any]]) -> tuple[Points, Points]:
+def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:
     """(epoch, loss) of the logged training steps, and of the validation passes."""
-    train = [(line["epoch"], line["loss"]) for line in lines if line["kind"] == "step"]
-    seen = [line for line in lines if line["kind"] == "epoch"]
-    train = train or [(line["epoch"], line["train_loss"]) for line in seen]
-    return train, [(line["epoch"], line["val_loss"]) for line in seen if "val_loss" in line]
-
-
-def _xy(points: Points) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+    epochs = [line for line in lines if isinstance(line, EpochLine)]
+    train: Points = [(line.epoch, line.loss) for line in lines if isinstance(line, StepLine)]
+    train = train or [(line.epoch, line.train_loss) for line in epochs]
+    return train, [(line.epoch, line.val_loss) for line in epochs if line.val_loss is not None]
 
 
 def _range(values: list[float]) -> tuple[float, float]:

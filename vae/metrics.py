@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from data_prep.records import Record, is_whole, parse_line, read_lines
+from data_prep.records import Record, decode_line, is_whole, read_lines
 from vae.run_dir import METRICS_FILE
 
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
@@ -166,8 +166,8 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
         return None, []
     steps = [number for number, line in enumerate(tail) if STEP.match(line)]
     idle = set(steps[:-2])
-    start = parse_line(first, DECODER, path, 1) if is_whole(first) else None
-    lines = [parse_line(line, DECODER, path) for number, line in enumerate(tail) if number not in idle]
+    start = decode_line(first, DECODER, f"{path}, line 1,") if is_whole(first) else None
+    lines = [decode_line(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
     return start if isinstance(start, StartLine) else None, lines
 
 

@@ -79,7 +79,8 @@ class VAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Logits [b, 1, H, W] for latents [b, *latent_shape]."""
-        return self.decoder(self.from_latents(latents))
+        logits: Tensor = self.decoder(self.from_latents(latents))
+        return logits
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

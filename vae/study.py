@@ -18,8 +18,7 @@ from pathlib import Path
 import msgspec
 
 from data_prep.errors import DamagedFile, RunError, SettingsError
-from data_prep.files import write_text
-from data_prep.records import Record, Word, read_lines
+from data_prep.records import Record, Word, append_line, read_lines
 from vae.config import RunConfig, differences, read_settings, write_settings
 from vae.run_dir import (
     DONE_FILE,
@@ -210,8 +209,7 @@ def is_scored(run_dir: Path, study: Study) -> bool:
 def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> None:
     """Remember a command, word by word, that is about to start work on `runs`; one launcher at a time."""
     launch = Launch(time.strftime("%Y-%m-%dT%H:%M:%S%z"), list(command), list(runs))
-    lines = [msgspec.json.encode(line).decode() for line in [*read_launches(study_dir), launch]]
-    write_text(study_dir / LAUNCHES_FILE, "".join(f"{line}\n" for line in lines))
+    append_line(study_dir / LAUNCHES_FILE, launch)
 
 
 def read_launches(study_dir: Path, run: str = "") -> list[Launch]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-from data_prep.errors import DamagedFile, DataError, SettingsError
+from data_prep.errors import DamagedFile, SettingsError, ToolkitError
 from data_prep.shards import MANIFEST_FILE, read_manifest
 from slurm.diagnose.explain import Case
 from slurm.diagnose.log_files import last_error, last_notice
@@ -146,7 +146,7 @@ def shards_missing(data: Path) -> str:
         return f"the images in {data} are not packed yet, or were removed"
     try:
         splits = read_manifest(data).splits
-    except DataError as error:
+    except ToolkitError as error:
         return str(error)
     names = [shard.name for shards in splits.values() for shard in shards]
     lost = [name for name in names if not (data / name).exists()]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from data_prep import packer
+from data_prep import pack_plan, packer
 from data_prep.errors import ClusterError, DamagedFile, SettingsError
 from data_prep.records import Record, read_record, write_record
 from data_prep.shards import MANIFEST_FILE
@@ -110,9 +110,9 @@ def prepare_data(source: str, out: Path) -> Path:
         if not (Path(source) / MANIFEST_FILE).exists():
             raise SettingsError(f"--data {source}: no packed images there", "give packed ones, or phantom:96")
         return Path(source)
-    if not packer.is_packed(out):
+    if not (out / MANIFEST_FILE).exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        packer.plan(source, out, packer.PackOptions(size_px=IMAGE_PX))
+        pack_plan.plan(source, out, pack_plan.PackOptions(size_px=IMAGE_PX))
         packer.pack_part(out, 0, 1, workers=1)
         packer.finalize(out)
     return out

@@ -31,7 +31,8 @@ def frechet_distance(real: npt.ArrayLike, fake: npt.ArrayLike) -> float:
 
 def _deviations(features: Array) -> Array:
     """X with X^T X = covariance, [n, d]."""
-    return (features - features.mean(0)) / math.sqrt(len(features) - 1)
+    deviations: Array = (features - features.mean(0)) / math.sqrt(len(features) - 1)
+    return deviations
 
 
 def _shrink(deviations: Array) -> Array:

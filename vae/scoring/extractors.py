@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,6 @@ from data_prep.errors import RunError, WeightsError
 from vae.scoring import inception_weights as weights
 from vae.study import Study
 
-log = logging.getLogger(__name__)
-
-# Images per forward pass: about 1 GB for Inception v3 on a CPU, and enough to fill a GPU.
-BATCH_IMAGES = 32
 SMOKE_SEED = 0
 
 INCEPTION_INPUT = (
@@ -97,11 +92,11 @@ def resize(images: Tensor, size_px: int) -> Tensor:
     Grey is resized before it is repeated to three channels: PIL treats channels alike, so nothing changes.
     """
 
-    def one(array: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(array).resize((size_px, size_px), Image.Resampling.BILINEAR))
+    def resize_one(pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BILINEAR))
 
     with ThreadPoolExecutor() as threads:  # PIL lets go of the GIL
-        resized = list(threads.map(one, images[:, 0].cpu().numpy()))
+        resized = list(threads.map(resize_one, images[:, 0].cpu().numpy()))
     return torch.from_numpy(np.stack(resized)).unsqueeze(1)
 
 

@@ -1,42 +1,43 @@
-"""Features of all ranks together, and a cache of them for every run of a study."""
+"""Features of real images in a file: a study computes them once, for they are the same for every run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from data_prep.files import replacing
-from vae.scoring.extractors import BATCH_IMAGES, Features, log
-from vae.training.data_loader import rank_slice
+from vae.provenance import versions
+from vae.scoring.extractors import Features
+from vae.scoring.subject import Subject
+from vae.training.data_loader import ImageSplit
+
+log = logging.getLogger(__name__)
 
 
-def own_rows(num_images: int) -> slice:
-    """The images that belong to this rank; together the ranks have each image exactly once."""
-    if not torch.distributed.is_initialized():
-        return slice(0, num_images)
-    return rank_slice(num_images, torch.distributed.get_rank(), torch.distributed.get_world_size())
+def real_features(
+    subject: Subject, split: ImageSplit, name: str, indices: np.ndarray, folder: Path
+) -> Features:
+    """Features of some images of the split `name`, from the cache in `folder` if they are there."""
 
+    def compute() -> Features:
+        what = f"real images of the {name} split"
+        return subject.collect(what, len(indices), lambda rows: split.take(indices[rows]))
 
-def own_batches(num_images: int) -> list[slice]:
-    """This rank's images in slices of at most BATCH_IMAGES."""
-    rows = own_rows(num_images)
-    return [
-        slice(start, min(start + BATCH_IMAGES, rows.stop))
-        for start in range(rows.start, rows.stop, BATCH_IMAGES)
-    ]
-
-
-def gather(parts: list[Features]) -> Features:
-    """All ranks' features on every rank, in the order of the images. Every rank must call it."""
-    columns = [[part[i] for part in parts] for i in range(2)]
-    return Features(*(torch.cat(gather_object(column)) for column in columns))
+    # the file's name stands for everything that the features depend on
+    extractor = subject.extractor
+    network = (extractor.name, extractor.weights_sha256, extractor.input)
+    facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return cached(folder / f"{key}.npz", compute)
 
 
 def cached(path: Path, compute: Callable[[], Features]) -> Features:
@@ -44,24 +45,16 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
 
     Rank 0 reads and writes; a damaged file is as good as none. Every rank must call it.
     """
-    found = broadcast_object_list([_read(path) if _is_main() else None])[0]
-    if found is not None:
-        return found
+    is_main = PartialState().is_main_process
+    kept: Features | None = broadcast_object_list([_read(path) if is_main else None])[0]
+    if kept is not None:
+        return kept
     features = compute()
-    if _is_main():
+    if is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **{name: tensor.numpy() for name, tensor in features._asdict().items()})
     return features
-
-
-def cache_key(*facts: object) -> str:
-    """A file name that stands for everything the features depend on."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32] + ".npz"
-
-
-def _is_main() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def _read(path: Path) -> Features | None:

@@ -10,13 +10,11 @@ import logging
 import os
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import wrap_file
 
 from data_prep.errors import SettingsError, WeightsError
 from data_prep.files import BLOCK_BYTES, replacing, sha256_file
@@ -59,8 +57,7 @@ def check(study: Study) -> None:
         WeightsError: the weights are missing, truncated or not the known ones.
     """
     if study.extractor not in EXTRACTORS:
-        known = ", ".join(EXTRACTORS)
-        raise SettingsError(f"unknown extractor {study.extractor!r}; known: {known}")
+        raise SettingsError(f"unknown extractor {study.extractor!r}; known: {', '.join(EXTRACTORS)}")
     if study.extractor == "inception":
         identify(locate(study.inception_weights))
 
@@ -109,9 +106,9 @@ def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str
     Raises:
         WeightsError: no connection, no room, or what came is not the published file.
     """
-    if path.is_file() and (known := sha256_file(path)).startswith(sha256_prefix):
+    if path.is_file() and (digest := sha256_file(path)).startswith(sha256_prefix):
         log.info("%s is there already", path)
-        return known
+        return digest
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
@@ -136,18 +133,11 @@ def _download(url: str, target: Path) -> str:
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
         num_bytes = int(answer.headers.get("Content-Length") or 0)
         log.info("fetching %s (%.0f MB)", url, num_bytes / 1e6)
-        with _advancing(num_bytes) as advance:
-            while block := answer.read(BLOCK_BYTES):
+        console, is_hidden = Console(stderr=True), not sys.stderr.isatty()
+        with wrap_file(
+            answer, num_bytes, description="weights", console=console, disable=is_hidden
+        ) as reader:
+            while block := reader.read(BLOCK_BYTES):
                 digest.update(block)
                 file.write(block)
-                advance(len(block))
     return digest.hexdigest()
-
-
-@contextmanager
-def _advancing(num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A function that moves a progress bar on by so many bytes; no bar where stderr is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("weights", total=num_bytes or None)
-        yield lambda count: progress.advance(task, count)

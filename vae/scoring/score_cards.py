@@ -1,104 +1,100 @@
-"""What a score means: every number with the card that says how it was made.
-
-paper   pytorch-ignite's own FID and InceptionScore on 1000 softmax probabilities, as in the report
-2048    the usual Frechet distance on the 2048 activations of the last pooling layer
-"""
+"""scores.json: every score of a run, with the card that says how it was made. Imports no torch."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import inspect
 import math
-import warnings
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import scipy.linalg
-from ignite.metrics import FID, InceptionScore, Metric
+import msgspec
 
-from vae.scoring.distances import frechet_distance, inception_score
-from vae.scoring.extractors import Features
-
-Score = dict[str, Any]
-"""{"value": float or None, "unit": str, "protocol": {...}} and, where there is no value, "reason"."""
-
-IGNITE = f"pytorch-ignite {importlib.metadata.version('pytorch-ignite')}"
-PROBABILITIES, POOL = "softmax, 1000 probabilities", "last pooling layer, 2048 activations"
-
-PAPER_FID_NOTE = (
-    "on probabilities, so at most about 2 and not on the scale of a FID on 2048 activations; the published "
-    "study does not say whether it scored reconstructions or samples, which split, 608 or 624 images, nor "
-    "which latents"
-)
-POOL_FID_NOTE = (
-    "not the number that pytorch-fid or clean-fid would give: network and input are those named here; biased "
-    "upwards where there are fewer images than activations, so compare only equal numbers of images"
-)
-IS_NOTE = "ImageNet classes mean little on X-rays; the score of the real images is the only yardstick"
-
-# What SciPy's square root of a singular matrix, inside ignite, loses to rounding (measured: 1e-8 and less).
-AGREEMENT = {"rel_tol": 1e-6, "abs_tol": 1e-7}
+from data_prep.records import Record, read_record
+from vae.run_dir import SCORES_FILE, ScoresSummary
+from vae.scoring.score_specs import SPEC
 
 
-def score(value: float, unit: str, **protocol: Any) -> Score:
-    """A number with its card; one that is not finite becomes a reason, for JSON has no such numbers."""
+class ScoreCard(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """How a score was made; what does not apply to it is left out."""
+
+    n_real: int | None = None
+    """Real images of a distance."""
+    n_fake: int | None = None
+    n: int | None = None
+    """Pairs of an image and its reconstruction."""
+    split: str = ""
+    images: str = ""
+    """What was compared with the images of `split`."""
+    latents: str = ""
+    noise_seed: int | None = None
+    extractor: str = ""
+    extractor_sha256: str = ""
+    label: str = ""
+    """Empty if the score can be compared with other people's, else the words it must carry."""
+    input: str = ""
+    """How an image becomes the extractor's input."""
+    checkpoint_sha256: str = ""
+    data_fingerprint: str = ""
+    layer: str = ""
+    computed_by: str = ""
+    exact_value: float | None = None
+    """By formulas of our own in float64; None if `value` is that."""
+    note: str = ""
+
+    def facts(self) -> dict[str, str]:
+        """What the card says, as text, by name."""
+        return {name: str(fact) for name, fact in msgspec.to_builtins(self).items()}
+
+
+class Score(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A number with its card, or the reason why there is none."""
+
+    value: float | None
+    unit: str
+    reason: str = ""
+    card: ScoreCard = msgspec.field(name="protocol")
+
+
+class RunScores(Record, frozen=True, kw_only=True):
+    """What scores.json holds."""
+
+    IF_DAMAGED = ScoresSummary.IF_DAMAGED
+
+    extractor: str
+    label: str
+    """What scores on features must carry with them, as in `smoke, not comparable`."""
+    extractor_sha256: str
+    checkpoint_sha256: str
+    data_fingerprint: str
+    step: int
+    epoch: int
+    device: str
+    world_size: int
+    seconds: float
+    host_gb: float | None = None
+    """Peak memory of the process with rank 0, in GiB."""
+    versions: dict[str, str]
+    scores: dict[str, Score]
+
+    def value(self, key: str) -> float | None:
+        """The number, or None where there is none."""
+        return self.scores[key].value if key in self.scores else None
+
+
+def read_scores(run_dir: Path) -> RunScores | None:
+    """A run's scores.json; None if there is none.
+
+    Raises:
+        DamagedFile: it holds anything else.
+    """
+    return read_record(run_dir / SCORES_FILE, RunScores)
+
+
+def score(key: str, value: float, card: ScoreCard) -> Score:
+    """A number with its unit and card; JSON has none that is not finite, so that becomes a reason."""
     if not math.isfinite(value):
-        return no_score(f"the result is not finite ({value})", **protocol)
-    return {"value": float(value), "unit": unit, "protocol": protocol}
+        return no_score(f"the result is not finite ({value})", card)
+    return Score(value=float(value), unit=SPEC[key].unit, card=card)
 
 
-def no_score(reason: str, **protocol: Any) -> Score:
+def no_score(reason: str, card: ScoreCard) -> Score:
     """The place of a number that cannot be had, and why."""
-    return {"value": None, "unit": "", "reason": reason, "protocol": protocol}
-
-
-def frechet_scores(name: str, real: Features, fake: Features, **card: Any) -> dict[str, Score]:
-    """`NAME_paper` and `NAME_2048` for two sets of equally many images."""
-    counts = {"n_real": len(real.pool), "n_fake": len(fake.pool)}
-    exact = frechet_distance(real.probabilities, fake.probabilities)
-    value, by = _ignite_fid(real, fake, exact)
-    paper = {"layer": PROBABILITIES, "computed_by": by, "exact_value": exact, "note": PAPER_FID_NOTE}
-    pool = {"layer": POOL, "computed_by": "exact distance by the nuclear norm", "note": POOL_FID_NOTE}
-    return {
-        f"{name}_paper": score(value, "", **counts, **card, **paper),
-        f"{name}_2048": score(frechet_distance(real.pool, fake.pool), "", **counts, **card, **pool),
-    }
-
-
-def _ignite_fid(real: Features, fake: Features, exact: float) -> tuple[float, str]:
-    """pytorch-ignite's FID and its name; the exact distance, and why, where ignite's cannot be trusted.
-
-    Its square root may fail, or end in values that are not finite, which it replaces by those of another
-    formula without a word.
-    """
-    metric = FID(num_features=real.probabilities.shape[1])
-    metric.update((real.probabilities, fake.probabilities))
-    try:
-        with warnings.catch_warnings():  # fewer images than probabilities is the usual case here
-            warnings.filterwarnings("ignore", "Matrix is ", scipy.linalg.LinAlgWarning)
-            value = compute_alone(metric)
-        problem = f"it gives {value:.9g}"
-    except (ValueError, np.linalg.LinAlgError) as error:
-        value, problem = math.nan, str(error)
-    if math.isclose(value, exact, **AGREEMENT):
-        return value, f"{IGNITE} FID"
-    return exact, f"exact distance by the nuclear norm, because {IGNITE} FID failed: {problem}"
-
-
-def inception_scores(name: str, features: Features, **card: Any) -> dict[str, Score]:
-    """`is_NAME`, one split over all images."""
-    metric = InceptionScore(num_features=features.probabilities.shape[1])
-    metric.update(features.probabilities)
-    by, exact = f"{IGNITE} InceptionScore, one split", inception_score(features.probabilities)
-    own = {"layer": PROBABILITIES, "computed_by": by, "exact_value": exact, "note": IS_NOTE}
-    count = len(features.probabilities)
-    return {f"is_{name}": score(compute_alone(metric), "", n_fake=count, **card, **own)}
-
-
-def compute_alone(metric: Metric) -> float:
-    """An ignite metric's value from what this process has fed it.
-
-    Goes past ignite's own adding up over ranks: that starts communication of its own and reads SLURM's
-    variables its own way, and here every rank holds the features of all images.
-    """
-    return float(inspect.unwrap(type(metric).compute)(metric))
+    return Score(value=None, unit="", reason=reason, card=card)

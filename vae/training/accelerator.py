@@ -1,4 +1,4 @@
-"""One process per GPU, told apart by the environment: start accelerate, agree, and add up."""
+"""Starts accelerate on every rank: mixed precision, trackers, the process group, and its world size."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from accelerate.utils import (
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
+from vae.run_dir import TENSORBOARD_DIR
 
 # Ranks that wait longer than this for each other are not coming: say so instead of burning the allocation.
 RENDEZVOUS_TIME_LIMIT = datetime.timedelta(minutes=10)
@@ -45,7 +46,7 @@ def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
             mixed_precision=mixed_precision,
             cpu=not on_gpu,
             log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
+            project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / TENSORBOARD_DIR)),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=RENDEZVOUS_TIME_LIMIT),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
@@ -104,16 +105,16 @@ def check_world_size(accelerator: Accelerator) -> None:
 
     Without this, accelerate may train WORLD_SIZE separate models into one folder without a word.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world_size:
         raise RunError(
-            f"{accelerator.num_processes} of {asked} ranks came together on {accelerator.device}",
+            f"{accelerator.num_processes} of {world_size} ranks came together on {accelerator.device}",
             "check MASTER_ADDR, MASTER_PORT and the visible GPUs of the job",
         )
 
 
 def _check_trackers(trackers: tuple[str, ...]) -> None:
-    known = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
+    available = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
     for name in trackers:
-        if name not in known:
-            raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(known)}")
+        if name not in available:
+            raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(available)}")

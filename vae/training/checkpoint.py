@@ -109,7 +109,8 @@ def find_latest(run_dir: Path) -> Path | None:
 
 def load_state(checkpoint: Path) -> StateDict:
     """Everything of `state.pt`, on the CPU. Only tensors and plain values are unpickled."""
-    return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    state: StateDict = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    return state
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:

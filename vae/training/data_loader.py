@@ -149,7 +149,7 @@ class BatchPlan:
     @property
     def images_per_step(self) -> int:
         """Images of one global batch that belong to this rank."""
-        return self.own_images.stop - self.own_images.start
+        return len(range(*self.own_images.indices(self.batch_size)))
 
     def indices(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """This rank's image indices for each step in [first_step, last_step)."""

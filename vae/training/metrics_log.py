@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from data_prep.errors import RunError
 from data_prep.files import write_text
-from data_prep.records import append_line
+from data_prep.records import append_line, encode_line
 from vae.config import RunConfig, to_dict
 from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.run_dir import METRICS_FILE
@@ -92,8 +91,8 @@ class MetricsLog:
         """Have metrics.jsonl end at `step`; returns what it held beyond."""
         lines = read_metrics(self.run_dir)
         dropped = [line for line in lines if line.step > step]
-        kept = [msgspec.json.encode(line).decode() for line in lines if line.step <= step]
-        write_text(self.run_dir / METRICS_FILE, "".join(f"{line}\n" for line in kept))
+        kept = b"".join(encode_line(line) for line in lines if line.step <= step)
+        write_text(self.run_dir / METRICS_FILE, kept.decode())
         seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
         return Redone(lines[-1].step if lines else 0, seconds)
 
@@ -106,12 +105,7 @@ class MetricsLog:
         self._restart_pace()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._progress:
             self._progress.stop()
         for tracker in self.accelerator.trackers:
@@ -254,15 +248,6 @@ def peak_memory_gb() -> float:
 
 
 def _progress_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-    )
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    note = TextColumn("{task.fields[note]}")
+    return Progress(*columns, TimeRemainingColumn(), note, console=Console(stderr=True))

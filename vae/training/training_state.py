@@ -50,7 +50,8 @@ class TrainingState:
         if not (self.config.clip_norm or wants_norm):
             return None
         limit = self.config.clip_norm * self.config.batch_size or math.inf  # infinity changes nothing
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return norm
 
     def to_save(self) -> StateDict:
         """Everything beside the weights that the next step depends on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import REPOSITORY, child_environment, make_run
+from tiny import REPOSITORY, child_environment, make_run, write_lines
 
 from data_prep.errors import RunError
 from vae.config import RunConfig
-from vae.metrics import read_metrics
+from vae.metrics import EpochLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.training.accelerator import start_accelerator
 from vae.training.metrics_log import MetricsLog
 from vae.training.trainer import train
+from vae.training.validation import ValidationLosses
 
 
 def make_metrics_log(run_dir: Path, **settings: object) -> MetricsLog:
@@ -34,15 +34,12 @@ def test_losses_are_per_image_and_add_up_with_beta(tmp_path: Path) -> None:
         metrics_log.add(torch.tensor([40.0, 8.0], dtype=torch.float64))
         metrics_log.log_step(1, lr=0.1, grad_norm=torch.tensor(12.0))
         metrics_log.add(torch.tensor([20.0, 4.0], dtype=torch.float64))
-        metrics_log.log_epoch(2, {"val_loss": 3.0})
-    step, epoch = [line for line in read_metrics(tmp_path) if line["kind"] != "start"]
-    assert (step["bce"], step["kl"], step["loss"], step["grad_norm"]) == (10, 2, 11, 3)
-    assert (epoch["train_bce"], epoch["train_kl"], epoch["train_loss"], epoch["val_loss"]) == (
-        7.5,
-        1.5,
-        8.25,
-        3,
-    )
+        metrics_log.log_epoch(2, ValidationLosses(3.0, 2.0, 1.0))
+    _, step, epoch = read_metrics(tmp_path)
+    assert isinstance(step, StepLine)
+    assert isinstance(epoch, EpochLine)
+    assert (step.bce, step.kl, step.loss, step.grad_norm) == (10, 2, 11, 3)
+    assert (epoch.train_bce, epoch.train_kl, epoch.train_loss, epoch.val_loss) == (7.5, 1.5, 8.25, 3)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -55,11 +52,16 @@ def test_first_of_several_bad_losses_is_named(tmp_path: Path, bad: float) -> Non
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
-    lines = [{"kind": "step", "step": step} for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kin')
-    make_metrics_log(tmp_path).start(2, [0.0, 0.0], restarts=1)
-    left = [(line["kind"], line["step"]) for line in read_metrics(tmp_path)]
-    assert left == [("step", 1), ("step", 2), ("start", 2)]
+    saves = [SaveLine(step=step, time=100.0 + step, seconds=0.1) for step in (1, 2, 3, 4)]
+    write_lines(tmp_path, *saves)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kin')
+    redone = make_metrics_log(tmp_path).start(2, [0.0, 0.0], restarts=1)
+    assert (redone.reached_step, redone.seconds) == (4, 1.0)
+    *kept, start = read_metrics(tmp_path)
+    assert kept == saves[:2]
+    assert isinstance(start, StartLine)
+    assert (start.step, start.restarts) == (2, 1)
 
 
 def test_infinite_gradient_norm_of_a_skipped_fp16_step_is_left_out(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_infinite_gradient_norm_of_a_skipped_fp16_step_is_left_out(tmp_path: Pat
     metrics_log.start(0, [0.0, 0.0], restarts=0)
     metrics_log.add(torch.ones(2, dtype=torch.float64))
     metrics_log.log_step(1, lr=0.1, grad_norm=torch.tensor(float("inf")))
-    assert "grad_norm" not in read_metrics(tmp_path)[-1]  # JSON knows no infinity
+    assert b"grad_norm" not in (tmp_path / "metrics.jsonl").read_bytes()  # JSON knows no infinity
 
 
 def test_tensorboard_gets_every_logged_value(tmp_path: Path, shards: Path) -> None:
@@ -78,8 +80,8 @@ def test_tensorboard_gets_every_logged_value(tmp_path: Path, shards: Path) -> No
     events = EventAccumulator(str(run_dir / "tensorboard" / "linear-s0"))
     events.Reload()
     written = [event.value for event in events.Scalars("loss")]
-    told = [line["loss"] for line in read_metrics(run_dir) if line["kind"] == "step"]
-    assert written == pytest.approx(told)
+    losses = [line.loss for line in read_metrics(run_dir) if isinstance(line, StepLine)]
+    assert written == pytest.approx(losses)
 
 
 def test_terminal_gets_a_bar_and_a_log_file_gets_plain_lines(tmp_path: Path, shards: Path) -> None:

@@ -8,27 +8,20 @@ import numpy as np
 import pytest
 import torch
 from ignite.metrics.gan.utils import InceptionModel
+from pictures import smooth_images
 from PIL import Image
 from torchvision import transforms
 
 from data_prep.errors import RunError, WeightsError
-from vae.scoring import extractors as features
-from vae.scoring.extractors import Features, load_extractor, resize, to_8bit
-from vae.scoring.feature_cache import cached
+from data_prep.files import sha256_file
+from vae.scoring.extractors import Extractor, load_extractor, resize, to_8bit
 from vae.study import Study
 
 CPU = torch.device("cpu")
 
 
-def pictures(count: int, size_px: int = 48) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(count)
-    coarse = torch.rand(count, 1, 5, 5, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, size=size_px, mode="bilinear")
-    return (255 * smooth).to(torch.uint8)
-
-
 @pytest.fixture(scope="module")
-def smoke() -> features.Extractor:
+def smoke() -> Extractor:
     return load_extractor(Study("x", extractor="smoke"), CPU)
 
 
@@ -52,7 +45,7 @@ def test_values_outside_the_range_are_refused(bad: float) -> None:
 
 
 def test_resize_is_that_of_the_report_on_repeated_grey() -> None:
-    images = pictures(2)
+    images = smooth_images(2)
     for image, ours in zip(images, resize(images, 299), strict=True):
         rgb = transforms.ToPILImage()(image.repeat(3, 1, 1)).resize((299, 299), Image.Resampling.BILINEAR)
         assert np.array_equal(np.asarray(rgb), ours.expand(3, -1, -1).permute(1, 2, 0).numpy())
@@ -66,16 +59,14 @@ def test_resize_is_that_of_the_report_on_repeated_grey() -> None:
         torch.zeros(8, 8, dtype=torch.uint8),
     ],
 )
-def test_the_extractor_refuses_other_types_and_shapes(
-    smoke: features.Extractor, images: torch.Tensor
-) -> None:
+def test_the_extractor_refuses_other_types_and_shapes(smoke: Extractor, images: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="takes uint8"):
         smoke(images)
 
 
-def test_smoke_features_are_the_same_every_time_and_carry_a_label(smoke: features.Extractor) -> None:
+def test_smoke_features_are_the_same_every_time_and_carry_a_label(smoke: Extractor) -> None:
     again = load_extractor(Study("x", extractor="smoke"), CPU)
-    first, second = smoke(pictures(3)), again(pictures(3))
+    first, second = smoke(smooth_images(3)), again(smooth_images(3))
     assert torch.equal(first.probabilities, second.probabilities)
     assert torch.equal(first.pool, second.pool)
     assert first.probabilities.shape == (3, 1000)
@@ -87,7 +78,7 @@ def test_smoke_features_are_the_same_every_time_and_carry_a_label(smoke: feature
 
 def test_inception_gives_what_torchvision_and_ignite_give(inception_weights: Path, hub: Path) -> None:
     extractor = load_extractor(Study("x", inception_weights=str(inception_weights)), CPU)
-    images = pictures(3)
+    images = smooth_images(3)
     inputs = torch.stack(
         [
             transforms.ToTensor()(
@@ -96,39 +87,25 @@ def test_inception_gives_what_torchvision_and_ignite_give(inception_weights: Pat
             for image in images
         ]
     )
-    found = extractor(images)
-    assert torch.equal(found.probabilities, InceptionModel(return_features=False)(inputs))
-    assert torch.equal(found.pool, InceptionModel(return_features=True)(inputs))
-    assert found.probabilities.std(0).max() > 0.01  # the seeded network tells images apart
+    features = extractor(images)
+    assert torch.equal(features.probabilities, InceptionModel(return_features=False)(inputs))
+    assert torch.equal(features.pool, InceptionModel(return_features=True)(inputs))
+    assert features.probabilities.std(0).max() > 0.01  # the seeded network tells images apart
     assert extractor.label == "unknown weights, not comparable"
 
 
 def test_a_file_that_holds_other_weights_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, path)
-    path.with_name("other.pth.sha256").write_text(f"{features.weights.sha256_file(path)}  other.pth")
+    path.with_name("other.pth.sha256").write_text(f"{sha256_file(path)}  other.pth")
     with pytest.raises(WeightsError, match="does not hold Inception v3 weights") as caught:
         load_extractor(Study("x", inception_weights=str(path)), CPU)
     assert "\n" not in str(caught.value)
 
 
-def test_cached_features_are_made_once_and_again_when_damaged(tmp_path: Path) -> None:
-    path, made = tmp_path / "cache" / "key.npz", []
-
-    def compute() -> Features:
-        made.append(1)
-        return Features(torch.full((2, 3), float(len(made))), torch.zeros(2, 4))
-
-    assert cached(path, compute).probabilities[0, 0] == 1
-    assert cached(path, compute).probabilities[0, 0] == 1
-    path.write_bytes(path.read_bytes()[:-30])
-    assert cached(path, compute).probabilities[0, 0] == 2
-    assert [p.name for p in path.parent.iterdir()] == ["key.npz"]
-
-
 @pytest.mark.gpu
 def test_a_gpu_gives_the_features_of_the_cpu(inception_weights: Path) -> None:
     study = Study("x", inception_weights=str(inception_weights))
-    on_cpu = load_extractor(study, CPU)(pictures(4))
-    on_gpu = load_extractor(study, torch.device("cuda"))(pictures(4))
+    on_cpu = load_extractor(study, CPU)(smooth_images(4))
+    on_gpu = load_extractor(study, torch.device("cuda"))(smooth_images(4))
     torch.testing.assert_close(on_gpu.pool, on_cpu.pool, rtol=1e-3, atol=1e-3 * float(on_cpu.pool.std()))

@@ -1,4 +1,4 @@
-"""Scores and their cards; the paper protocol against pytorch-ignite run as its article runs it."""
+"""FID and Inception score against pytorch-ignite run as its article runs it; what their cards say."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.metrics import FID, InceptionScore
+from pictures import smooth_images
 from PIL import Image
-from test_features import pictures
 from torchvision import transforms
 
 from vae.scoring.distances import frechet_distance
 from vae.scoring.extractors import Features, load_extractor, to_8bit
-from vae.scoring.score_cards import frechet_scores, inception_scores, no_score, score
+from vae.scoring.ignite_metrics import frechet_scores, inception_scores
+from vae.scoring.score_cards import ScoreCard
 from vae.study import Study
 
 
@@ -40,7 +41,7 @@ def test_the_paper_protocol_is_that_of_ignite_from_pixels_to_numbers(
         ]
         return torch.stack([transforms.ToTensor()(image) for image in resized])
 
-    real = pictures(6)
+    real = smooth_images(6)
     fake = blur(real)
     theirs, their_score = FID(), InceptionScore()
     for rows in (slice(0, 4), slice(4, 6)):
@@ -50,12 +51,13 @@ def test_the_paper_protocol_is_that_of_ignite_from_pixels_to_numbers(
 
     extractor = load_extractor(Study("x", inception_weights=str(inception_weights)), torch.device("cpu"))
     features = extractor(real), extractor(to_8bit(fake))
-    ours = frechet_scores("rfid", *features)["rfid_paper"]
-    assert ours["value"] == pytest.approx(theirs.compute(), rel=1e-6)
-    assert ours["protocol"]["exact_value"] == pytest.approx(theirs.compute(), rel=1e-6)
-    assert ours["value"] > 0.01  # far above what rounding leaves
-    is_ours = inception_scores("fake", features[1])["is_fake"]
-    assert is_ours["value"] == pytest.approx(their_score.compute(), rel=1e-6)
+    ours, expected = frechet_scores("rfid", *features, ScoreCard())["rfid_paper"], theirs.compute()
+    assert ours.value == pytest.approx(expected, rel=1e-6)
+    assert ours.card.exact_value == pytest.approx(expected, rel=1e-6)
+    assert ours.value is not None
+    assert ours.value > 0.01  # far above what rounding leaves
+    is_ours = inception_scores("reconstructions", features[1], ScoreCard())["is_reconstructions"]
+    assert is_ours.value == pytest.approx(their_score.compute(), rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [30, 37])
@@ -65,30 +67,31 @@ def test_a_ragged_last_batch_counts_like_any_other(count: int) -> None:
     for start in range(0, count, 16):
         rows = slice(start, start + 16)
         metric.update((real.probabilities[rows], fake.probabilities[rows]))
-    paper = frechet_scores("rfid", real, fake)["rfid_paper"]
-    assert paper["value"] == pytest.approx(metric.compute(), rel=1e-9)
-    assert paper["protocol"]["exact_value"] == pytest.approx(metric.compute(), rel=1e-6)
+    paper = frechet_scores("rfid", real, fake, ScoreCard())["rfid_paper"]
+    assert paper.value == pytest.approx(metric.compute(), rel=1e-9)
+    assert paper.card.exact_value == pytest.approx(metric.compute(), rel=1e-6)
 
 
 def test_the_2048_distance_is_exact_and_agrees_with_ignite() -> None:
     real, fake = drawn(0, 40), drawn(1, 40)
     metric = FID(num_features=400)
     metric.update((real.pool, fake.pool))
-    found = frechet_scores("gfid", real, fake)["gfid_2048"]["value"]
-    assert found == frechet_distance(real.pool, fake.pool)
-    assert found == pytest.approx(metric.compute(), rel=1e-6)
+    value = frechet_scores("gfid", real, fake, ScoreCard())["gfid_2048"].value
+    assert value == frechet_distance(real.pool, fake.pool)
+    assert value == pytest.approx(metric.compute(), rel=1e-6)
 
 
 def test_every_number_carries_its_card() -> None:
-    scores = frechet_scores("rfid", drawn(0, 9), drawn(1, 9), split="test", extractor="x")
-    scores |= inception_scores("reconstructions", drawn(1, 9), split="test", extractor="x")
+    card = ScoreCard(split="test", extractor="x")
+    scores = frechet_scores("rfid", drawn(0, 9), drawn(1, 9), card)
+    scores |= inception_scores("reconstructions", drawn(1, 9), card)
     assert list(scores) == ["rfid_paper", "rfid_2048", "is_reconstructions"]
     for entry in scores.values():
-        card = entry["protocol"]
-        assert math.isfinite(entry["value"])
-        assert (card["split"], card["extractor"], card["n_fake"]) == ("test", "x", 9)
-        assert {"layer", "computed_by", "note"} <= set(card)
-    assert scores["rfid_paper"]["protocol"]["n_real"] == 9
+        assert entry.value is not None
+        assert math.isfinite(entry.value)
+        assert (entry.card.split, entry.card.extractor, entry.card.n_fake) == ("test", "x", 9)
+        assert {"layer", "computed_by", "note"} <= set(entry.card.facts())
+    assert scores["rfid_paper"].card.n_real == 9
 
 
 @pytest.mark.parametrize("answer", [ValueError("Imaginary component 0.5"), float("nan"), 0.25])
@@ -103,11 +106,7 @@ def test_the_exact_distance_stands_in_where_ignite_fails(
         return answer
 
     monkeypatch.setattr(FID, "compute", compute)
-    paper = frechet_scores("rfid", drawn(0, 9), drawn(1, 9))["rfid_paper"]
-    assert paper["value"] == paper["protocol"]["exact_value"] != 0.25
-    assert "because pytorch-ignite" in paper["protocol"]["computed_by"]
-    assert f"{answer}" in paper["protocol"]["computed_by"]
-
-
-def test_a_number_that_is_not_finite_becomes_a_reason() -> None:
-    assert score(float("nan"), "dB", n=3) == no_score("the result is not finite (nan)", n=3)
+    paper = frechet_scores("rfid", drawn(0, 9), drawn(1, 9), ScoreCard())["rfid_paper"]
+    assert paper.value == paper.card.exact_value != 0.25
+    assert "because pytorch-ignite" in paper.card.computed_by
+    assert f"{answer}" in paper.card.computed_by

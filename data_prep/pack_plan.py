@@ -1,0 +1,176 @@
+"""The plan of a pack, kept as plan.json: which image goes into which shard, and how its pixels are made.
+
+It is fixed before the first pixel is read, so a pack that was killed ends with the same bytes as one that was
+not, and many parts write the same files as one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from data_prep.errors import DamagedFile, DataError
+from data_prep.files import writing
+from data_prep.image import REDUCING_GAP, Aspect
+from data_prep.records import Record, read_record, write_record
+from data_prep.shards import SHARD_NAME, SPLITS, Recipe
+from data_prep.sources import Item, Kind, Source, find_items
+from data_prep.splits import cut_splits
+
+PLAN_FILE = "plan.json"
+
+
+class PackOptions(Record, frozen=True):
+    """What decides the content of the shards."""
+
+    size_px: int = 256
+    """Side of the square images; as published."""
+    aspect: Aspect = "stretch"
+    """stretch: fill the square (as published); pad: black borders; crop: cut the longer side."""
+    val_fraction: float = 0.1
+    """Share of the training patients' images for validation, where the source gives too few."""
+    shard_images: int = 4096
+    """Images per shard: 256 MiB at 256 px."""
+    seed: int = 0
+    """Seeds the split and the order."""
+    max_bad: float = 0.01
+    """Largest share of unusable files; above it nothing is packed."""
+
+    def __post_init__(self) -> None:
+        """Raise DataError for values that make no data set."""
+        if not 16 <= self.size_px <= 4096:
+            raise DataError(f"--size {self.size_px} is not allowed", "16 to 4096 px")
+        if not 0 < self.val_fraction < 0.5:
+            raise DataError(f"--val-fraction {self.val_fraction} is not allowed", "above 0 and below 0.5")
+        if self.shard_images < 1 or self.seed < 0:
+            raise DataError("--shard-images must be at least 1 and --seed at least 0")
+        if not 0 <= self.max_bad <= 1:
+            raise DataError(f"--max-bad {self.max_bad} is not allowed", "0 to 1, as 0.01 for 1 %")
+
+
+class ShardPlan(Record, frozen=True):
+    """One shard to write: its name and its images in order."""
+
+    name: str
+    split: str
+    items: tuple[Item, ...]
+
+
+class Plan(Record, frozen=True):
+    """Everything that decides the bytes of every shard."""
+
+    IF_DAMAGED: ClassVar[str] = "delete it and pack again"
+
+    source: str
+    kind: Kind
+    root: str
+    options: PackOptions
+    class_names: tuple[str, ...]
+    shards: tuple[ShardPlan, ...]
+
+    def items(self) -> Iterator[Item]:
+        """All images, shard by shard."""
+        return chain.from_iterable(shard.items for shard in self.shards)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How pixels are made, stored in every shard."""
+        recipe: Recipe = {"size_px": self.options.size_px, "aspect": self.options.aspect}
+        if self.kind == "phantom":
+            return {**recipe, "filter": "none: drawn at this size", "seed": self.options.seed}
+        return {**recipe, "filter": "bicubic", "reducing_gap": REDUCING_GAP, "grey": "luma (ITU-R 601)"}
+
+    def digest(self) -> str:
+        """SHA-256 of the plan without source path and max_bad, which do not change the output.
+
+        Takes seconds where the images are many.
+        """
+        options = msgspec.structs.replace(self.options, max_bad=0.0)
+        values = msgspec.to_builtins(msgspec.structs.replace(self, source="", root="", options=options))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def count_images(shards: Iterable[ShardPlan]) -> int:
+    """Files that the plan assigns to `shards`."""
+    return sum(len(shard.items) for shard in shards)
+
+
+def plan(source: str, out: Path, options: PackOptions, write: bool = True) -> Plan:
+    """Decide which image of `source` goes into which shard, and write that down as OUT/plan.json.
+
+    `source` is a folder, CSV file, DICOM folder or `phantom:N`. A dry run does not `write`.
+
+    Raises:
+        DataError: the source cannot be used, one patient is on two sides, or OUT holds another plan.
+        DamagedFile: OUT/plan.json is damaged.
+    """
+    path = out / PLAN_FILE
+    new = make_plan(source, find_items(source, out, may_write=write), options)
+    if path.exists():
+        existing = read_plan(out)
+        if existing.digest() != new.digest():
+            raise DataError(
+                f"{out} belongs to another pack: {'; '.join(plan_differences(existing, new))}",
+                "choose another folder for the shards, or remove this one",
+            )
+    if write:
+        with writing(path):
+            write_record(path, new)
+    return new
+
+
+def make_plan(source: str, listing: Source, options: PackOptions) -> Plan:
+    """Splits by patient, then one seeded shuffle, then shards: a pure function of its arguments."""
+    splits = cut_splits(listing.items, options.val_fraction, options.seed)
+    shards = chain.from_iterable(plan_shards(split, splits[split], options) for split in SPLITS)
+    class_names = tuple(sorted({item.label for item in listing.items}))
+    if len(class_names) > 256:
+        raise DataError(f"{source} has {len(class_names)} classes", "at most 256; are these class folders?")
+    return Plan(source, listing.kind, str(listing.root), options, class_names, tuple(shards))
+
+
+def plan_shards(split: str, items: list[Item], options: PackOptions) -> Iterator[ShardPlan]:
+    """The images of one split, shuffled and dealt out to its shards."""
+    order = sorted(items, key=lambda item: item.key)
+    random.Random(f"order-{split}-{options.seed}").shuffle(order)
+    count = math.ceil(len(order) / options.shard_images)
+    for number in range(count):
+        start = number * options.shard_images
+        images = tuple(order[start : start + options.shard_images])
+        yield ShardPlan(f"{split}-{number:05d}-of-{count:05d}.h5", split, images)
+
+
+def plan_differences(existing: Plan, new: Plan) -> list[str]:
+    """What tells two plans apart, one line each."""
+    differences = []
+    for name in PackOptions.__struct_fields__:
+        old_value, new_value = getattr(existing.options, name), getattr(new.options, name)
+        if name != "max_bad" and old_value != new_value:
+            differences.append(f"{name}: {old_value} there, {new_value} asked for")
+    old_count, new_count = count_images(existing.shards), count_images(new.shards)
+    if old_count != new_count:
+        differences.append(f"images: {old_count} there, {new_count} in the source")
+    return differences or ["it was made from other files"]
+
+
+def read_plan(out: Path) -> Plan:
+    """OUT/plan.json; DataError if there is none, DamagedFile if it is damaged or edited."""
+    path = out / PLAN_FILE
+    plan = read_record(path, Plan)
+    if plan is None:
+        raise DataError(f"{out} has no {PLAN_FILE}", "start with: python jobs/pack.py SOURCE OUT")
+    strange = {item.label for item in plan.items()} - {*plan.class_names}
+    strange |= {shard.name for shard in plan.shards if not SHARD_NAME.fullmatch(shard.name)}
+    if plan.kind == "phantom":
+        strange |= {item.key for item in plan.items() if not item.key.rpartition("/")[2].isdecimal()}
+    if strange:
+        raise DamagedFile(f"{path} is damaged: it cannot hold {min(strange)!r}", plan.IF_DAMAGED)
+    return plan

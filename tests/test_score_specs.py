@@ -1,0 +1,46 @@
+"""The table of scores: what the report, status and sentences call each one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vae.scoring.score_cards import read_scores
+from vae.scoring.score_specs import SPEC, SPECS, Better, Section
+
+
+def test_every_score_has_a_specification_and_its_unit(scored_study: Path) -> None:
+    scores = read_scores(scored_study / "linear-s0")
+    assert scores is not None
+    assert set(SPEC) == set(scores.scores)
+    assert {key: score.unit for key, score in scores.scores.items()} == {s.key: s.unit for s in SPECS}
+
+
+def test_the_report_status_and_sentences_have_names_of_their_own() -> None:
+    shown = [(spec.head, spec.short_head, spec.in_words) for spec in SPECS if spec.is_in_status]
+    assert shown == [
+        ("FID, reconstructions", "FID\nreconstr.", "FID of reconstructions"),
+        ("FID, samples", "FID\nsamples", "FID of samples"),
+        ("IS, reconstructions", "IS\nreconstr.", "Inception score of reconstructions"),
+        ("IS, samples", "IS\nsamples", "Inception score of samples"),
+        ("FID-2048, reconstructions", "FID-2048\nreconstr.", "FID-2048 of reconstructions"),
+        ("FID-2048, samples", "FID-2048\nsamples", "FID-2048 of samples"),
+        ("SSIM", "SSIM", "SSIM"),
+        ("PSNR (dB)", "PSNR\ndB", "PSNR"),
+    ]
+    others = [(spec.head, spec.in_words) for spec in SPECS if not spec.is_in_status]
+    assert others[:2] == [("BCE (nats/image)", "cross-entropy"), ("KL (nats/image)", "KL divergence")]
+    assert SPEC["is_real"].in_words == "Inception score of real images"
+
+
+def test_a_baseline_is_the_same_metric_on_real_images() -> None:
+    baselines = {spec.key for spec in SPECS if spec.section is Section.BASELINE}
+    assert baselines == {spec.baseline for spec in SPECS if spec.baseline}
+    for spec in SPECS:
+        if spec.baseline:
+            baseline = SPEC[spec.baseline]
+            assert (baseline.metric, baseline.better) == (spec.metric, spec.better)
+
+
+def test_the_direction_of_each_score_is_told() -> None:
+    higher = {spec.key for spec in SPECS if spec.better is Better.HIGHER}
+    assert higher == {"is_reconstructions", "is_samples", "is_real", "ssim", "psnr"}

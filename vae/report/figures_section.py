@@ -1,0 +1,51 @@
+"""The report's pictures: loss curves of all runs, and test images beside what the runs make of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vae.figures import write_loss_curves
+from vae.report.page import Block, Heading, Picture, Text
+from vae.report.run_summary import RunSummary
+from vae.run_dir import figure_path
+
+LOSS_CAPTION = (
+    "Loss per image: cross-entropy summed over pixels + beta x KL. Its minimum is not 0 but the entropy of "
+    "the grey values. The first steps may lie above the frame."
+)
+
+
+def figures_section(folder: Path, runs: list[RunSummary]) -> list[Block]:
+    """The loss curves, drawn into `folder`, and the images that scoring has left in the runs."""
+    return [*_loss_blocks(figure_path(folder, "loss"), runs), *_image_blocks(runs)]
+
+
+def _loss_blocks(path: Path, runs: list[RunSummary]) -> list[Block]:
+    has_losses = write_loss_curves(path, {run.name: run.metrics for run in runs})
+    curves = Picture(path, LOSS_CAPTION) if has_losses else Text("No run has logged a loss yet.")
+    return [Heading("Loss curves"), curves]
+
+
+def _image_blocks(runs: list[RunSummary]) -> list[Block]:
+    """The same 32 test images as they are and as each variant's first scored run gives them back; samples."""
+    firsts: dict[str, RunSummary] = {}
+    for run in runs:
+        if run.scores:
+            firsts.setdefault(run.variant, run)
+    blocks: list[Block] = [Heading("Images")]
+    if not firsts:
+        return [*blocks, Text("There are no images before a run is scored.")]
+    chosen = list(firsts.values())
+    blocks.append(_picture(chosen[0], "originals", "The first test images, up to 32"))
+    for run in chosen:
+        caption = f"{run.name}: reconstructions of the images above, in the same order"
+        blocks.append(_picture(run, "reconstructions", caption))
+    for run in chosen:
+        if run.value("gfid_paper") is not None:
+            blocks.append(_picture(run, "samples", f"{run.name}: samples from the prior"))
+    return blocks
+
+
+def _picture(run: RunSummary, name: str, caption: str) -> Block:
+    path = figure_path(run.folder, name)
+    return Picture(path, caption) if path.is_file() else Text(f"{caption}: {path} is missing")

@@ -1,0 +1,96 @@
+"""What the files of one run say; a damaged one takes nothing else down with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.errors import ToolkitError
+from vae.config import RunConfig
+from vae.events import AnyEvent, read_events
+from vae.metrics import MetricsLine, Progress, StartLine, progress_of, read_metrics
+from vae.provenance import Provenance, read_provenance
+from vae.report.cells import MISSING
+from vae.run_dir import Done, read_done
+from vae.scoring.score_cards import RunScores, read_scores
+from vae.study import RunState, read_run
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is known of one run."""
+
+    folder: Path
+    config: RunConfig | None
+    metrics: Sequence[MetricsLine]
+    events: Sequence[AnyEvent]
+    done: Done | None
+    scores: RunScores | None
+    """None unless they belong to the finished weights."""
+    provenance: Provenance
+    progress: Progress
+    state: RunState
+    reason: str
+    """Why it is not done; empty if it is."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def variant(self) -> str:
+        return self.config.variant if self.config else MISSING
+
+    @property
+    def label(self) -> str:
+        """What its scores must carry with them, as in `smoke, not comparable`."""
+        return self.scores.label if self.scores else ""
+
+    def value(self, key: str) -> float | None:
+        """A score, or None where there is none."""
+        return self.scores.value(key) if self.scores else None
+
+
+def read_summary(folder: Path) -> RunSummary:
+    """Whatever can be read of the run in `folder`."""
+    problems: list[str] = []
+
+    def intact(read: Callable[[Path], T], otherwise: T) -> T:
+        try:
+            return read(folder)
+        except ToolkitError as error:
+            problems.append(f"{error}; {error.hint}" if error.hint else f"{error}")
+            return otherwise
+
+    config, done, scores = intact(read_run, None), intact(read_done, None), intact(read_scores, None)
+    metrics: Sequence[MetricsLine] = intact(read_metrics, [])
+    events: Sequence[AnyEvent] = intact(read_events, [])
+    provenance = intact(read_provenance, Provenance())
+    progress = progress_of(next((line for line in metrics if isinstance(line, StartLine)), None), metrics)
+    state, reason = _state(folder, progress, done, scores)
+    if problems and folder.exists():
+        state, reason = RunState.DAMAGED, problems[0]
+    is_shown = config and done and scores and scores.checkpoint_sha256 == done.weights_sha256
+    own_scores = scores if is_shown else None
+    return RunSummary(folder, config, metrics, events, done, own_scores, provenance, progress, state, reason)
+
+
+def _state(
+    folder: Path, progress: Progress, done: Done | None, scores: RunScores | None
+) -> tuple[RunState, str]:
+    """The state of a run as far as whole files tell it, and why it is not done."""
+    if not folder.exists():
+        return RunState.MISSING, "it was never started"
+    if done is None and not progress.total_steps:
+        return RunState.MISSING, "training has not begun"
+    if done is None:
+        return RunState.STOPPED, f"training is at step {progress.step:,} of {progress.total_steps:,}"
+    if scores is None:
+        return RunState.TRAINED, f"to score it: python jobs/evaluate.py {folder}"
+    if scores.checkpoint_sha256 != done.weights_sha256:
+        return RunState.TRAINED, "its scores belong to other weights; score it again"
+    return RunState.DONE, ""

@@ -1,0 +1,71 @@
+"""The first section of the report: the state of every run, and the images they were trained on."""
+
+from __future__ import annotations
+
+import statistics
+from itertools import chain
+from pathlib import Path
+
+from data_prep.errors import ToolkitError
+from data_prep.shards import read_manifest
+from vae.metrics import EpochLine, StepLine
+from vae.report.cells import MISSING, number
+from vae.report.page import Block, Heading, Table, Text
+from vae.report.run_summary import RunSummary
+
+NOT_CLINICAL = (
+    "These numbers compare images with images. They are not a clinical quality measure, and nothing here "
+    "is for use in patient care."
+)
+HEAD = ("run", "variant", "state", "epochs", "steps", "restarts", "images/s", "val. loss (nats/image)")
+
+
+def runs_section(title: str, runs: list[RunSummary]) -> list[Block]:
+    """The page's title and what to know before any number, then a row per run and a table per data set."""
+    labels = dict.fromkeys(run.label for run in runs if run.label)
+    data_dirs = dict.fromkeys(run.config.data for run in runs if run.config)
+    return [
+        Heading(title, 1),
+        Text("Variational autoencoders for chest X-rays: training, scores and images of every run."),
+        Text(NOT_CLINICAL),
+        *(Text(f"FID and IS here: {label}.", is_warning=True) for label in labels),
+        Heading("Runs"),
+        Table(HEAD, [_run_row(run) for run in runs], frozenset(range(3, 8))),
+        *chain.from_iterable(_data_blocks(Path(data_dir)) for data_dir in data_dirs),
+    ]
+
+
+def _run_row(run: RunSummary) -> list[str]:
+    progress, has_begun = run.progress, bool(run.progress.total_steps)
+    speeds = [line.images_per_s for line in run.metrics if isinstance(line, StepLine)]
+    val_losses = [
+        line.val_loss for line in run.metrics if isinstance(line, EpochLine) and line.val_loss is not None
+    ]
+    num_attempts = len(run.provenance.attempts)
+    return [
+        run.name,
+        run.variant,
+        f"{run.state}: {run.reason}" if run.reason else run.state,
+        f"{progress.epoch:.4g}" if has_begun else MISSING,
+        f"{progress.step:,}" if has_begun else MISSING,
+        str(num_attempts - 1) if num_attempts else MISSING,
+        number(statistics.median(speeds) if speeds else None),
+        number(val_losses[-1] if val_losses else None),
+    ]
+
+
+def _data_blocks(data_dir: Path) -> list[Block]:
+    """Number of images of one data set by split and class."""
+    try:
+        manifest = read_manifest(data_dir)
+    except ToolkitError as error:
+        return [Text(f"The images are not at hand any more: {error}")]
+    rows = []
+    for split, shards in manifest.splits.items():
+        counts = map(sum, zip(*(shard.class_counts for shard in shards), strict=True))
+        rows.append([split, *(f"{count:,}" for count in counts), f"{manifest.num_images(split):,}"])
+    size = manifest.image_size_px
+    return [
+        Text(f"Images: {size} x {size} px, 8-bit grey. Fingerprint {manifest.fingerprint}"),
+        Table(["split", *manifest.class_names, "all"], rows, frozenset(range(1, len(rows[0])))),
+    ]

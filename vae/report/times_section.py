@@ -1,0 +1,91 @@
+"""Where the allocated time went, by run and by attempt, and what to ask for in the next launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vae.goodput import Account, AttemptSpent, Spent, account, duration, suggestions, total
+from vae.report.cells import MISSING, fixed
+from vae.report.page import Block, Details, Heading, Table, Text
+from vae.report.run_summary import RunSummary
+
+TIMES_TEXT = (
+    "Useful is the share of the allocated time that went into training steps whose results survived (also "
+    "called goodput or effective training time). The rest is start-up, steps that an interruption made the "
+    "run do again, saving, and validation. Time in the queue is not allocated time. What an interrupted "
+    "attempt did after its last line of metrics.jsonl is not counted, and neither is scoring."
+)
+# Columns of time, in seconds, and of hours; those that no row knows anything of are left out.
+TIMES = {
+    "in the queue": "wait_s",
+    "start-up": "startup_s",
+    "useful steps": "useful_s",
+    "steps done again": "lost_s",
+    "saving": "save_s",
+    "validation": "val_s",
+}
+HOURS = {"GPU-hours": "gpu_hours", "CPU-hours": "cpu_hours"}
+PEAKS = {"cores": "CPU cores busy", "host_gb": "memory (GiB)", "gpu_gb": "GPU memory (GiB)"}
+
+
+def times_section(runs: list[RunSummary]) -> list[Block]:
+    """What became of the allocated time, and what to ask for next time."""
+    accounts = [_account(run) for run in runs]
+    timed = [account for account in accounts if account.attempts]
+    if not timed:
+        return [Heading("Where the time went"), Text("No attempt has left times yet.")]
+    rows = [(account.run, account.spent) for account in timed]
+    if len(timed) > 1:
+        rows.append(("all runs", total(spent for _, spent in rows)))
+    blocks: list[Block] = [Heading("Where the time went"), Text(TIMES_TEXT), _time_table("run", rows)]
+    blocks += [_attempts_block(account) for account in timed if len(account.attempts) > 1]
+    if sentences := suggestions(accounts):
+        blocks += [Heading("For the next launch", 3), *(Text(sentence) for sentence in sentences)]
+    return blocks
+
+
+def _account(run: RunSummary) -> Account:
+    scoring_gb = run.scores.host_gb if run.scores else None
+    attempts, is_done = run.provenance.attempts, run.done is not None
+    return account(run.name, attempts, run.metrics, is_done, scoring_gb, run.events)
+
+
+def _attempts_block(account: Account) -> Details:
+    """Times and peaks of each attempt of a run."""
+    rows = [(_attempt_name(attempt), attempt.spent) for attempt in account.attempts]
+    tables = [_time_table("attempt", rows), _peak_table(account.attempts)]
+    return Details(f"{account.run}: {len(rows)} attempts", tables)
+
+
+def _attempt_name(attempt: AttemptSpent) -> str:
+    lost = f", {attempt.steps_lost:,} of them again later" if attempt.steps_lost else ""
+    return f"from step {attempt.first_step:,}, {attempt.steps:,} steps{lost}"
+
+
+def _time_table(what: str, rows: Sequence[tuple[str, Spent]]) -> Table:
+    """A row of times for each name."""
+    parts = [spent for _, spent in rows]
+    times = [head for head, name in TIMES.items() if any(getattr(part, name) is not None for part in parts)]
+    hours = [head for head, name in HOURS.items() if any(getattr(part, name) for part in parts)]
+
+    def cells(spent: Spent) -> list[str]:
+        return [
+            *(duration(getattr(spent, TIMES[head])) or MISSING for head in times),
+            MISSING if spent.goodput is None else f"{spent.goodput:.0%}",
+            *(fixed(getattr(spent, HOURS[head]), 2) for head in hours),
+        ]
+
+    head = [what, *times, "useful", *hours]
+    return Table(head, [[name, *cells(spent)] for name, spent in rows], frozenset(range(1, len(head))))
+
+
+def _peak_table(attempts: Sequence[AttemptSpent]) -> Table:
+    """What the first process of each attempt used."""
+    names = [name for name in PEAKS if any(name in attempt.peaks for attempt in attempts)]
+    rows = []
+    for attempt in attempts:
+        device, world_size = attempt.processes
+        peaks = [fixed(attempt.peaks.get(name), 1) for name in names]
+        rows.append([_attempt_name(attempt), f"{world_size} x {device}", *peaks])
+    head = ["attempt", "processes", *(PEAKS[name] for name in names)]
+    return Table(head, rows, frozenset(range(2, len(head))))

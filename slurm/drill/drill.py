@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import ClusterError
-from slurm.client import QueueWatch, SlurmRefused
+from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
 from slurm.control import is_live
 from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
 from slurm.drill.verdict import training_logs
@@ -30,8 +30,6 @@ LAST_STEPS = 0.98
 POLL_S = 0.001
 # A fault that comes while a job is starting comes this much later at most; importing torch takes longer.
 START_DELAY_S = 1.5
-# A job that turns out not to be running has ended by itself, which the files of its run do not tell.
-RETRY_S = 10.0
 # More launches than faults by so many mean that something else goes wrong.
 MAX_IDLE_LAUNCHES = 8
 # squeue may show a job a moment later than sbatch has accepted it.
@@ -81,7 +79,7 @@ class Target:
         return max(logs)[0] if logs else "" if self._must_restart else queued_job
 
     def wait_for_moment(self) -> Moment | None:
-        """The moment at which the next fault comes now, after waiting a little; None if it is still to come."""
+        """The moment that has come for the next fault, after waiting a little; None if it is still to come."""
         moment = self.planned[0].moment
         if moment is Moment.ENDING:
             return moment if comes_true((self.run_dir / DONE_FILE).exists, END_LIMIT_S) else None
@@ -186,7 +184,7 @@ class Drill:
             return None
         self._expire()
         if not was_hit:
-            target.not_before_s = time.monotonic() + RETRY_S
+            target.not_before_s = time.monotonic() + LEAST_EVERY_S  # it has ended by itself
             return None
         # a job that was starting may have begun to train in the meantime
         attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts

@@ -23,7 +23,7 @@ from vae.run_dir import CODE_DIR
 log = logging.getLogger(__name__)
 
 PACKAGES = ("data_prep", "vae", "slurm", "jobs")
-KINDS = (".py", ".yaml", ".sbatch")
+KINDS = (".py", ".yaml", ".sbatch", ".css")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_a_trained_model_is_used_as_it_says(
     }
     for name in ("images", "copies", "drawn"):
         assert 0 <= known[name].min() <= known[name].max() <= 1
-    assert known["done"]["step"] == 24
+    assert known["done"].step == 24
 
 
 @pytest.mark.parametrize("door", sorted(set(re.findall(r"python (jobs/\w+\.py)", README))))

@@ -10,39 +10,7 @@ from pathlib import Path
 
 # A phone shows so many columns side by side.
 WIDE_COLUMNS = 4
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 68rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .5rem; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
-p { margin: .5rem 0; max-width: 48rem; }
-h1, h2, h3, p, figcaption, summary { overflow-wrap: anywhere; }
-.warning { border-left: 4px solid #b45309; background: #fef6e7; padding: .5rem .8rem; }
-.scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd;
-         min-width: 5rem; }
-th { border-bottom: 2px solid #888; vertical-align: bottom; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; min-width: 3rem; }
-td.number { white-space: nowrap; }
-figure { margin: .8rem 0 1.5rem; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { font-size: .9rem; margin-bottom: .3rem; }
-details { margin: .8rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-@media print { .scroll { overflow: visible; } }
-/* on a phone each row of a wide table becomes a list, so nothing scrolls sideways */
-@media (max-width: 45rem) {
-  th, td { overflow-wrap: anywhere; min-width: 0; }
-  .wide thead { display: none; }
-  .wide table, .wide tbody, .wide tr, .wide td { display: block; }
-  .wide tr { border-bottom: 2px solid #888; padding: .4rem 0; }
-  .wide td { border: 0; padding: .1rem 0; text-align: left; white-space: normal; }
-  .wide td:first-child { font-weight: 600; }
-  .wide td[data-head]:not(:first-child)::before { content: attr(data-head) ": "; color: #555; }
-}
-"""
+STYLE_FILE = Path(__file__).with_name("page.css")
 
 
 @dataclass(frozen=True)
@@ -92,10 +60,11 @@ Block = Heading | Text | Table | Picture | Details
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML file that needs nothing beside it; all text is escaped."""
+    style = STYLE_FILE.read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(_html(block) for block in blocks)
         + "\n</body>\n</html>\n"
     )

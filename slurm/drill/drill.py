@@ -174,7 +174,6 @@ class Drill:
         kind = target.planned[0].kind
         try:
             inject = self.injector.prepare(target.planned[0], target.job)
-            step = read_progress(target.run_dir).step
             if not (moment := target.wait_for_moment()):
                 return None
             now_s, was_hit = time.time(), inject()
@@ -186,6 +185,7 @@ class Drill:
         if not was_hit:
             target.not_before_s = time.monotonic() + LEAST_EVERY_S  # it has ended by itself
             return None
+        step = read_progress(target.run_dir).step
         # a job that was starting may have begun to train in the meantime
         attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts
         fault = InjectedFault(kind, moment, step=step, attempts=attempts, time=now_s)

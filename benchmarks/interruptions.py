@@ -321,7 +321,7 @@ class Bench:
         print(f"{time.strftime('%H:%M:%S')} {self.injected.total()}: {where}: {fault}", flush=True)
         if fault.kind in WIDE:
             for other in self.targets(active):
-                if other is not target and other.job:
+                if other is not target and other.is_running:
                     note_beside(other, fault)
 
     # --- what must hold at the end -----------------------------------------------------------------------

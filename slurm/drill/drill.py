@@ -47,7 +47,7 @@ class Target:
         self.run_dir, self.index = run_dir, index
         self.planned, self.injected = deque(faults.planned), list(faults.injected)
         self.attempts = attempts
-        self.is_training = False
+        self.is_running = self.is_training = False
         self.job = ""
         """The job that trains it, or is about to."""
         self._attempts_over = attempts  # or ended by the last fault in a moment
@@ -62,6 +62,7 @@ class Target:
         self.attempts, self.is_training = len(starts), len(starts) > self._attempts_over
         self._must_restart = self._must_restart and bool(queued_job)
         self.job = starts[-1].job if self.is_training else self._starting_job(starts, queued_job)
+        self.is_running = bool(self.job or queued_job)
         self._started_s = min(self._started_s, now_s) if self.job and not self.is_training else math.inf
         if not (self.job and self.planned and now_s >= self.not_before_s):
             return False

@@ -59,10 +59,10 @@ from slurm.drill.faults import (
     SlurmInjector,
     assign,
     faults_at,
-    send_signal,
 )
 from slurm.drill.verdict import Restart, judge_run, judge_study, read_restarts
 from slurm.job_records import read_records
+from slurm.local import send_signal
 from vae.metrics import read_progress
 from vae.run_dir import TRAINING_LOCK_FILE
 from vae.study import is_trained

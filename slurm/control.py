@@ -60,10 +60,7 @@ def live_jobs(records: list[JobRecord], scheduler: Scheduler, run: int | None = 
     jobs = []
     for record in records:
         indices = [index for index in record.indices if run in (None, index)]
-        if handle_of(record).is_local:
-            live = [index for index in indices if scheduler.state(record, index).is_live]
-        else:  # whatever squeue shows, for states of which few have heard, too
-            live = [index for index in indices if record.array_task(index) in scheduler.queue]
+        live = [index for index in indices if scheduler.is_live(record, index)]
         if live:
             jobs.append(LiveJob(record, live))
     return jobs

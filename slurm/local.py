@@ -44,8 +44,8 @@ Watch = Callable[[JobRequest, int], None]
 def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> list[str]:
     """Run the requests here, one array task after another, one process per GPU; returns what failed.
 
-    One that waits for another which failed is skipped; the report always comes. `watch` is called now and then
-    with what is running. Ctrl-C ends the processes.
+    One that waits for another which failed is skipped; the report always comes. `watch` is called now and
+    then with what is running. Ctrl-C ends the processes.
     """
     return _run_in_order(requests, lambda request, index: run_array_task(request, index, code_dir, watch))
 
@@ -191,7 +191,18 @@ def _at_home(code_dir: Path) -> Iterator[None]:
 
 def is_running_here(record: JobRecord) -> bool:
     """Whether a local job's controlling process is alive on this machine."""
-    return record.host == socket.gethostname() and b"submitit" in _proc(record.id, "cmdline")
+    return record.host == socket.gethostname() and is_controller(record.id)
+
+
+def is_controller(pid: int | str) -> bool:
+    """Whether a process controls a local job, which has its id."""
+    return b"submitit" in _proc(pid, "cmdline")
+
+
+def ranks_of(controller: int) -> list[int]:
+    """Processes that the controller of a local job has started; none if it is gone."""
+    ranks = _proc(controller, f"task/{controller}/children") if is_controller(controller) else b""
+    return [int(rank) for rank in ranks.split()]
 
 
 def end_job(pid: int, with_launcher: bool) -> None:
@@ -204,7 +215,7 @@ def end_job(pid: int, with_launcher: bool) -> None:
     if launcher is None:
         has_ended = end_in_time([pid], END_LIMIT_S, ask=pid)
     else:
-        send_all([launcher], signal.SIGTERM)  # once: it ends its job as at Ctrl-C
+        send_signal([launcher], signal.SIGTERM)  # once: it ends its job as at Ctrl-C
         has_ended = end_in_time([pid, launcher], END_LIMIT_S)
     if not has_ended:
         raise ClusterError(f"process {pid} does not end", f"kill -9 {pid}")
@@ -213,9 +224,9 @@ def end_job(pid: int, with_launcher: bool) -> None:
 def end_or_kill(pid: int) -> None:
     """Have a job of this very process save and end; kill it and its ranks if it does not."""
     if not end_in_time([pid], SAVE_LIMIT_S, ask=pid):
-        ranks = children(pid)
-        send_all([pid], signal.SIGKILL)
-        send_all(ranks, signal.SIGKILL)
+        ranks = ranks_of(pid)
+        send_signal([pid], signal.SIGKILL)
+        send_signal(ranks, signal.SIGKILL)
 
 
 def end_in_time(pids: Sequence[int], limit_s: float, ask: int | None = None) -> bool:
@@ -226,13 +237,13 @@ def end_in_time(pids: Sequence[int], limit_s: float, ask: int | None = None) -> 
         if now_s >= started_s + limit_s:
             return False
         if ask is not None and now_s >= asked_s:
-            send_all([ask], signal.SIGTERM)
+            send_signal([ask], signal.SIGTERM)
             asked_s = now_s + ASK_EVERY_S
         time.sleep(ASK_EVERY_S / 10)
     return True
 
 
-def send_all(pids: Sequence[int], number: signal.Signals) -> bool:
+def send_signal(pids: Sequence[int], number: signal.Signals) -> bool:
     """Whether there were processes, and all got the signal."""
     for pid in pids:
         try:
@@ -240,11 +251,6 @@ def send_all(pids: Sequence[int], number: signal.Signals) -> bool:
         except ProcessLookupError:
             return False
     return bool(pids)
-
-
-def children(pid: int) -> list[int]:
-    """Processes started by a process; none if it is gone."""
-    return [int(child) for child in _proc(pid, f"task/{pid}/children").split()]
 
 
 def is_alive(pid: int) -> bool:

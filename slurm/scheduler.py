@@ -123,6 +123,13 @@ class Scheduler:
             return JobState(state, reason if is_reason else "")
         return self._ended_state(record, array_task)
 
+    def is_live(self, record: JobRecord, index: int) -> bool:
+        """Whether the array task for one run is queued or running, in whatever state squeue shows it."""
+        state_here = handle_of(record).state_here()
+        if state_here is not None:
+            return state_here == "RUNNING"
+        return record.array_task(index) in (self.queue or {})
+
     def _ended_state(self, record: JobRecord, array_task: str) -> JobState:
         """How an array task ended that squeue does not show."""
         if self.ended is None:

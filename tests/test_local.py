@@ -214,15 +214,16 @@ def test_a_launcher_is_asked_in_place_of_its_job_and_once(tmp_path: Path) -> Non
     assert not local.is_alive(job)
 
 
-def test_children_of_a_process_are_found_and_signalled() -> None:
-    process = start(PARENT)
-    (child,) = local.children(process.pid)
-    assert local.launcher_of(child) is None  # its parent is none
-    assert local.send_all([child], signal.SIGKILL)
+def test_the_ranks_of_a_job_are_found_and_signalled() -> None:
+    process = start(f"{PARENT}  # submitit")
+    (rank,) = local.ranks_of(process.pid)
+    assert local.ranks_of(rank) == []  # it is no controller, though alive
+    assert local.launcher_of(rank) is None  # and has not been launched by one
+    assert local.send_signal([rank], signal.SIGKILL)
     process.communicate()
-    assert local.children(process.pid) == []
-    assert not local.send_all([child], signal.SIGKILL)
-    assert not local.send_all([], signal.SIGKILL)
+    assert local.ranks_of(process.pid) == []
+    assert not local.send_signal([rank], signal.SIGKILL)
+    assert not local.send_signal([], signal.SIGKILL)
 
 
 def test_only_a_job_of_submitit_on_this_machine_is_running_here() -> None:

@@ -13,7 +13,6 @@ from data_prep.errors import ClusterError
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
 from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
 from slurm.drill.verdict import training_logs
-from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.scheduler import Scheduler, live_job, newest_job, scheduler_of
@@ -147,9 +146,7 @@ class Drill:
         """Whether anything of the study is queued or running, or nobody knows."""
         records, scheduler = self.jobs()
         for record in records:
-            if scheduler.queue is None or any(
-                handle_of(record).is_live(index, scheduler) for index in record.indices
-            ):
+            if scheduler.queue is None or any(scheduler.is_live(record, index) for index in record.indices):
                 return True
         return False
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from data_prep.records import Record, Word
 from slurm import client
+from slurm.local import ranks_of, send_signal
 
 
 class FaultKind(Word):
@@ -202,23 +200,3 @@ class LocalInjector:
         number = signal.SIGTERM if fault.kind is FaultKind.TERMINATED else signal.SIGKILL
         launcher = self._launcher()
         return partial(send_signal, [] if launcher is None else [launcher], number)
-
-
-def send_signal(pids: Sequence[int], number: int) -> bool:
-    """Whether there were processes, and all got the signal."""
-    try:
-        for pid in pids:
-            os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return bool(pids)
-
-
-def ranks_of(controller: int) -> list[int]:
-    """Processes that the controller of a local job has started; none if it is gone."""
-    process = Path(f"/proc/{controller}")
-    with suppress(OSError):
-        if b"submitit" in (process / "cmdline").read_bytes():
-            children = (process / "task" / str(controller) / "children").read_text()
-            return [int(child) for child in children.split()]
-    return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -29,26 +28,12 @@ LAST_FIRST = (JobKind.REPORT, JobKind.EVALUATE, JobKind.TRAIN)
 MAX_NAMED = 6
 
 
-@dataclass(frozen=True)
-class LiveJob:
-    """A job of a study of which something is queued or running."""
+def live_jobs(
+    records: list[JobRecord], scheduler: Scheduler, run: int | None = None
+) -> dict[JobRecord, list[int]]:
+    """The jobs that are queued or running, oldest first, each with the runs that it is still to work on.
 
-    record: JobRecord
-    indices: list[int]
-    """The runs that it is still to work on, by position in the study."""
-
-    def describe(self, study: Study, indices: Sequence[int] = ()) -> str:
-        """Its kind, and its runs or those at `indices`; of the report, the study."""
-        if self.record.kind is JobKind.REPORT:
-            return f"{self.record.kind} of the study"
-        runs = [study.runs[index] for index in indices or self.indices]
-        if len(runs) > MAX_NAMED:
-            runs = [*runs[: MAX_NAMED - 1], f"... ({len(runs)} runs)"]
-        return f"{self.record.kind} {', '.join(runs)}"
-
-
-def live_jobs(records: list[JobRecord], scheduler: Scheduler, run: int | None = None) -> list[LiveJob]:
-    """The jobs that are queued or running, oldest first; those that work on one run if it is given.
+    With `run`, a position in the study, only what works on that one.
 
     Raises:
         ClusterError: SLURM does not answer, and nothing may be changed blindly.
@@ -57,13 +42,21 @@ def live_jobs(records: list[JobRecord], scheduler: Scheduler, run: int | None = 
         raise ClusterError(
             "squeue does not answer, so nobody knows what is queued or running", "try again later"
         )
-    jobs = []
+    live = {}
     for record in records:
         indices = [index for index in record.indices if run in (None, index)]
-        live = [index for index in indices if scheduler.is_live(record, index)]
-        if live:
-            jobs.append(LiveJob(record, live))
-    return jobs
+        live[record] = [index for index in indices if scheduler.is_live(record, index)]
+    return {record: indices for record, indices in live.items() if indices}
+
+
+def describe(record: JobRecord, indices: Sequence[int], study: Study) -> str:
+    """The kind of a job and the runs at `indices`; of the report, the study."""
+    if record.kind is JobKind.REPORT:
+        return f"{record.kind} of the study"
+    runs = [study.runs[index] for index in indices]
+    if len(runs) > MAX_NAMED:
+        runs = [*runs[: MAX_NAMED - 1], f"... ({len(runs)} runs)"]
+    return f"{record.kind} {', '.join(runs)}"
 
 
 # --- cancel, and wait for the end ----------------------------------------------------------------
@@ -80,15 +73,15 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     kinds = LAST_FIRST[1:] if run else LAST_FIRST  # the report tells of the other runs too
     records = [record for record in read_jobs(study_dir, study) if record.kind in kinds]
     scheduler = ask_scheduler(records, with_accounts=False)
-    jobs = live_jobs(records, scheduler, study.runs.index(run) if run else None)
-    jobs.sort(key=lambda job: LAST_FIRST.index(job.record.kind))
-    lines = []
-    for job in jobs:
-        handle = handle_of(job.record)
-        handle.end(study_dir, job.indices, is_all=not run)
-        lines.append(f"cancelled: {job.describe(study)} ({handle.label(job.indices[0] if run else None)})")
-    ended = chain.from_iterable(map(job.record.array_task, job.indices) for job in jobs)
-    wait_for_end(records, set(ended), QueueWatch())  # a training saves first
+    live = live_jobs(records, scheduler, study.runs.index(run) if run else None)
+    lines, ended = [], set[str]()
+    for record in sorted(live, key=lambda record: LAST_FIRST.index(record.kind)):
+        handle, indices = handle_of(record), live[record]
+        handle.end(study_dir, indices, is_all=not run)
+        label = handle.label(indices[0] if run else None)
+        lines.append(f"cancelled: {describe(record, indices, study)} ({label})")
+        ended.update(map(record.array_task, indices))
+    wait_for_end(records, ended, QueueWatch())  # a training saves first
     return lines
 
 
@@ -163,25 +156,27 @@ def hold(study_dir: Path, study: Study) -> list[str]:
     Raises:
         ClusterError: SLURM does not answer or will not do it, or the study runs on this machine.
     """
-    jobs, scheduler = throttled_jobs(study_dir, study)
+    live, scheduler = throttled_jobs(study_dir, study)
     lines = []
-    for job in jobs:
-        client.hold(job.record.id)  # by its owner, so that the owner may release it
-        running = [index for index in job.indices if scheduler.state(job.record, index).is_running]
-        held = [index for index in job.indices if index not in running]
+    for record, indices in live.items():
+        client.hold(record.id)  # by its owner, so that the owner may release it
+        running = [index for index in indices if scheduler.state(record, index).is_running]
+        held = [index for index in indices if index not in running]
         if held:
-            lines.append(f"held: {job.describe(study, held)} (job {job.record.id})")
+            lines.append(f"held: {describe(record, held, study)} (job {record.id})")
         if running:
-            lines.append(f"goes on: {job.describe(study, running)}, held if it is requeued")
+            lines.append(f"goes on: {describe(record, running, study)}, held if it is requeued")
     return lines
 
 
 def release(study_dir: Path, study: Study) -> list[str]:
     """Take back a hold; returns one line for each job. Raises as `hold`."""
-    jobs, _ = throttled_jobs(study_dir, study)
-    for job in jobs:
-        client.release(job.record.id)
-    return [f"released: {job.describe(study)} (job {job.record.id})" for job in jobs]
+    live, _ = throttled_jobs(study_dir, study)
+    for record in live:
+        client.release(record.id)
+    return [
+        f"released: {describe(record, indices, study)} (job {record.id})" for record, indices in live.items()
+    ]
 
 
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
@@ -191,8 +186,8 @@ def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
     """
     if count < 1:
         raise ClusterError(f"{count} runs at once", "give 1 or more, or hold")
-    jobs, _ = throttled_jobs(study_dir, study)
-    arrays = [job.record for job in jobs if job.record.is_array]
+    live, _ = throttled_jobs(study_dir, study)
+    arrays = [record for record in live if record.is_array]
     num_arrays = collections.Counter(array.kind for array in arrays)
     shares_left = {kind: iter(shares(count, number)) for kind, number in num_arrays.items()}
     lines = []
@@ -203,11 +198,11 @@ def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
     return lines
 
 
-def throttled_jobs(study_dir: Path, study: Study) -> tuple[list[LiveJob], Scheduler]:
+def throttled_jobs(study_dir: Path, study: Study) -> tuple[dict[JobRecord, list[int]], Scheduler]:
     """The live jobs that train or score, and the queue as it is. Raises as `hold`."""
     records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
     scheduler = ask_scheduler(records, with_accounts=False)
-    jobs = live_jobs(records, scheduler)
-    if any(handle_of(job.record).is_local for job in jobs):
+    live = live_jobs(records, scheduler)
+    if any(handle_of(record).is_local for record in live):
         raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
-    return jobs, scheduler
+    return live, scheduler

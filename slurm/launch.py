@@ -84,8 +84,9 @@ class Launch:
         return read_jobs(self.study_dir, self.study) + packing
 
     def states(self) -> list[RunStatus]:
-        """What the runs asked for are doing."""
-        return [state for state in study_states(self.study_dir, self.study) if state.name in self.configs]
+        """What the runs asked for are doing, by their numbers in the study as it is now."""
+        study = with_earlier_runs(self.study_dir, self.study)
+        return [state for state in study_states(self.study_dir, study) if state.name in self.configs]
 
     def is_complete(self, states: Sequence[RunStatus]) -> bool:
         """Whether all the runs asked for are done, and reported."""

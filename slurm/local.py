@@ -22,6 +22,7 @@ from slurm.plan import JobRequest
 from vae.run_dir import JOBS_DIR
 
 if TYPE_CHECKING:
+    from submitit.core.core import Job
     from submitit.core.utils import JobPaths
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
@@ -87,19 +88,9 @@ def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -
 
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
     """Run one array task in processes of its own; returns why it failed, or nothing."""
-    from submitit import LocalExecutor
-
-    jobs_dir = request.folder / JOBS_DIR
-    processes = request.resources.gpus_per_node if request.resources else 1
+    num_ranks = request.resources.gpus_per_node if request.resources else 1
     with _at_home(code_dir), _without_ctrl_c():
-        executor = LocalExecutor(jobs_dir, max_num_timeout=UNLIMITED_RESTARTS)
-        executor.update_parameters(
-            timeout_min=LOCAL_LIMIT_MIN,
-            tasks_per_node=processes,
-            stderr_to_stdout=True,
-            **visible_gpus(request),
-        )
-        job = executor.submit(request.tasks[index])
+        job = start_ranks(request, index, num_ranks)
     # this array task's record alone: the others have processes of their own
     record = JobRecord.of(request, job.job_id, Backend.LOCAL)
     add_record(request.folder, msgspec.structs.replace(record, indices=(index,)))
@@ -111,8 +102,18 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
         note_end(request.folder, job.job_id, "interrupted")
         end_or_kill(int(job.job_id))  # submitit's cancel() saves nothing
         raise
-    results = [job_paths(jobs_dir, job.job_id, rank).result_pickle for rank in range(processes)]
-    return failure(request, index, job.job_id, results)
+    return failure(request, index, job.job_id, num_ranks)
+
+
+def start_ranks(request: JobRequest, index: int, num_ranks: int) -> Job[None]:
+    """Have submitit start a controller, which starts a process for each rank; its process id is the job's."""
+    from submitit import LocalExecutor
+
+    executor = LocalExecutor(request.folder / JOBS_DIR, max_num_timeout=UNLIMITED_RESTARTS)
+    executor.update_parameters(
+        timeout_min=LOCAL_LIMIT_MIN, tasks_per_node=num_ranks, stderr_to_stdout=True, **visible_gpus(request)
+    )
+    return executor.submit(request.tasks[index])
 
 
 def job_paths(jobs_dir: Path, job: str, rank: int = 0) -> JobPaths:
@@ -122,12 +123,13 @@ def job_paths(jobs_dir: Path, job: str, rank: int = 0) -> JobPaths:
     return JobPaths(jobs_dir, job, rank)
 
 
-def failure(request: JobRequest, index: int, job: str, results: Sequence[Path]) -> str:
+def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
     """One line on why a local job failed: the last line of its error, and where to read on; or nothing."""
     from submitit.core.utils import pickle_load
 
-    outcomes = [pickle_load(path) for path in results if path.exists()]
-    if [outcome for outcome, _ in outcomes] == ["success"] * len(results):
+    paths = [job_paths(request.folder / JOBS_DIR, job, rank) for rank in range(num_ranks)]
+    outcomes = [pickle_load(path.result_pickle) for path in paths if path.result_pickle.exists()]
+    if [outcome for outcome, _ in outcomes] == ["success"] * num_ranks:
         return ""
     name = f"{request.kind} {Path(request.tasks[index].path).name}"
     ends = {record.id: record.end for record in read_records(request.folder)}
@@ -136,7 +138,7 @@ def failure(request: JobRequest, index: int, job: str, results: Sequence[Path]) 
     for outcome, value in outcomes:
         if outcome == "error":
             return f"{name}: {str(value).strip().splitlines()[-1]}"
-    return f"{name} was killed; see {job_paths(request.folder / JOBS_DIR, job).stdout}"
+    return f"{name} was killed; see {paths[0].stdout}"
 
 
 def visible_gpus(request: JobRequest) -> dict[str, object]:

@@ -18,8 +18,8 @@ from slurm import local
 from slurm.client import OVER
 from slurm.control import (
     SLURM_END_S,
-    LiveJob,
     cancel,
+    describe,
     hold,
     release,
     set_throttle,
@@ -144,9 +144,8 @@ def test_a_study_on_this_machine_cannot_be_throttled(tmp_path: Path, monkeypatch
 def test_many_runs_are_counted() -> None:
     study = Study("chest", tuple(f"linear-s{seed}" for seed in range(7)), "smoke")
     record = JobRecord("8", JobKind.TRAIN, Backend.SLURM, True, tuple(range(7)), "login")
-    few, many = LiveJob(record, [0, 2]), LiveJob(record, [*range(7)])
-    assert few.describe(study) == "train linear-s0, linear-s2"
-    assert many.describe(study).endswith("linear-s3, linear-s4, ... (7 runs)")
+    assert describe(record, [0, 2], study) == "train linear-s0, linear-s2"
+    assert describe(record, range(7), study).endswith("linear-s3, linear-s4, ... (7 runs)")
 
 
 def test_a_launch_waits_until_slurm_has_looked_at_what_has_just_ended(

@@ -12,16 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
-from doors import Result, run_door
+from doors import Result, like_a_process, load_door, run_door
 from fake_slurm import FakeSlurm
 from tiny import REPOSITORY, TINY_FLAGS
 
 from data_prep.pack_plan import PackOptions, plan
 from slurm.job_records import only_launcher
+from slurm.launch import carry_out, read_launch
 from vae.config import read_settings
 from vae.metrics import StepLine, read_metrics
 from vae.provenance import read_attempts, read_provenance
-from vae.study import Study, is_trained, read_launches, read_run
+from vae.study import RunState, Study, is_trained, prepare_study, read_launches, read_run, read_study
 
 # A study of one epoch in this very process.
 DEBUG = ("--cluster", "debug", *TINY_FLAGS, "--run.epochs", "1")
@@ -263,6 +264,20 @@ def test_who_stops_waiting_leaves_the_jobs_alone(
     assert done.returncode == 130
     assert f"the jobs go on; python jobs/cancel.py {folder}/runs/chest ends them\n" in done.stderr
     assert {job.state for job in fake_slurm.jobs.values()} == {"PENDING"}
+
+
+def test_runs_that_another_launch_has_just_added_keep_their_numbers(
+    folder: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with like_a_process("launch", (), folder):
+        flags = load_door("launch").build_parser().parse_args(["--variant", "linear", *ON_SLURM])
+    mine = read_launch(flags)
+    prepare_study(mine.study_dir, Study("chest", ("direct-s0",), "smoke"))  # by another, in the meantime
+    assert not carry_out(mine, ["python", "jobs/launch.py"], must_wait=False)
+    assert read_study(mine.study_dir).runs == ("direct-s0", "linear-s0")
+    assert list(fake_slurm.jobs) == ["1_1", "2_1", "3"]
+    assert [(run.name, run.state) for run in mine.states()] == [("linear-s0", RunState.QUEUED)]
 
 
 def test_three_hundred_queued_runs_are_left_alone_quickly(folder: Path, fake_slurm: FakeSlurm) -> None:

@@ -20,14 +20,14 @@ import sys
 from pathlib import Path
 
 import _front
-from _data import safe_name
 
 from data_prep.errors import SettingsError
+from slurm.backends import choose_backend
 from slurm.client import require_slurm
 from slurm.drill.session import DrillOptions, begin_session, prepare_data, stop_session
+from slurm.launch_data import safe_name
 from slurm.node.environment import Backend
 from slurm.plan import Resources
-from slurm.submit import choose_backend
 from vae.config import VARIANT_GROUPS
 
 EXAMPLES = """\

@@ -42,34 +42,34 @@ def build_parser() -> _front.Parser:
 
 def main() -> int:
     """List, print or follow."""
-    asked = build_parser().parse_args()
-    study_dir, run = find_target(asked.what, asked.runs_dir)
+    flags = build_parser().parse_args()
+    study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     if not run:
         first = study.runs[0] if study.runs else "RUN"
         raise SettingsError(
-            f"{asked.what} is a study, not a run", f"give one of its runs: {asked.what}/{first}"
+            f"{flags.what} is a study, not a run", f"give one of its runs: {flags.what}/{first}"
         )
-    if asked.lines is not None and asked.lines < 1:
-        raise SettingsError(f"--lines {asked.lines}; allowed: at least 1")
-    if asked.follow and (asked.list or asked.attempt is not None or asked.lines is not None):
+    if flags.lines is not None and flags.lines < 1:
+        raise SettingsError(f"--lines {flags.lines}; allowed: at least 1")
+    if flags.follow and (flags.list or flags.attempt is not None or flags.lines is not None):
         raise SettingsError(
             "--follow shows the newest attempt from its beginning",
             "leave out --list, --attempt and --lines",
         )
-    if asked.follow:
+    if flags.follow:
         try:
-            follow_log(study_dir, study, run, asked.rank)
+            follow_log(study_dir, study, run, flags.rank)
         except KeyboardInterrupt:  # how one leaves it
             print()
         return 0
     attempts = find_attempts(study_dir / run, study.runs.index(run), read_jobs(study_dir, study))
     if not attempts:
         raise RunError(f"{run} has no log yet", explain(gather(study_dir, study, (run,))[0]))
-    if asked.list:
+    if flags.list:
         show_list(attempts)
     else:
-        show(attempts, asked.attempt, asked.rank, asked.lines)
+        show(attempts, flags.attempt, flags.rank, flags.lines)
     return 0
 
 
@@ -87,8 +87,8 @@ def show(attempts: list[AttemptLogs], number: int | None, rank: int, lines: int 
     if attempt is None:
         raise SettingsError(f"there is no attempt {number}", f"choose from 1 to {len(attempts)}; see --list")
     if rank not in attempt.logs:
-        known = ", ".join(map(str, attempt.logs))
-        raise SettingsError(f"{attempt.label} has no log of rank {rank}", f"it has rank {known}")
+        ranks = ", ".join(map(str, attempt.logs))
+        raise SettingsError(f"{attempt.label} has no log of rank {rank}", f"it has rank {ranks}")
     path = attempt.logs[rank]
     print(f"{attempt.label}: {path}", file=sys.stderr, flush=True)
     text = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

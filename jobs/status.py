@@ -12,9 +12,7 @@ useful: share of the allocated time spent in training steps whose results surviv
 from __future__ import annotations
 
 import logging
-import shlex
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from datetime import datetime
@@ -27,11 +25,10 @@ from rich.text import Text
 
 from data_prep.errors import SettingsError, ToolkitError
 from slurm.job_records import read_records
+from slurm.scheduler import Look, SchedulerWatch, ask_scheduler
 from slurm.state import RunStatus, all_states, study_states
-from slurm.status_tables import scores_table, states_table
-from vae.report.page import Table, to_text
-from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
-from vae.study import RunState, Study, find_studies, find_target, read_launches, read_study
+from slurm.status_tables import studies_table, study_page
+from vae.study import RunState, Study, find_studies, find_target, read_study
 
 EXAMPLES = """\
   python jobs/status.py                         # the studies in runs/
@@ -44,7 +41,7 @@ EXAMPLES = """\
 
 log = logging.getLogger(__name__)
 
-# SLURM asks its users not to ask it more often.
+# Files may be looked at so often; squeue is asked as seldom as everywhere.
 LEAST_WATCH_S = 2.0
 
 
@@ -60,31 +57,31 @@ def main() -> int:
         metavar="SECONDS",
         help="show it again every 10 (or SECONDS) seconds, until every run is done",
     )
-    asked = parser.parse_args()
-    if asked.what is None:
-        if asked.watch is not None:
+    flags = parser.parse_args()
+    if flags.what is None:
+        if flags.watch is not None:
             raise SettingsError("--watch needs a study", "python jobs/status.py STUDY --watch")
-        print(studies_table(asked.runs_dir))
+        print(list_studies(flags.runs_dir))
         return 0
-    study_dir, run = find_target(asked.what, asked.runs_dir)
-    if asked.watch is None:
-        print(picture(study_dir, states_of(study_dir, run)))
+    study_dir, run = find_target(flags.what, flags.runs_dir)
+    if flags.watch is None:
+        print(study_page(study_dir, states_of(study_dir, run, ask_scheduler)))
         return 0
-    if not asked.watch >= LEAST_WATCH_S:
-        raise SettingsError(f"--watch {asked.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
+    if not flags.watch >= LEAST_WATCH_S:
+        raise SettingsError(f"--watch {flags.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
     with suppress(KeyboardInterrupt):  # how one leaves it
-        watch(study_dir, run, asked.watch)
+        watch(study_dir, run, flags.watch)
     return 0
 
 
-def states_of(study_dir: Path, run: str) -> list[RunStatus]:
+def states_of(study_dir: Path, run: str, look: Look) -> list[RunStatus]:
     """What every run, or that one, is doing now; runs that were added meanwhile are there, too."""
-    states = study_states(study_dir, read_study(study_dir))
+    states = study_states(study_dir, read_study(study_dir), look)
     return [state for state in states if run in ("", state.name)]
 
 
-def studies_table(runs_dir: Path) -> str:
-    """One row per study: how many runs are done, what the others are doing, and when anything changed.
+def list_studies(runs_dir: Path) -> str:
+    """One row per study.
 
     Raises:
         SettingsError: there are none.
@@ -94,13 +91,7 @@ def studies_table(runs_dir: Path) -> str:
         raise SettingsError(
             f"no study in {runs_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
         )
-    rows = []
-    for folder, states in all_states(dict(readable(folders))).items():
-        counts = Counter(str(state.state) for state in states)
-        others = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
-        changed = datetime.fromtimestamp(last_change(folder, states))
-        rows.append([folder.name, f"{counts['done']} of {len(states)}", others, f"{changed:%Y-%m-%d %H:%M}"])
-    return to_text(Table(["study", "done", "runs", "newest change"], rows, frozenset([1])))
+    return studies_table(all_states(dict(readable(folders))))
 
 
 def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
@@ -115,39 +106,17 @@ def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
             yield folder, study
 
 
-def last_change(study_dir: Path, states: list[RunStatus]) -> float:
-    """When the study or one of its runs got any further, as a Unix time."""
-    runs = [
-        study_dir / state.name / name for state in states for name in (METRICS_FILE, DONE_FILE, SCORES_FILE)
-    ]
-    paths = [study_dir, study_dir / STUDY_FILE, study_dir / LAUNCHES_FILE, *runs]
-    return max(path.stat().st_mtime for path in paths if path.exists())
-
-
-def picture(study_dir: Path, states: list[RunStatus]) -> str:
-    """The tables, and where the report is."""
-    parts = [states_table(states)]
-    if any(state.scores for state in states):
-        parts.append(scores_table(states))
-    if launches := read_launches(study_dir):
-        launch = launches[-1]
-        parts.append(f"launched {launch.time}: {shlex.join(launch.command)}")
-    if (report := study_dir / REPORT_FILE).exists():
-        parts.append(f"report: {report}")
-    return "\n\n".join(parts)
-
-
 def watch(study_dir: Path, run: str, every_s: float) -> None:
     """Show the tables again and again until every run is done: in place on a terminal, else one by one."""
-    out = Console(no_color=True)
+    out, scheduler = Console(no_color=True), SchedulerWatch()
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while True:
-            states = states_of(study_dir, run)
-            shown = f"{picture(study_dir, states)}\n\n{datetime.now():%Y-%m-%d %H:%M:%S}"
+            states = states_of(study_dir, run, scheduler.look)
+            page = f"{study_page(study_dir, states)}\n\n{datetime.now():%Y-%m-%d %H:%M:%S}"
             if live is None:
-                print(f"{shown}\n", flush=True)
+                print(f"{page}\n", flush=True)
             else:
-                live.update(Text(shown), refresh=True)  # a narrow terminal folds: labels stay whole
+                live.update(Text(page), refresh=True)  # a narrow terminal folds: labels stay whole
             if all(state.state is RunState.DONE for state in states):
                 return
             time.sleep(every_s)

@@ -23,14 +23,14 @@ def main() -> int:
     """Print one sentence for each run asked for; for a study, those that are done are only counted."""
     parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_target()
-    asked = parser.parse_args()
-    study_dir, run = find_target(asked.what, asked.runs_dir)
+    flags = parser.parse_args()
+    study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     cases = gather(study_dir, study, (run,) if run else study.runs)
-    told = [case for case in cases if run or not case.is_done]
-    for case in told:
+    to_explain = [case for case in cases if run or not case.is_done]
+    for case in to_explain:
         print(explain(case))
-    if num_done := len(cases) - len(told):
+    if num_done := len(cases) - len(to_explain):
         print(f"{num_done} of {len(cases)} {'run is' if len(cases) == 1 else 'runs are'} done")
     return 0
 

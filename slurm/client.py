@@ -7,6 +7,7 @@ be run from loops, so whoever looks again and again looks through one `QueueWatc
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -16,8 +17,9 @@ from dataclasses import dataclass, field
 
 from data_prep.errors import ClusterError
 
-# Without these nothing can be submitted, watched or ended.
+# Without these nothing can be submitted, watched or ended; without the first, a machine has no SLURM.
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel")
+SUBMITTER = PROGRAMS[0]
 # Longer than SLURM's own programs wait for their controller; an sbatch cut off here might still be queued.
 TIME_LIMIT_S = 120
 # SLURM's own default: array indices are below this.
@@ -111,7 +113,12 @@ def order_if_alive(*command: str) -> None:
 
 def has_programs() -> bool:
     """Whether SLURM is installed here."""
-    return shutil.which("sbatch") is not None
+    return shutil.which(SUBMITTER) is not None
+
+
+def has_scontrol() -> bool:
+    """Whether jobs can be requeued from this machine."""
+    return shutil.which("scontrol") is not None
 
 
 def missing_programs() -> list[str]:
@@ -133,10 +140,40 @@ def require_slurm() -> None:
         raise ClusterError(f"no SLURM answers here: {why}", hint)
 
 
+# --- the cluster ----------------------------------------------------------------------------------
+
+
 def max_array_size() -> int:
-    """SLURM's bound on array indices; its usual one if it does not tell."""
-    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", query("scontrol", "show", "config") or "", re.MULTILINE)
+    """SLURM's bound on array indices; its usual one if it does not say."""
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", show_config(), re.MULTILINE)
     return max(1, int(size[1])) if size else MAX_ARRAY_SIZE
+
+
+def show_config() -> str:
+    """SLURM's settings, `Name = value` lines; empty if it does not answer."""
+    return query("scontrol", "show", "config") or ""
+
+
+def show_partitions() -> str:
+    """A line of `Name=value` words for each partition; empty if SLURM does not answer."""
+    return query("scontrol", "--oneliner", "show", "partition") or ""
+
+
+def show_nodes() -> str:
+    """Lines `partition|nodes|CPUs|MB|gres|state` for like nodes; empty if SLURM does not answer."""
+    return query("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G|%t") or ""
+
+
+def default_account() -> str:
+    """The account that this user's jobs are charged to unless they name one; empty if sacctmgr names none."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    answer = query("sacctmgr", "-nP", "show", "user", f"name={user}", "format=DefaultAccount")
+    return (answer or "").strip()
+
+
+def has_accounts() -> bool:
+    """Whether sacct answers."""
+    return query("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None
 
 
 # --- jobs: questions -------------------------------------------------------------------------------
@@ -204,14 +241,9 @@ def job_times(job: str, columns: Sequence[str]) -> list[str]:
 
 
 def node_address(node: str) -> str | None:
-    """What SLURM itself connects to when it means a node; None if it does not tell."""
+    """What SLURM itself connects to when it means a node; None if it does not say."""
     address = re.search(r"\bNodeAddr=(\S+)", query("scontrol", "show", "node", node) or "")
     return address[1] if address else None
-
-
-def is_named_job_there(name: str) -> bool:
-    """Whether a job of that name is queued or running, or SLURM does not answer."""
-    return query("squeue", "--noheader", f"--name={name}") != ""
 
 
 # --- jobs: orders ----------------------------------------------------------------------------------
@@ -280,8 +312,8 @@ class QueueWatch:
     least_every_s: float = LEAST_EVERY_S
     most_every_s: float = MOST_EVERY_S
     ask: Callable[[], tuple[QueuedJob, ...] | None] = queue
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = field(default_factory=lambda: time.monotonic)
+    sleep: Callable[[float], None] = field(default_factory=lambda: time.sleep)
     _jobs: tuple[QueuedJob, ...] | None = field(default=None, init=False)
     _every_s: float = field(default=0.0, init=False)
     _due_s: float = field(default=float("-inf"), init=False)

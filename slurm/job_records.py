@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -20,6 +21,8 @@ from vae.run_dir import JOBS_FILE, JOBS_LOCK_FILE, LAUNCH_LOCK_FILE
 from vae.study import Study
 
 JOBS_LOCK_WAIT_S = 10.0
+
+EndOnPurpose = Literal["cancelled", "interrupted"]
 
 
 class JobRecord(Record, frozen=True):
@@ -36,22 +39,33 @@ class JobRecord(Record, frozen=True):
     """Machine it was submitted from."""
     offset: int = 0
     """Position of the array task with index 0."""
-    end: str = ""
-    """How a local job was ended on purpose: cancelled or interrupted. Of its own jobs SLURM knows that."""
+    end: EndOnPurpose | Literal[""] = ""
+    """How a local job was ended on purpose. Of its own jobs SLURM knows that."""
     name: str = ""
     """Job name; SLURM may give the same id again to something else."""
 
     @classmethod
     def of(cls, request: JobRequest, job: str, cluster: Backend) -> JobRecord:
         """The record of a request that has just become job `job`."""
-        is_array = request.is_array and cluster is Backend.SLURM
-        host = socket.gethostname()
-        indices = tuple(request.tasks)
-        return cls(job, request.kind, cluster, is_array, indices, host, request.offset, name=request.name)
+        return cls(
+            id=job,
+            kind=request.kind,
+            cluster=cluster,
+            is_array=request.is_array and cluster is Backend.SLURM,
+            indices=tuple(request.tasks),
+            host=socket.gethostname(),
+            offset=request.offset,
+            name=request.name,
+        )
 
     def array_task(self, index: int) -> str:
         """Id of one of its array tasks, or of the job if it is none, as squeue and sacct write it."""
         return f"{self.id}_{index - self.offset}" if self.is_array else self.id
+
+    @property
+    def array_tasks(self) -> list[str]:
+        """The ids of all its array tasks, in the order of `indices`."""
+        return [self.array_task(index) for index in self.indices]
 
 
 class JobList(Record, frozen=True):
@@ -79,9 +93,8 @@ def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
     for index, name in enumerate(study.runs):
         attempt = newest_attempt(study_dir / name)
         if attempt and attempt.cluster == Backend.SLURM and attempt.job.split("_")[0] not in ids:
-            by_hand.append(
-                JobRecord(attempt.job, JobKind.TRAIN, Backend.SLURM, False, (index,), attempt.host)
-            )
+            job = JobRecord(attempt.job, JobKind.TRAIN, Backend.SLURM, False, (index,), attempt.host)
+            by_hand.append(job)
     return [*by_hand, *records]
 
 
@@ -98,13 +111,12 @@ def add_record(folder: Path, record: JobRecord) -> None:
         records.append(record)
 
 
-def note_end(folder: Path, job: str, how: str) -> None:
+def note_end(folder: Path, job: str, how: EndOnPurpose) -> None:
     """Remember that local job `job` is ended on purpose; what was noted first stands."""
     with _changing(folder) as records:
-        records[:] = [
-            msgspec.structs.replace(record, end=record.end or how) if record.id == job else record
-            for record in records
-        ]
+        for number, record in enumerate(records):
+            if record.id == job and not record.end:
+                records[number] = msgspec.structs.replace(record, end=how)
 
 
 @contextmanager

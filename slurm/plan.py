@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import SettingsError
@@ -52,9 +53,8 @@ class StudyFacts:
 
     def any_job(self) -> str:
         """Id of a job that is at work, or will be, on this study or its data; empty if there is none."""
-        jobs = [self.pack_job, self.report_job]
-        jobs += [job for run in self.runs for job in (run.train_job, run.evaluate_job)]
-        return next(filter(None, jobs), "")
+        of_runs = chain.from_iterable((run.train_job, run.evaluate_job) for run in self.runs)
+        return next(filter(None, (self.pack_job, self.report_job, *of_runs)), "")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """One sbatch: a job, or an array with one element per task."""
+    """One sbatch: a job, or an array with one array task for each of `tasks`."""
 
     key: str
     """Name within the plan, for the jobs that wait for this one."""
@@ -94,11 +94,11 @@ class JobRequest:
     """What it waits for: `aftercorr:train` (a key of this plan) or `afterok:123_4` (a job's id)."""
     is_array: bool = True
     resources: Resources | None = None
-    """Processes and GPUs of each element; None = one process without a GPU."""
+    """Processes and GPUs of each array task; None = one process without a GPU."""
     max_parallel: int = 0
-    """Elements that may run at once; 0 = as many as there is room for."""
+    """Array tasks that may run at once; 0 = as many as there is room for."""
     offset: int = 0
-    """Position of the element with array index 0: SLURM bounds the index, and a study may be longer."""
+    """Position of the array task with index 0: SLURM bounds the index, and a study may be longer."""
     stop_s: float = 0.0
     """Longest time that any of its runs has needed to save and stop, in seconds; 0 = never measured."""
 
@@ -164,22 +164,18 @@ def decide_train(
 def decide_evaluate(facts: StudyFacts, resources: Resources, max_array_size: int) -> tuple[JobRequest, ...]:
     """Arrays over the runs without scores, one for each thing that their runs wait for.
 
-    Each element waits for the element of the same index (aftercorr) of one training array, so a run that
-    fails holds up nobody else's scores. SLURM wants the same indices on both sides.
+    Each array task waits for that of the same index (aftercorr) in one training array, so a run that fails
+    holds up nobody else's scores. SLURM wants the same indices on both sides.
     """
-    scoring = Resources(resources.gpus_per_node)  # one node has room enough, and is found sooner
-    waits: dict[tuple[str, int], dict[int, Task]] = {}
+    # which training the scores of each run wait for
+    groups: dict[tuple[str, int], dict[int, Task]] = {}
     for run in facts.runs:
-        if run.is_scored or run.evaluate_job:
-            continue
-        chunk = run.index // max_array_size
-        after, offset = "", chunk * max_array_size
-        if run.train_job and not run.is_trained:
-            array, _, element = run.train_job.partition("_")
-            after, offset = f"aftercorr:{array}", run.index - int(element) if element else offset
-        elif not run.is_trained:
-            after = f"aftercorr:{numbered('train', chunk)}"  # decide_train takes every other run
-        waits.setdefault((after, offset), {})[run.index] = EvaluateTask(str(facts.study_dir / run.name))
+        if not run.is_scored and not run.evaluate_job:
+            task = EvaluateTask(str(facts.study_dir / run.name))
+            groups.setdefault(_training_of(run, max_array_size), {})[run.index] = task
+
+    # an array for each of them
+    scoring = Resources(resources.gpus_per_node)  # one node has room enough, and is free sooner
     return tuple(
         JobRequest(
             key=numbered("evaluate", number),
@@ -190,17 +186,28 @@ def decide_evaluate(facts: StudyFacts, resources: Resources, max_array_size: int
             resources=scoring,
             offset=offset,
         )
-        for number, ((after, offset), tasks) in enumerate(waits.items())
+        for number, ((after, offset), tasks) in enumerate(groups.items())
     )
+
+
+def _training_of(run: RunFacts, max_array_size: int) -> tuple[str, int]:
+    """The dependency of a run's scoring, empty if it is trained, and the position of its array's index 0."""
+    chunk = run.index // max_array_size
+    offset = chunk * max_array_size
+    if run.is_trained:
+        return "", offset
+    if not run.train_job:  # then decide_train takes it
+        return f"aftercorr:{numbered('train', chunk)}", offset
+    array, _, index = run.train_job.partition("_")
+    return f"aftercorr:{array}", run.index - int(index) if index else offset
 
 
 def decide_report(facts: StudyFacts, evaluate: tuple[JobRequest, ...]) -> tuple[JobRequest, ...]:
     """The report, when every evaluation has ended, well or not."""
-    running = [run.evaluate_job for run in facts.runs if run.evaluate_job]
-    waits = [*(request.key for request in evaluate), *running]
     if not evaluate and (facts.has_report or facts.report_job):
         return ()
-    after = tuple(f"afterany:{wait}" for wait in waits)
+    under_way = [run.evaluate_job for run in facts.runs if run.evaluate_job]
+    after = tuple(f"afterany:{job}" for job in (*(request.key for request in evaluate), *under_way))
     tasks = {0: ReportTask(str(facts.study_dir))}
     return (JobRequest("report", JobKind.REPORT, facts.study_dir, tasks, after, is_array=False),)
 
@@ -214,21 +221,21 @@ def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ..
     """The requests, with at most `cap` runs that train, and that are scored, at once; 0 = no cap.
 
     Raises:
-        SettingsError: there are more training arrays than that, and each runs one element at least.
+        SettingsError: there are more training arrays than that, and each runs one array task at least.
     """
-    trains = sum(request.kind is JobKind.TRAIN for request in requests)
-    if 0 < cap < trains:
+    arrays = sum(request.kind is JobKind.TRAIN for request in requests)
+    if 0 < cap < arrays:
         raise SettingsError(
-            f"--max-parallel {cap}, but the study takes {trains} arrays, each of which runs one run at least",
-            f"use --max-parallel {trains} or more, or launch fewer --seeds at a time",
+            f"--max-parallel {cap}, but the study takes {arrays} arrays, each of which runs one run at least",
+            f"use --max-parallel {arrays} or more, or launch fewer --seeds at a time",
         )
     if not cap:
         return requests
-    capped: dict[str, int] = {}
+    caps: dict[str, int] = {}
     for kind in (JobKind.TRAIN, JobKind.EVALUATE):
-        keys = [request.key for request in requests if request.kind == kind]
-        capped |= dict(zip(keys, shares(cap, len(keys)), strict=True))
-    return tuple(replace(request, max_parallel=capped.get(request.key, 0)) for request in requests)
+        keys = [request.key for request in requests if request.kind is kind]
+        caps |= dict(zip(keys, shares(cap, len(keys)), strict=True))
+    return tuple(replace(request, max_parallel=caps.get(request.key, 0)) for request in requests)
 
 
 def shares(total: int, parts: int) -> list[int]:

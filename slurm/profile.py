@@ -1,4 +1,4 @@
-"""What a cluster needs to be told: one small YAML file per site, checked before it reaches SLURM."""
+"""Cluster profile: how one site wants its jobs asked for. A small YAML file, checked before SLURM sees it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ PROFILES_DIR = Path(__file__).parent / "profiles"
 # One word SLURM cannot read as two, or as an option: partitions, accounts, constraints (a100&nvlink), ...
 WORD = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:;=@+/&|*()\[\]-]*")
 FLAG_NAME = re.compile(r"[a-z][a-z-]*")
-# Flags that decide what a job is, and where to look for it.
+# Flags by which the toolkit tracks its jobs.
 OWN_FLAGS = frozenset({"job-name", "array", "dependency", "output", "error", "chdir", "wrap"})
+# Amounts that may be 0; the others are at least 1.
+MAY_BE_ZERO = ("mem_per_gpu_gb", "pack_mem_gb", "warning_s")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ClusterProfile:
     """Memory of each packing job, in GB."""
 
     train_limit_min: int = 1440
-    """Time limit of one stretch of training; a longer run goes on by itself in the next stretch."""
+    """Time limit of one attempt at training; a longer run goes on by itself in the next one."""
 
     evaluate_limit_min: int = 120
     """Time limit of scoring one run."""
@@ -74,7 +76,7 @@ class ClusterProfile:
     """Time limit of joining the shards, and of writing the report."""
 
     warning_s: int = 0
-    """Seconds before a time limit at which a job is asked to save; 0 = from the saves measured so far."""
+    """Seconds from the stop signal to the time limit; 0 = from the saves measured so far."""
 
     setup: tuple[str, ...] = ()
     """Shell lines before the job's command (`module load cuda`); the job stops if one fails."""
@@ -106,12 +108,7 @@ class ClusterProfile:
             check_word(f"extra.{flag}", str(value))
         renamed = self.rename or {}
         for flag in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
-            if not FLAG_NAME.fullmatch(flag):
-                raise SettingsError(f"{flag!r} is not the name of an sbatch flag", "write it without dashes")
-            if flag in OWN_FLAGS:
-                raise SettingsError(
-                    f"{flag} cannot be changed in a profile", "it is by this that jobs are found again"
-                )
+            check_flag(flag)
         for name in ("container", "python"):
             check_one_line(name, getattr(self, name))
         try:
@@ -122,29 +119,33 @@ class ClusterProfile:
             raise SettingsError(f"python = {self.python!r} is not allowed", "give its absolute path")
         for line in self.setup:
             check_one_line("setup", line)
-        self._check_amounts()
+        for name, value in vars(self).items():
+            least = 0 if name in MAY_BE_ZERO else 1
+            if isinstance(value, int) and value < least:
+                allowed = f"at least {least}" if least else "0 or more"
+                raise SettingsError(f"{name} = {value}; allowed: {allowed}")
 
-    def _check_amounts(self) -> None:
-        for name in ("cpus_per_gpu", "pack_cpus", "pack_jobs"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} = {getattr(self, name)}; allowed: at least 1")
-        for name in ("mem_per_gpu_gb", "pack_mem_gb"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} = {getattr(self, name)}; allowed: 0 or more")
-        for name in ("train_limit_min", "evaluate_limit_min", "pack_limit_min", "report_limit_min"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} = {getattr(self, name)}; allowed: at least 1")
-        if self.warning_s < 0:
-            raise SettingsError(f"warning_s = {self.warning_s}; allowed: 0 or more")
+    @property
+    def wants_gpus(self) -> bool:
+        """Whether jobs that train ask for GPUs: a profile may drop that flag, for a cluster without any."""
+        return self.gpu_flag not in self.drop
+
+
+def check_flag(name: str) -> None:
+    """Raise SettingsError unless a profile may change the sbatch flag of that name."""
+    if not FLAG_NAME.fullmatch(name):
+        raise SettingsError(f"{name!r} is not the name of an sbatch flag", "write it without dashes")
+    if name in OWN_FLAGS:
+        raise SettingsError(f"{name} cannot be changed in a profile", "the toolkit tracks its jobs by it")
 
 
 def check_word(name: str, value: str) -> None:
     """Raise SettingsError unless `value` is empty or one word that an #SBATCH line can hold."""
     if value and not WORD.fullmatch(value):
-        raise SettingsError(
-            f"{name} = {value!r} is not allowed",
-            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign",
+        hint = (
+            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign"
         )
+        raise SettingsError(f"{name} = {value!r} is not allowed", hint)
 
 
 def check_one_line(name: str, value: str) -> None:
@@ -170,9 +171,7 @@ def read_profile(name: str) -> ClusterProfile:
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
         own = name if NAME.fullmatch(name) else "NAME"
-        raise SettingsError(
-            f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
-            f"give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
-            f"slurm/profiles/{own}.yaml",
-        )
+        hint = "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+        hint += f"slurm/profiles/{own}.yaml"
+        raise SettingsError(f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.', hint)
     return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

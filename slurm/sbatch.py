@@ -13,13 +13,13 @@ from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
 from vae.run_dir import JOBS_DIR
 
-# USR2 is ignored from the first instruction on, until Python has its handler: a warning that comes while
-# torch is being imported would otherwise kill the job. A trap in the batch script does not reach the tasks.
+# USR2, the stop signal, is ignored from the first instruction on, until Python has its handler: otherwise it
+# would kill the job while torch is being imported. A trap in the batch script does not reach the tasks.
 LAUNCHER = 'bash -c \'trap "" USR2; exec "$@"\' task'
 
 # A task that cannot reach SLURM itself (inside a container, say) leaves a file, and the script requeues it;
-# and after 140, the exit code of what USR2 has killed: the warning came before that first instruction. (Of
-# several ranks srun reports 143, because it ends the others; then the next launch goes on.)
+# and after 140, the exit code of what USR2 has killed: it came before that first instruction. (Of several
+# ranks srun reports 143, because it ends the others; then the next launch goes on.)
 REQUEUE = """\
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 if rm {jobs_dir}/"$job.requeue" 2>/dev/null || [ "${{code:-0}}" -eq 140 ]; then scontrol requeue "$job"; fi
@@ -29,16 +29,16 @@ exit "${{code:-0}}"
 # Ranks end together; when one has ended well and another has not after this long, it never will.
 WAIT_FOR_RANKS_S = 300
 
-# A script names this many of its elements.
+# A script names this many of its array tasks.
 MAX_NAMED = 12
 
-# A job is warned this long before its time limit if no save of its run was ever measured, ...
-FIRST_WARNING_S = 180
+# The stop signal comes this long before the time limit if no save of the run was ever measured, ...
+FIRST_SIGNAL_LEAD_S = 180
 # ... else three times as long as the slowest took, and SLURM may be a minute late; but at least so long.
-LEAST_WARNING_S = 120
-WARNING_SLACK_S = 60
-# A limit that leaves less than three times the warning for work would only restart the job over and over.
-LEAST_LIMIT_PER_WARNING = 4
+LEAST_SIGNAL_LEAD_S = 120
+SIGNAL_SLACK_S = 60
+# A limit that leaves less than three times that for work would only restart the job over and over.
+LEAST_LIMIT_PER_LEAD = 4
 
 
 def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, python: str) -> str:
@@ -71,15 +71,14 @@ def describe(request: JobRequest) -> str:
     """One line that says what the job is: its work, and which array index means what."""
     if not request.is_array:
         return f"{request.kind} {request.folder.name}"
-    elements = [
-        f"{index - request.offset} = {array_task_name(task)}" for index, task in request.tasks.items()
-    ]
-    shown = elements if len(elements) <= MAX_NAMED else [*elements[:MAX_NAMED], "..."]
-    return f"{request.kind} {request.folder.name}: " + ", ".join(shown)
+    names = [f"{index - request.offset} = {array_task_name(task)}" for index, task in request.tasks.items()]
+    if len(names) > MAX_NAMED:
+        names = [*names[:MAX_NAMED], "..."]
+    return f"{request.kind} {request.folder.name}: {', '.join(names)}"
 
 
 def array_task_name(task: Task) -> str:
-    """What one element works on."""
+    """What one array task works on."""
     if isinstance(task, PackTask):
         return f"part {task.part + 1} of {task.num_parts}"
     return Path(task.path).name
@@ -88,9 +87,6 @@ def array_task_name(task: Task) -> str:
 def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
     """Every flag of the job, by name; an empty value means a bare flag."""
     resources = request.resources or Resources()
-    element = "%A_%a" if request.is_array else "%j"
-    mem_gb = profile.mem_per_gpu_gb * resources.gpus_per_node if request.resources else 0
-    mem_gb = profile.pack_mem_gb if request.kind is JobKind.PACK else mem_gb
     flags = {
         "job-name": request.name,
         "array": array_spec(request) if request.is_array else None,
@@ -102,18 +98,18 @@ def sbatch_flags(request: JobRequest, profile: ClusterProfile) -> dict[str, str]
         "ntasks-per-node": resources.gpus_per_node,
         profile.gpu_flag: gpu_amount(profile, resources) if request.resources else None,
         "cpus-per-task": cpus_per_task(request, profile),
-        "mem": f"{mem_gb}G" if mem_gb else None,
+        "mem": memory(request, profile),
         "time": limit_min(request.kind, profile),
-        "signal": f"USR2@{warning_s(request, profile)}",
+        "signal": f"USR2@{signal_lead_s(request, profile)}",
         "requeue": True,
         "open-mode": "append",  # an attempt adds to the log of the one before
         "kill-on-invalid-dep": "yes",  # or it would wait for ever for a job that has failed
-        "output": request.folder / JOBS_DIR / f"{element}.log",
+        "output": request.folder / JOBS_DIR / f"{job_pattern(request)}.log",
     }
-    kept = {name: "" if value is True else str(value) for name, value in flags.items() if value}
+    given = {name: "" if value is True else str(value) for name, value in flags.items() if value}
     renamed = profile.rename or {}
-    kept = {renamed.get(name, name): value for name, value in kept.items() if name not in profile.drop}
-    return kept | {name: str(value) for name, value in (profile.extra or {}).items()}
+    wanted = {renamed.get(name, name): value for name, value in given.items() if name not in profile.drop}
+    return wanted | {name: str(value) for name, value in (profile.extra or {}).items()}
 
 
 def sbatch_flag(name: str, value: str) -> str:
@@ -121,6 +117,18 @@ def sbatch_flag(name: str, value: str) -> str:
     if not value:
         return f"#SBATCH --{name}"
     return f'#SBATCH --{name}="{value}"' if " " in value else f"#SBATCH --{name}={value}"
+
+
+def job_pattern(request: JobRequest) -> str:
+    """What sbatch and srun replace by the id of the job or array task."""
+    return "%A_%a" if request.is_array else "%j"
+
+
+def memory(request: JobRequest, profile: ClusterProfile) -> str:
+    """Memory of each node, as in `64G`; empty to take the site's default."""
+    gpus = request.resources.gpus_per_node if request.resources else 0
+    mem_gb = profile.pack_mem_gb if request.kind is JobKind.PACK else profile.mem_per_gpu_gb * gpus
+    return f"{mem_gb}G" if mem_gb else ""
 
 
 def gpu_amount(profile: ClusterProfile, resources: Resources) -> str:
@@ -144,56 +152,54 @@ def limit_min(kind: JobKind, profile: ClusterProfile) -> int:
     return int(getattr(profile, f"{kind}_limit_min"))
 
 
-def warning_s(request: JobRequest, profile: ClusterProfile) -> int:
-    """Seconds before its time limit at which the job is asked to save and stop.
+def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
+    """Seconds before its time limit at which the job gets the stop signal.
 
     Raises:
         SettingsError: the limit leaves too little time for work beside it.
     """
     limit_s = 60 * limit_min(request.kind, profile)
     if request.kind is not JobKind.TRAIN:  # it has nothing to save
-        return min(profile.warning_s or LEAST_WARNING_S, limit_s // LEAST_LIMIT_PER_WARNING)
-    wanted = profile.warning_s or measured_warning_s(request.stop_s)
-    if limit_s < LEAST_LIMIT_PER_WARNING * wanted:
-        why = f", for its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
+        return min(profile.warning_s or LEAST_SIGNAL_LEAD_S, limit_s // LEAST_LIMIT_PER_LEAD)
+    lead_s = profile.warning_s or measured_signal_lead_s(request.stop_s)
+    if limit_s < LEAST_LIMIT_PER_LEAD * lead_s:
+        why = f", because its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
         raise SettingsError(
-            f"train_limit_min = {limit_s // 60} leaves too little beside the warning that {request.name} "
-            f"gets {wanted} s before it{why}",
-            f"allow at least {math.ceil(LEAST_LIMIT_PER_WARNING * wanted / 60)} minutes, "
+            f"train_limit_min = {limit_s // 60} leaves too little time: {request.name} gets the stop signal "
+            f"{lead_s} s before it{why}",
+            f"allow at least {math.ceil(LEAST_LIMIT_PER_LEAD * lead_s / 60)} minutes, "
             "or set a shorter warning_s in the profile",
         )
-    return wanted
+    return lead_s
 
 
-def measured_warning_s(stop_s: float) -> int:
-    """The warning that a run needs whose slowest save (and validation) took `stop_s` seconds."""
+def measured_signal_lead_s(stop_s: float) -> int:
+    """How early a run needs the stop signal whose slowest save (and validation) took `stop_s` seconds."""
     if not stop_s:
-        return FIRST_WARNING_S
-    return max(LEAST_WARNING_S, math.ceil(3 * stop_s) + WARNING_SLACK_S)
+        return FIRST_SIGNAL_LEAD_S
+    return max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * stop_s) + SIGNAL_SLACK_S)
 
 
 def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> str:
-    """The job's work: one process per GPU, all of which end when one fails.
-
-    `--cpus-per-task` is said again because srun does not take it from sbatch in SLURM 22.05 and later.
-    """
+    """The job's work: one process per GPU, all of which end when one fails."""
     jobs_dir = request.folder / JOBS_DIR
-    element = "%A_%a" if request.is_array else "%j"
     srun = [
         "srun",
         "--unbuffered",
         "--open-mode=append",
         "--kill-on-bad-exit=1",
         f"--wait={WAIT_FOR_RANKS_S}",
+        # since SLURM 22.05, srun does not take it from sbatch
+        f"--cpus-per-task={cpus_per_task(request, profile)}",
+        f"--output={jobs_dir}/{job_pattern(request)}_%t.log",
     ]
-    srun += [f"--cpus-per-task={cpus_per_task(request, profile)}", f"--output={jobs_dir}/{element}_%t.log"]
     runner = [shlex.quote(python), "-u", "-m", "submitit.core._submit", shlex.quote(str(jobs_dir))]
     container = [profile.container] if profile.container else []
     return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join([*container, *runner])])
 
 
 def array_spec(request: JobRequest) -> str:
-    """The indices of an array, and how many elements may run at once: `0-2,5%2`."""
+    """The indices of an array, and how many of its tasks may run at once: `0-2,5%2`."""
     indices = [index - request.offset for index in request.tasks]
     return index_list(indices) + (f"%{request.max_parallel}" if request.max_parallel else "")
 

@@ -1,4 +1,4 @@
-"""States of jobs and runs, merged from the run folder, squeue and sacct; each may be missing, late or wrong.
+"""The state of each run, merged from its folder, squeue and sacct; each may be missing, late or wrong.
 
 The run folder says what is finished; squeue says what is queued or running; sacct says how the rest ended.
 No answer is "unknown", never "failed".
@@ -15,7 +15,18 @@ from data_prep.errors import DamagedFile
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
-from slurm.scheduler import QUEUED, RUNNING, Scheduler, ask_scheduler, live_job, newest_job
+from slurm.scheduler import (
+    CANCELLED,
+    GONE,
+    INTERRUPTED,
+    UNKNOWN,
+    JobState,
+    Look,
+    Scheduler,
+    ask_scheduler,
+    live_job,
+    newest_job,
+)
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
 from vae.provenance import read_attempts
@@ -24,13 +35,13 @@ from vae.study import RunState, Study, has_report, is_scored, is_trained
 
 log = logging.getLogger(__name__)
 
-# What the state of an ended job, in SLURM's words or this toolkit's, means for a run that is not trained.
+# What the state of an ended job means for a run that is not trained; any other is a failure.
 ENDED = {
-    "GONE": RunState.STOPPED,
+    GONE: RunState.STOPPED,
     "COMPLETED": RunState.STOPPED,
-    "INTERRUPTED": RunState.STOPPED,
-    "CANCELLED": RunState.CANCELLED,
-    "UNKNOWN": RunState.UNKNOWN,
+    INTERRUPTED: RunState.STOPPED,
+    CANCELLED: RunState.CANCELLED,
+    UNKNOWN: RunState.UNKNOWN,
 }
 
 
@@ -51,15 +62,15 @@ class RunStatus:
     """Share of its allocated time, in 0..1, spent in steps whose results survived; see vae/goodput.py."""
 
 
-def study_states(study_dir: Path, study: Study) -> list[RunStatus]:
-    """The state of every run, in the order of study.yaml."""
-    return all_states({study_dir: study})[study_dir]
+def study_states(study_dir: Path, study: Study, look: Look = ask_scheduler) -> list[RunStatus]:
+    """The state of every run, in the order of study.yaml, by one `look` at SLURM."""
+    return all_states({study_dir: study}, look)[study_dir]
 
 
-def all_states(studies: dict[Path, Study]) -> dict[Path, list[RunStatus]]:
-    """The state of every run of several studies, by the study's folder; SLURM is asked once."""
+def all_states(studies: dict[Path, Study], look: Look = ask_scheduler) -> dict[Path, list[RunStatus]]:
+    """The state of every run of several studies, by the study's folder, by one `look` at SLURM."""
     records = {study_dir: read_jobs(study_dir, study) for study_dir, study in studies.items()}
-    scheduler = ask_scheduler(chain.from_iterable(records.values()))
+    scheduler = look(chain.from_iterable(records.values()))
     return {
         study_dir: states_of(study_dir, study, records[study_dir], scheduler)
         for study_dir, study in studies.items()
@@ -101,50 +112,54 @@ def merge(
 ) -> tuple[RunState, str]:
     """(state, detail): what is finished by the run's files, what goes on by the scheduler."""
     if not is_trained(run_dir):
-        return merge_training(run_dir, *newest_state(JobKind.TRAIN, index, records, scheduler))
+        return merge_training(run_dir, newest_state(JobKind.TRAIN, index, records, scheduler))
     if is_scored(run_dir, study):
         return RunState.DONE, ""
-    state, reason = newest_state(JobKind.EVALUATE, index, records, scheduler)
-    if state in RUNNING:
-        return RunState.SCORING, reason
-    if state in QUEUED:
-        return RunState.TRAINED, reason
-    if state in ("", "GONE", "INTERRUPTED", "COMPLETED"):
+    return merge_scoring(newest_state(JobKind.EVALUATE, index, records, scheduler))
+
+
+def merge_scoring(job: JobState | None) -> tuple[RunState, str]:
+    """(state, detail) of a run that is trained and has no scores, from its newest scoring job."""
+    if job is None or job.state in (GONE, INTERRUPTED, "COMPLETED"):
         return RunState.TRAINED, ""
-    if state in ENDED:
-        return ENDED[state], reason
-    return RunState.FAILED, f"{JobKind.EVALUATE} {state}"
+    if job.is_running:
+        return RunState.SCORING, job.reason
+    if job.is_queued:
+        return RunState.TRAINED, job.reason
+    if job.state in ENDED:
+        return ENDED[job.state], job.reason
+    return RunState.FAILED, f"{JobKind.EVALUATE} {job.state}"
 
 
-def merge_training(run_dir: Path, state: str, reason: str) -> tuple[RunState, str]:
-    """(state, detail) of a run that is not trained, from the state of its newest training job."""
-    if state in RUNNING:
-        return RunState.TRAINING, reason
-    if state in QUEUED:
-        return RunState.QUEUED, reason
-    if not state:
+def merge_training(run_dir: Path, job: JobState | None) -> tuple[RunState, str]:
+    """(state, detail) of a run that is not trained, from its newest training job."""
+    if job is None:
         return (RunState.STOPPED if (run_dir / METRICS_FILE).exists() else RunState.MISSING), ""
-    if state not in ENDED:
-        return RunState.FAILED, f"{JobKind.TRAIN} {state}"
-    details = ["interrupted" if state == "INTERRUPTED" else reason]
+    if job.is_running:
+        return RunState.TRAINING, job.reason
+    if job.is_queued:
+        return RunState.QUEUED, job.reason
+    if job.state not in ENDED:
+        return RunState.FAILED, f"{JobKind.TRAIN} {job.state}"
+    details = ["interrupted" if job.state == INTERRUPTED else job.reason]
     step = saved_step(run_dir)
-    if state in ("CANCELLED", "INTERRUPTED") and step:
+    if job.state in (CANCELLED, INTERRUPTED) and step:
         details.append(f"saved at step {step:,}")
-    return ENDED[state], ", ".join(filter(None, details))
+    return ENDED[job.state], ", ".join(filter(None, details))
 
 
 def newest_state(
     kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler
-) -> tuple[str, str]:
-    """(state, reason) of the live job of that kind, else of the newest; two empty texts without any."""
+) -> JobState | None:
+    """State of the live job of that kind, else of the newest; None without any."""
     record = newest_job(kind, index, records, scheduler)
-    return scheduler.state(record, index) if record else ("", "")
+    return scheduler.state(record, index) if record else None
 
 
 def study_facts(
-    study_dir: Path, study: Study, asked: tuple[str, ...], data_dir: Path, num_shards: int | None
+    study_dir: Path, study: Study, runs: tuple[str, ...], data_dir: Path, num_shards: int | None
 ) -> StudyFacts:
-    """What `plan.decide` needs to know of the runs `asked` for; `num_shards` is None for packed data.
+    """What `plan.decide` needs to know of these runs of the study; `num_shards` is None for packed data.
 
     SLURM is asked only about what is not finished, so a finished study needs no SLURM that remembers it.
 
@@ -158,14 +173,19 @@ def study_facts(
 
     def run_facts(name: str, index: int) -> RunFacts:
         trained, scored = is_trained(study_dir / name), is_scored(study_dir / name, study)
-        train_job = "" if trained else live_job(JobKind.TRAIN, index, records, scheduler)
-        evaluate_job = "" if scored else live_job(JobKind.EVALUATE, index, records, scheduler)
-        stop_s = 0.0 if trained else slowest_stop_s(study_dir / name)
-        return RunFacts(name, index, trained, scored, train_job, evaluate_job, stop_s)
+        return RunFacts(
+            name,
+            index,
+            is_trained=trained,
+            is_scored=scored,
+            train_job="" if trained else live_job(JobKind.TRAIN, index, records, scheduler),
+            evaluate_job="" if scored else live_job(JobKind.EVALUATE, index, records, scheduler),
+            stop_s=0.0 if trained else slowest_stop_s(study_dir / name),
+        )
 
     return StudyFacts(
         study_dir,
-        runs=tuple(run_facts(name, index) for index, name in enumerate(study.runs) if name in asked),
+        runs=tuple(run_facts(name, index) for index, name in enumerate(study.runs) if name in runs),
         data_dir=data_dir,
         is_packed=is_packed,
         num_shards=num_shards or 0,

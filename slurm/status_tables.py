@@ -1,19 +1,57 @@
-"""The state of a study as a table: plain words and numbers with their units."""
+"""The states of studies and runs as tables: plain words and numbers with their units."""
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
 
 from slurm.state import RunStatus
 from vae.goodput import duration
 from vae.report.page import Table, to_text
+from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
 from vae.scoring.score_specs import SPECS
-from vae.study import RunState
+from vae.study import RunState, read_launches
 
 STATES = (
     *("run", "state", "step", "epoch", "loss\nnats/image"),
     *("images/s", "left", "restarts", "useful", "note"),
 )
+
+
+def studies_table(studies: dict[Path, list[RunStatus]]) -> str:
+    """One row per study: how many runs are done, what the others are doing, and when anything changed."""
+    rows = []
+    for folder, runs in studies.items():
+        counts = Counter(run.state for run in runs)
+        others = [f"{count} {state}" for state, count in counts.items() if state is not RunState.DONE]
+        changed = datetime.fromtimestamp(last_change(folder, runs))
+        done = f"{counts[RunState.DONE]} of {len(runs)}"
+        rows.append([folder.name, done, ", ".join(others), f"{changed:%Y-%m-%d %H:%M}"])
+    return to_text(Table(["study", "done", "runs", "newest change"], rows, frozenset([1])))
+
+
+def last_change(study_dir: Path, runs: Iterable[RunStatus]) -> float:
+    """When the study or one of its runs got any further, in Unix seconds."""
+    paths = [study_dir, study_dir / STUDY_FILE, study_dir / LAUNCHES_FILE]
+    for run in runs:
+        paths += [study_dir / run.name / name for name in (METRICS_FILE, DONE_FILE, SCORES_FILE)]
+    return max(path.stat().st_mtime for path in paths if path.exists())
+
+
+def study_page(study_dir: Path, runs: list[RunStatus]) -> str:
+    """The tables of one study, the newest launch, and where the report is."""
+    parts = [states_table(runs)]
+    if any(run.scores for run in runs):
+        parts.append(scores_table(runs))
+    if launches := read_launches(study_dir):
+        parts.append(f"launched {launches[-1].time}: {shlex.join(launches[-1].command)}")
+    report = study_dir / REPORT_FILE
+    if report.exists():
+        parts.append(f"report: {report}")
+    return "\n\n".join(parts)
 
 
 def states_table(runs: Iterable[RunStatus]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from devcluster import bare_cluster, cluster  # noqa: F401  (fixtures)
+from fake_slurm import FakeSlurm
 from tiny import REPOSITORY, make_run, make_shards
 
 from data_prep.files import sha256_file
@@ -18,6 +19,14 @@ from vae.study import Study, prepare_study
 
 # Real X-rays for the tests marked `xrays`; the project contains none.
 XRAYS = REPOSITORY.parent / "shared" / "chest_xray"
+
+
+@pytest.fixture
+def fake_slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A cluster in memory in the place of SLURM's programs; nothing is queued."""
+    fake = FakeSlurm()
+    fake.install(monkeypatch)
+    return fake
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""slurm/explain.py: from what is known of a run to one sentence; what is not known is not guessed."""
+"""slurm/diagnose/explain.py: from the facts about a run to one sentence; what nobody knows is not guessed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from slurm.diagnose.explain import AGAIN, REASONS, Case, cause_and_step, explain, is_settled
+from slurm.node.task import JobKind
 
 NOTHING_TO_DO = "; nothing to do."
 
 
-def sentence(**known: Any) -> str:
-    return explain(Case("linear-s0", "runs/chest", **known))
+def sentence(**facts: Any) -> str:
+    return explain(Case("linear-s0", "runs/chest", **facts))
 
 
 PENDING = {
@@ -56,8 +57,8 @@ def test_a_requeue_delay_is_no_alarm_and_no_guess() -> None:
     delay: dict[str, Any] = {"job": "8_0", "state": "PENDING", "reason": "BeginTime", "start": "16:45"}
     again = "linear-s0: is queued: SLURM delays what was requeued; it restarts at 16:45 (BeginTime)"
     first = "linear-s0: is queued: it starts at 16:45, not before its begin time (BeginTime)"
-    assert sentence(was_begun=True, **delay) == again + NOTHING_TO_DO
-    assert sentence(was_begun=False, was_started=True, **delay) == first + NOTHING_TO_DO
+    assert sentence(jobs=("7_0", "8_0"), **delay) == again + NOTHING_TO_DO
+    assert sentence(jobs=("7_0",), was_started=True, **delay) == first + NOTHING_TO_DO
 
 
 def test_a_dependency_names_what_it_waits_for() -> None:
@@ -91,7 +92,7 @@ ENDED = [
     ),
     (
         {"state": "FAILED", "exit": "137:0", "error": "ValueError: x"},
-        "failed at step 5 of 9: ValueError: x; mend",
+        "failed at step 5 of 9: ValueError: x; fix",
     ),
     (
         {"state": "FAILED", "exit": "1:0", "error": "OutOfMemoryError: CUDA out of memory"},
@@ -137,14 +138,14 @@ ENDED = [
 
 
 def test_scores_that_were_removed_are_made_again() -> None:
-    said = sentence(kind="evaluate", job="9_0", state="COMPLETED", exit="0:0")
+    said = sentence(kind=JobKind.EVALUATE, job="9_0", state="COMPLETED", exit="0:0")
     gone = "the scores that the scoring job 9_0 wrote are gone or of other weights"
     assert said == f"linear-s0: is trained, but {gone}; {AGAIN}."
 
 
-@pytest.mark.parametrize(("known", "expected"), ENDED)
-def test_how_a_job_ended(known: dict[str, Any], expected: str) -> None:
-    said = sentence(job="8_0", was_started=True, progress=" at step 5 of 9", **known)
+@pytest.mark.parametrize(("facts", "expected"), ENDED)
+def test_how_a_job_ended(facts: dict[str, Any], expected: str) -> None:
+    said = sentence(job="8_0", was_started=True, progress=" at step 5 of 9", **facts)
     assert said.startswith("linear-s0: the training job 8_0 ")
     assert expected in said
 
@@ -160,13 +161,13 @@ def test_an_account_that_is_silent_is_not_taken_for_a_job_that_never_ran() -> No
 def test_runs_without_a_job() -> None:
     assert sentence() == "linear-s0: has not been launched yet; launch it."
     assert "stopped and no job of it is known" in sentence(was_started=True)
-    assert "no job to score it was submitted" in sentence(kind="evaluate", was_started=True)
+    assert "no job to score it was submitted" in sentence(kind=JobKind.EVALUATE, was_started=True)
     assert sentence(is_done=True) == "linear-s0: is trained and scored; nothing to do."
 
 
 def test_a_local_study_works_on_one_run_after_another() -> None:
     assert "waits for its turn after process 41" in sentence(busy="41")
-    assert "waits for its turn after process 41" in sentence(kind="evaluate", busy="41")
+    assert "waits for its turn after process 41" in sentence(kind=JobKind.EVALUATE, busy="41")
     running = sentence(job="41", is_local=True, busy="41", state="RUNNING", progress=" at step 1 of 9")
     assert running == "linear-s0: is training at step 1 of 9; nothing to do."
 
@@ -192,7 +193,7 @@ def test_every_reason_has_a_cause_and_a_next_step_on_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "settled"),
+    ("facts", "settled"),
     [
         ({"state": "RUNNING", "job": "8_0"}, False),
         ({"state": "PENDING", "job": "8_0"}, False),
@@ -204,5 +205,17 @@ def test_every_reason_has_a_cause_and_a_next_step_on_one_line() -> None:
         ({"is_done": True, "busy": "41"}, True),
     ],
 )
-def test_what_nothing_will_change_any_more_is_settled(known: dict[str, Any], settled: bool) -> None:
-    assert is_settled(Case("linear-s0", "runs/chest", **known)) is settled
+def test_what_nothing_will_change_any_more_is_settled(facts: dict[str, Any], settled: bool) -> None:
+    assert is_settled(Case("linear-s0", "runs/chest", **facts)) is settled
+
+
+def test_a_damaged_file_comes_first() -> None:
+    said = sentence(damage="runs/chest/linear-s0/done.json is damaged", fix="remove it", is_done=True)
+    assert said == "linear-s0: runs/chest/linear-s0/done.json is damaged; remove it."
+
+
+def test_a_job_on_its_nodes_may_be_ending_or_suspended() -> None:
+    assert "is just ending (COMPLETING); look again" in sentence(job="8_0", state="COMPLETING")
+    assert "is suspended by SLURM (SUSPENDED); it goes on by itself" in sentence(job="8_0", state="SUSPENDED")
+    scoring = sentence(job="9_0", state="RUNNING", kind=JobKind.EVALUATE)
+    assert scoring == "linear-s0: is trained and is being scored in job 9_0; nothing to do."

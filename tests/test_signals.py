@@ -1,4 +1,4 @@
-"""slurm/signals.py: a warning sets a flag in the process that asked for it, and in no helper of it."""
+"""slurm/node/signals.py: a stop signal sets a flag in the process that wants it, and in no fork of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from tiny import child_environment
 
 from slurm.sbatch import LAUNCHER
@@ -16,7 +17,7 @@ from slurm.sbatch import LAUNCHER
 
 def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own: handlers and fork hooks cannot be taken back."""
-    setup = "import os, signal, sys, time\nfrom slurm.node.environment import single_process\n"
+    setup = "import os, signal, subprocess, sys, time\nfrom slurm_jobs import job_env\n"
     setup += "from slurm.node.signals import *\n"
     return subprocess.run(
         [sys.executable, "-c", setup + textwrap.dedent(code)],
@@ -28,7 +29,7 @@ def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_a_warning_sets_the_flag_and_nothing_else() -> None:
+def test_a_stop_signal_sets_the_flag_and_nothing_else() -> None:
     done = run_python("""
         stop = StopFlag()
         before = stop()
@@ -38,7 +39,7 @@ def test_a_warning_sets_the_flag_and_nothing_else() -> None:
     assert done.stdout == "False True\n"
 
 
-def test_helpers_ignore_the_warning_and_can_be_terminated() -> None:
+def test_helpers_ignore_the_stop_signal_and_can_be_terminated() -> None:
     done = run_python("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
         stop = StopFlag(at_once=lambda: os.write(1, b"acted"))
@@ -54,11 +55,10 @@ def test_helpers_ignore_the_warning_and_can_be_terminated() -> None:
     assert done.stdout == f"alive {-signal.SIGTERM}\n"
 
 
-def test_rank_0_hands_over_to_the_handler_that_was_there() -> None:
+def test_rank_0_leaves_the_requeue_to_the_handler_that_was_there() -> None:
     done = run_python("""
         signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued", number), sys.exit(7)))
-        job_env = single_process().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1)
-        requeue_and_exit(job_env, StopFlag().before)
+        requeue_and_exit(job_env(), StopFlag().previous_handler)
     """)
     assert (done.stdout, done.returncode) == (f"requeued {int(signal.SIGUSR2)}\n", 7)
 
@@ -66,42 +66,72 @@ def test_rank_0_hands_over_to_the_handler_that_was_there() -> None:
 def test_terminated_training_ends_without_asking_to_run_again() -> None:
     done = run_python("""
         signal.signal(signal.SIGUSR2, lambda number, frame: print("requeued"))
-        stop = StopFlag().catch_termination()
+        stop = StopFlag(signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         print(stop())
-        exit_after_stop(single_process().__class__("slurm", "5", 0, 0, 2, 0, 1, "n1", 1), stop)
+        exit_after_stop(job_env(), stop)
     """)
     assert (done.stdout, done.returncode) == ("True\n", 128 + signal.SIGTERM)
 
 
-def test_a_preempted_run_hands_over_where_only_term_tells_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_preempted", [True, False])
+def test_a_preempted_run_is_requeued_where_only_term_tells_of_it(is_preempted: bool) -> None:
     """SLURM would take a job that ends before it is killed for failed, and not start it again."""
-    scontrol = tmp_path / "scontrol"
-    code = f"""
-        os.environ["PATH"] = {str(tmp_path)!r} + ":" + os.environ["PATH"]
+    done = run_python(f"""
+        from fake_slurm import FakeSlurm
+        cluster = FakeSlurm()
+        client.run = cluster.run
+        job = cluster.submit("chest-train", array="0-1")
+        cluster.start(job)
+        cluster.jobs[f"{{job}}_1"].is_preempted = {is_preempted}
         signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued"), sys.exit(7)))
-        stop = StopFlag().catch_termination()
+        stop = StopFlag(signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         print(stop())
-        exit_after_stop(single_process().__class__("slurm", "5_1", 0, 0, 2, 0, 1, "n1", 1), stop)
-    """
-    for moment, expected in (("2026-01-31T16:00:00", ("True\nrequeued\n", 7)), ("None", ("True\n", 143))):
-        shown = f"PreemptEligibleTime=2026-01-31T15:00:00 PreemptTime={moment}"
-        scontrol.write_text(f"#!/bin/sh\necho '{shown}'\n")
-        scontrol.chmod(0o755)
-        done = run_python(code)
-        assert (done.stdout, done.returncode) == expected, done.stderr
+        exit_after_stop(job_env(job=f"{{job}}_1"), stop)
+    """)
+    expected = ("True\nrequeued\n", 7) if is_preempted else ("True\n", 143)
+    assert (done.stdout, done.returncode) == expected, done.stderr
+
+
+def test_a_job_submitted_by_hand_requeues_itself() -> None:
+    done = run_python("""
+        from fake_slurm import FakeSlurm
+        cluster = FakeSlurm()
+        client.run = cluster.run
+        job = cluster.submit("by-hand", array="0-1")
+        cluster.start(job)
+        try:
+            requeue_and_exit(job_env(job=f"{job}_1"), signal.SIG_IGN)
+        except SystemExit as end:
+            print(end.code, [task.restarts for task in cluster.jobs.values()])
+    """)
+    assert done.stdout == "1 [0, 1]\n", done.stderr
+
+
+def test_ctrl_c_stops_at_the_next_step_and_a_second_one_at_once() -> None:
+    done = run_python("""
+        stop = StopFlag(signal.SIGINT, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        print(stop(), stop.was_signalled, stop.received == [signal.SIGINT])
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            print("at once")
+    """)
+    assert done.stdout == "True False True\nat once\n", done.stderr
 
 
 def test_other_ranks_leave_quietly() -> None:
     done = run_python("""
-        job_env = single_process().__class__("slurm", "5", 0, 1, 2, 1, 1, "n1", 1)
-        requeue_and_exit(job_env, lambda number, frame: print("requeued"))
+        requeue_and_exit(job_env(rank=1, local_rank=1), lambda number, frame: print("requeued"))
     """)
     assert (done.stdout, done.returncode) == ("", 0)
 
 
-def test_a_warning_after_the_end_changes_nothing() -> None:
+def test_a_stop_signal_after_the_end_changes_nothing() -> None:
     done = run_python("""
         StopFlag()
         ignore_stop_signal()
@@ -110,8 +140,8 @@ def test_a_warning_after_the_end_changes_nothing() -> None:
     assert done.returncode == 0
 
 
-def test_a_warning_before_python_is_ready_kills_nothing(tmp_path: Path) -> None:
-    """The command line of the sbatch script, warned while Python has not even begun to import."""
+def test_a_stop_signal_before_python_is_ready_kills_nothing(tmp_path: Path) -> None:
+    """The command line of the sbatch script, signalled while Python has not even begun to import."""
     ready = tmp_path / "ready"
     code = f"import os, time; open({str(ready)!r}, 'w').close(); time.sleep(1); print('alive')"
     command = f'{LAUNCHER} {sys.executable} -c "{code}"'
@@ -127,19 +157,18 @@ def test_a_process_without_scontrol_has_the_jobs_script_requeue_it(tmp_path: Pat
     done = run_python(f"""
         os.environ |= {{"SUBMITIT_FOLDER": {str(tmp_path)!r}, "PATH": "/nowhere"}}
         requeue = lambda number, frame: subprocess.run(["scontrol", "requeue", "5_2"])
-        requeue_and_exit(single_process().__class__("slurm", "5_2", 0, 0, 2, 0, 1, "n1", 1), requeue)
+        requeue_and_exit(job_env(job="5_2"), requeue)
     """)
     assert done.returncode == 1, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["5_2.requeue"]
 
 
-def test_a_rank_that_was_not_warned_itself_hands_over_with_the_others() -> None:
+def test_a_rank_that_was_not_signalled_itself_ends_with_the_others() -> None:
     done = run_python("""
         signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeued"), sys.exit(7)))
         for rank, code in ((0, 7), (1, 0)):
             try:
-                env = single_process().__class__("slurm", "5", 0, rank, 2, 0, 1, "n1", 1)
-                exit_after_stop(env, StopFlag())
+                exit_after_stop(job_env(rank=rank), StopFlag())
             except SystemExit as end:
                 print(rank, end.code == code)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -147,7 +176,7 @@ def test_a_rank_that_was_not_warned_itself_hands_over_with_the_others() -> None:
     assert done.stdout == "requeued\n0 True\n1 True\n"
 
 
-def test_a_lost_warning_is_made_up_for_before_the_end() -> None:
+def test_a_lost_stop_signal_is_made_up_for_before_the_end() -> None:
     done = run_python("""
         stop = StopFlag()
         stop.expire_at(time.time() + 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from vae.study import (
     Study,
     add_launch,
     check_name,
+    find_study,
+    has_report,
     is_scored,
     is_trained,
     prepare_run,
@@ -110,3 +113,23 @@ def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
     prepare_run(tmp_path / "linear-s3", config)
     prepare_study(tmp_path, study)
     assert [path.stat().st_ino for path in paths] == before
+
+
+def test_a_report_older_than_the_scores_is_out_of_date(tmp_path: Path) -> None:
+    study = Study("s", ("linear-s0", "direct-s0"))
+    assert not has_report(tmp_path, study)
+    finish(tmp_path / "linear-s0")
+    report = tmp_path / "report.html"
+    report.write_text("")
+    assert has_report(tmp_path, study)
+    old = (tmp_path / "linear-s0" / "done.json").stat().st_mtime - 1
+    os.utime(report, (old, old))
+    assert not has_report(tmp_path, study)
+
+
+def test_a_study_is_found_by_name_and_by_folder(tmp_path: Path) -> None:
+    prepare_study(tmp_path / "chest", Study("chest"))
+    assert find_study("chest", tmp_path) == tmp_path / "chest"
+    assert find_study(str(tmp_path / "chest"), Path("elsewhere")) == tmp_path / "chest"
+    with pytest.raises(SettingsError, match=r"no study 'cest'\. Known in .*: chest\."):
+        find_study("cest", tmp_path)

@@ -1,4 +1,4 @@
-"""slurm/task.py: a job is a path; whatever runs it goes on from what is on disk."""
+"""slurm/node/task.py: a job is a path; whatever runs it goes on from what is on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import child_environment, make_run
+from tiny import child_environment, make_run, write_attempts
 
 from data_prep.errors import RunError, SettingsError
-from data_prep.files import write_json
 from slurm.node.environment import single_process
 from slurm.node.task import (
     MAX_IDLE_RESTARTS,
@@ -24,7 +23,8 @@ from slurm.node.task import (
     refuse_idle_restarts,
     run_of,
 )
-from vae.study import PROVENANCE_FILE, Study, is_trained, prepare_study
+from vae.provenance import Attempt
+from vae.study import Study, is_trained, prepare_study
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,7 @@ def test_training_in_this_process_completes_the_run(tmp_path: Path, shards: Path
 
 
 def attempts(run_dir: Path, *steps: int, job: str) -> None:
-    known = [{"job": job, "from_step": step} for step in steps]
-    write_json(run_dir / PROVENANCE_FILE, {"attempts": known})
+    write_attempts(run_dir, *(Attempt(job=job, from_step=step) for step in steps))
 
 
 def test_a_job_that_never_gets_further_is_stopped(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from data_prep.files import write_text
+from data_prep.files import write_json, write_text
 from data_prep.records import write_record
 from data_prep.shards import ImageRecord, write_manifest, write_shard
 from vae.config import RunConfig
 from vae.metrics import MetricsLine
-from vae.run_dir import DONE_FILE, METRICS_FILE, Done
+from vae.provenance import Attempt, Provenance
+from vae.run_dir import DONE_FILE, METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, Done
 from vae.study import prepare_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -86,6 +87,18 @@ def make_run(run_dir: Path, shards: Path, **settings: Any) -> Path:
 def finish(run_dir: Path, weights_sha256: str = "ab", step: int = 3) -> None:
     """Write the done.json of a run that was never trained."""
     write_record(run_dir / DONE_FILE, Done(step, 1, f"step_{step:08d}", weights_sha256, "f" * 64))
+
+
+def score(run_dir: Path, **changes: Any) -> None:
+    """Write the scores.json of such a run: a score that it has, and one that it cannot have."""
+    card = {"checkpoint_sha256": "ab", "extractor": "smoke", "label": "smoke, not comparable"}
+    scores = {"ssim": {"value": 0.5}, "gfid_paper": {"value": None, "reason": "cannot sample"}}
+    write_json(run_dir / SCORES_FILE, {**card, "scores": scores, **changes})
+
+
+def write_attempts(run_dir: Path, *attempts: Attempt) -> None:
+    """Write provenance.json."""
+    write_record(run_dir / PROVENANCE_FILE, Provenance(attempts=attempts))
 
 
 def write_lines(run_dir: Path, *lines: MetricsLine) -> None:

@@ -115,9 +115,14 @@ def saved_step(run_dir: Path) -> int:
     return next(iter(checkpoint_dirs(run_dir)), 0)
 
 
+def unfinished_checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints that are being written, or that a killed save has left behind."""
+    return list((run_dir / CHECKPOINTS_DIR).glob(".step_*.part"))
+
+
 def is_saving(run_dir: Path) -> bool:
     """Whether a checkpoint is being written."""
-    return any((run_dir / CHECKPOINTS_DIR).glob(".step_*.part"))
+    return bool(unfinished_checkpoints(run_dir))
 
 
 def figure_path(run_dir: Path, name: str) -> Path:

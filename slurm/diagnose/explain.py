@@ -1,6 +1,6 @@
-"""Says in one sentence why a run is not done, and what to do: a pure function of what is known about it.
+"""Why a run is not done and what to do, in one sentence: a pure function of the facts about it.
 
-What is not known is called unknown. Words in brackets are SLURM's own, for those who want to look them up.
+What nobody knows is called unknown. Words in brackets are SLURM's own, for those who want to look them up.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from data_prep.records import Word
 from slurm.node.task import JobKind
-from slurm.scheduler import QUEUED, RUNNING
+from slurm.scheduler import CANCELLED, GONE, INTERRUPTED, QUEUED, RUNNING, UNKNOWN
 
 AGAIN = "run the same launch command again to go on"
 NOTHING = "nothing to do"
@@ -31,7 +32,7 @@ class Case:
     """Id of the newest job of that kind, as in `8_0`; empty if there never was one."""
     is_local: bool = False
     state: str = ""
-    """That job's state in SLURM's words, INTERRUPTED, GONE (ended, nobody knows how) or UNKNOWN."""
+    """That job's state, as in `scheduler.JobState`."""
     reason: str = ""
     """Why it is pending, in SLURM's words."""
     start: str = ""
@@ -56,7 +57,7 @@ class Case:
     """What is wrong with the packed images; empty if nothing is."""
     damage: str = ""
     """Which file of the run is not what this toolkit has written, and why; empty if all are."""
-    cure: str = ""
+    fix: str = ""
     """What to do about it."""
 
     @property
@@ -74,14 +75,14 @@ def explain(case: Case) -> str:
 def cause_and_step(case: Case) -> tuple[str, str]:
     """Why the run is not done, and what to do about it."""
     if case.damage:
-        return case.damage, case.cure
+        return case.damage, case.fix
     if case.is_done:
         return "is trained and scored", NOTHING
     if case.state in QUEUED:
         return pending(case)
     if case.state in RUNNING:
         return running(case)
-    if case.state == "UNKNOWN":
+    if case.state == UNKNOWN:
         return (
             f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running",
             "try again later",
@@ -101,7 +102,7 @@ def job_of(case: Case) -> str:
 
 def is_settled(case: Case) -> bool:
     """Whether nothing that is queued or running will change what there is to say."""
-    awaits = case.state in (*RUNNING, *QUEUED, "UNKNOWN") or (case.busy and not case.job)
+    awaits = case.state in (*RUNNING, *QUEUED, UNKNOWN) or (case.busy and not case.job)
     return case.is_done or not awaits
 
 
@@ -196,12 +197,12 @@ def pending(case: Case) -> tuple[str, str]:
     """A job that waits: SLURM's reason in plain words."""
     reason = case.reason or "None"
     cause, step = pending_reason(case, reason)
-    said = f" ({reason})" if reason != "None" else ""
+    slurms_word = f" ({reason})" if reason != "None" else ""
     expected = ""
     if case.start and reason in ("Priority", "Resources"):
         expected = f" and is expected to start at {case.start}"
     waiting = "is queued" if case.kind is JobKind.TRAIN else "is trained and waits for its scores"
-    return f"{waiting}{expected}: {cause}{said}", step.format(case.study)
+    return f"{waiting}{expected}: {cause}{slurms_word}", step.format(case.study)
 
 
 def pending_reason(case: Case, reason: str) -> tuple[str, str]:
@@ -215,8 +216,8 @@ def pending_reason(case: Case, reason: str) -> tuple[str, str]:
         return f"it waits for {case.waits_for or 'another job, which SLURM does not name'}", NOTHING
     if reason.startswith(("QOS", "Assoc", "Max")) and reason not in REASONS:
         return limit(reason)
-    known = reason.split(",")[0]  # `ReqNodeNotAvail, UnavailableNodes:n1`
-    return REASONS.get(known, ("SLURM's reason is not one this toolkit knows", "look it up in `man squeue`"))
+    word = reason.split(",")[0]  # `ReqNodeNotAvail, UnavailableNodes:n1`
+    return REASONS.get(word, ("SLURM's reason is not one this toolkit knows", "look it up in `man squeue`"))
 
 
 def limit(reason: str) -> tuple[str, str]:
@@ -232,74 +233,87 @@ def limit(reason: str) -> tuple[str, str]:
     return f"{whose} allows no more at once", "it starts when others of its jobs end"
 
 
-# State in the accounts, and what SLURM writes into the log where there are no accounts.
+class End(Word):
+    """How a job ended, as far as SLURM says."""
+
+    MEMORY = "memory"
+    TIME = "time"
+    NODE = "node"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    KILLED = "killed"
+    """By signal 9, nobody knows whose."""
+    TERMINATED = "terminated"
+
+
+# States in the accounts, and what SLURM writes into the log where there are no accounts.
 ENDS = {
-    "memory": (("OUT_OF_MEMORY",), "oom[-_ ]kill|Out Of Memory"),
-    "time": (("TIMEOUT", "DEADLINE"), "DUE TO TIME LIMIT"),
-    "node": (("NODE_FAIL", "BOOT_FAIL"), "NODE FAILURE"),
-    "preempted": (("PREEMPTED",), "DUE TO PREEMPTION"),
-    "cancelled": (("CANCELLED",), r"CANCELLED AT \S+ \*\*\*"),
+    End.MEMORY: (("OUT_OF_MEMORY",), "oom[-_ ]kill|Out Of Memory"),
+    End.TIME: (("TIMEOUT", "DEADLINE"), "DUE TO TIME LIMIT"),
+    End.NODE: (("NODE_FAIL", "BOOT_FAIL"), "NODE FAILURE"),
+    End.PREEMPTED: (("PREEMPTED",), "DUE TO PREEMPTION"),
+    End.CANCELLED: ((CANCELLED,), r"CANCELLED AT \S+ \*\*\*"),
+    End.INTERRUPTED: ((INTERRUPTED,), "(?!)"),  # of local jobs only
 }
-# How a shell tells of a process that KILL (9) or TERM (15) ended, and how sacct does.
+# How a shell writes that KILL (9) or TERM (15) ended a process, and how sacct does.
 KILLED, TERMINATED = ("137:", "9:", ":9"), ("143:", "15:", ":15")
+MORE_MEMORY = "allow more (mem_per_gpu_gb in the profile)"
 
 
 def ended(case: Case) -> tuple[str, str]:
     """A job that is neither queued nor running, of a run that is not done."""
-    job, how = job_of(case), end_of(case)
+    job, at, end = job_of(case), case.progress, end_of(case)
     if "OutOfMemoryError" in case.error:
         return (
-            f"{job} ran out of GPU memory{case.progress}",
+            f"{job} ran out of GPU memory{at}",
             "launch again with more --gpus, or --run.accumulate 2; it goes on",
         )
-    if how == "memory":
-        return (
-            f"{job} ran out of memory{case.progress} (OUT_OF_MEMORY)",
-            "allow more (mem_per_gpu_gb in the profile) and launch again; it goes on",
-        )
-    if how == "killed":
-        who = f" ({case.notice})" if "Killed" in case.notice else ""
-        return (
-            f"{job} was killed by signal 9{case.progress}{who}, often because memory ran out",
-            "if nobody killed it, allow more (mem_per_gpu_gb in the profile); launch again, it goes on",
-        )
-    if how == "time":
-        setting = "train_limit_min" if case.kind is JobKind.TRAIN else "evaluate_limit_min"
-        return (
-            f"{job} came to its time limit{case.progress} and was not requeued",
-            f"{AGAIN}; if it happens again, raise {setting} or warning_s in the profile",
-        )
-    if how == "cancelled" or case.state == "INTERRUPTED":
-        if case.state == "CANCELLED" and case.reason:
-            return f"{job} was cancelled before it started", AGAIN
-        saved = f", saved at step {case.saved:,}" if case.saved else ""
-        return f"{job} was {how or 'interrupted'}{case.progress}{saved}", AGAIN
-    words = {
-        "node": "lost its node",
-        "preempted": "was preempted and not requeued",
-        "terminated": "was asked to end from outside (TERM)",
+    if end is None:
+        return failed(case, job)
+    if end is End.CANCELLED and case.state == CANCELLED and case.reason:
+        return f"{job} was cancelled before it started", AGAIN
+    limit_name = "train_limit_min" if case.kind is JobKind.TRAIN else "evaluate_limit_min"
+    killer = f" ({case.notice})" if "Killed" in case.notice else ""
+    saved = f", saved at step {case.saved:,}" if case.saved else ""
+    answers = {
+        End.MEMORY: (
+            f"{job} ran out of memory{at} (OUT_OF_MEMORY)",
+            f"{MORE_MEMORY} and launch again; it goes on",
+        ),
+        End.KILLED: (
+            f"{job} was killed by signal 9{at}{killer}, often because memory ran out",
+            f"if nobody killed it, {MORE_MEMORY}; launch again, it goes on",
+        ),
+        End.TIME: (
+            f"{job} came to its time limit{at} and was not requeued",
+            f"{AGAIN}; if it happens again, raise {limit_name} or warning_s in the profile",
+        ),
+        End.CANCELLED: (f"{job} was cancelled{at}{saved}", AGAIN),
+        End.INTERRUPTED: (f"{job} was interrupted{at}{saved}", AGAIN),
+        End.NODE: (f"{job} lost its node{at}", AGAIN),
+        End.PREEMPTED: (f"{job} was preempted and not requeued{at}", AGAIN),
+        End.TERMINATED: (f"{job} was asked to end from outside (TERM){at}", AGAIN),
     }
-    if how in words:
-        return f"{job} {words[how]}{case.progress}", AGAIN
-    return failed(case, job)
+    return answers[end]
 
 
-def end_of(case: Case) -> str:
-    """How the job ended, in one word; empty if nothing says so, or an error line says it better."""
-    for how, (states, _) in ENDS.items():
+def end_of(case: Case) -> End | None:
+    """How the job ended; None if nothing says so, or an error line says it better."""
+    for end, (states, _) in ENDS.items():
         if case.state in states:
-            return how
+            return end
     if case.error:
-        return ""
-    for how, (_, notice) in ENDS.items():
+        return None
+    for end, (_, notice) in ENDS.items():
         # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
-        if re.search(notice, case.notice) and (case.state == "GONE" or how == "memory"):
-            return how
-    # one rank is killed, and srun ends the others; that it was killed is said nowhere else
-    was_ended = case.state == "GONE" or has_exit(case, TERMINATED)
+        if re.search(notice, case.notice) and (case.state == GONE or end is End.MEMORY):
+            return end
+    # one rank is killed, and srun ends the others; only its own notice says that it was killed
+    was_ended = case.state == GONE or has_exit(case, TERMINATED)
     if has_exit(case, KILLED) or (was_ended and "Killed" in case.notice):
-        return "killed"
-    return "terminated" if has_exit(case, TERMINATED) else ""
+        return End.KILLED
+    return End.TERMINATED if has_exit(case, TERMINATED) else None
 
 
 def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:
@@ -307,28 +321,25 @@ def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:
     return case.exit.startswith(ways[:2]) or case.exit.endswith(ways[2])
 
 
-def told(case: Case) -> str:
-    """` (exit code 137)`, if the accounts know a code that is not 0."""
-    code = case.exit.partition(":")[0]
-    return f" (exit code {code})" if code not in ("", "0") else ""
-
-
 def failed(case: Case, job: str) -> tuple[str, str]:
     """A job that ended by itself before its work was done."""
     read = f"python jobs/logs.py {case.study}/{case.run}"
+    look = f"see {read}; {AGAIN}"
     if case.error:
         return (
             f"{job} failed{case.progress}: {case.error}",
-            f"mend that (all of it: {read}), then launch again",
+            f"fix that (all of it: {read}), then launch again",
         )
-    if case.state == "GONE":
+    if case.state == GONE:
         why = f" ({case.reason})" if case.reason else ""
-        return f"{job} ended before the run was complete, and it is unknown how{why}", f"see {read}; {AGAIN}"
+        return f"{job} ended before the run was complete, and it is unknown how{why}", look
     if case.state == "COMPLETED" and case.kind is JobKind.EVALUATE:
         return f"is trained, but the scores that {job} wrote are gone or of other weights", AGAIN
     if case.state == "COMPLETED":
-        return f"{job} ended well, but the run is not complete{case.progress}", f"see {read}; {AGAIN}"
+        return f"{job} ended well, but the run is not complete{case.progress}", look
+    code = case.exit.partition(":")[0]
+    exit_code = f" (exit code {code})" if code not in ("", "0") else ""
     return (
-        f"{job} ended as {case.state}{told(case)}{case.progress}, and its logs hold no line with an error",
-        f"see {read}; {AGAIN}",
+        f"{job} ended as {case.state}{exit_code}{case.progress}, and its logs hold no line with an error",
+        look,
     )

@@ -1,33 +1,32 @@
-"""Tells how a study goes on, for someone who waits for it."""
+"""Progress messages for someone who waits: what changes in a study, and what a run writes into its logs."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from slurm.control import array_tasks_of
 from slurm.diagnose.explain import explain, is_settled
 from slurm.diagnose.gather import gather
-from slurm.diagnose.log_files import find_attempts, read_new
+from slurm.diagnose.log_files import AttemptLogs, find_attempts, read_new
 from slurm.job_records import read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from slurm.scheduler import ask_scheduler
-from slurm.state import study_states
+from slurm.scheduler import SchedulerWatch, on_slurm
+from slurm.state import states_of
 from vae.goodput import duration
 from vae.metrics import Progress, read_progress
-from vae.study import Study
+from vae.study import RunState, Study
 
 log = logging.getLogger(__name__)
 
+# Files are looked at this often; SLURM as seldom as its watch wants.
 POLL_S = 3.0
-# SLURM asks its users not to ask it more often.
-SLURM_POLL_S = 5.0
 
 
 class LocalFollower:
-    """Tells when a local job begins, and of each epoch of a training."""
+    """Logs when a local job begins, and each epoch of a training."""
 
     def __init__(self) -> None:
         self._epochs: dict[str, int] = {}
@@ -41,62 +40,78 @@ class LocalFollower:
             log.info("%s begins", label)
         if request.kind is not JobKind.TRAIN:
             return
-        now = read_progress(folder)
-        epoch = int(now.epoch)
+        progress = read_progress(folder)
+        epoch = int(progress.epoch)
         if epoch > self._epochs[label]:
             self._epochs[label] = epoch
-            log.info("%s: epoch %d, %s", label, epoch, described(now))
+            log.info("%s: epoch %d, %s", label, epoch, in_words(progress))
 
 
-def described(now: Progress) -> str:
-    """Where a training is, in words: step, and loss, speed and time left once `progress` knows them."""
-    parts = [f"step {now.step:,} of {now.total_steps:,}"]
-    if now.loss is not None:
-        parts += [f"loss {now.loss:,.1f} nats/image", f"{now.images_per_s:,.0f} images/s"]
-    if now.eta_s is not None:
-        parts += [f"{duration(now.eta_s)} left"]
+def in_words(progress: Progress) -> str:
+    """How far a training is: its step, and loss, speed and time left as soon as there are any."""
+    parts = [f"step {progress.step:,} of {progress.total_steps:,}"]
+    if progress.loss is not None:
+        parts += [f"loss {progress.loss:,.1f} nats/image", f"{progress.images_per_s:,.0f} images/s"]
+    if progress.eta_s is not None:
+        parts += [f"{duration(progress.eta_s)} left"]
     return ", ".join(parts)
 
 
-def follow_jobs(study_dir: Path, study: Study) -> None:
-    """Return when no job of the study is queued or running any more; tells of every change on the way."""
-    told: dict[str, str] = {}
+def follow_jobs(study_dir: Path, study: Study, watch: SchedulerWatch | None = None) -> None:
+    """Return when no job of the study is queued or running any more; logs every change on the way."""
+    watch = watch or SchedulerWatch()
+    logged: dict[str, RunState] = {}
     while True:
-        for state in study_states(study_dir, study):
-            if told.get(state.name) != state.state:
-                detail = f" ({state.detail})" if state.detail else ""
-                log.info("%s: %s%s", state.name, state.state, detail)
-                told[state.name] = state.state
         records = read_jobs(study_dir, study)
-        scheduler = ask_scheduler(records, with_accounts=False)
-        live = (
-            set(scheduler.queue or {}).intersection(array_tasks_of(records)) - scheduler.never_satisfiable()
-        )
+        scheduler = watch.look(records)
+        for status in states_of(study_dir, study, records, scheduler):
+            if logged.get(status.name) is not status.state:
+                detail = f" ({status.detail})" if status.detail else ""
+                log.info("%s: %s%s", status.name, status.state, detail)
+                logged[status.name] = status.state
+        ours = {job for record in on_slurm(records) for job in record.array_tasks}
+        live = ours.intersection(scheduler.queue or ()) - scheduler.never_satisfiable()
         if scheduler.queue is not None and not live:
             return
-        time.sleep(SLURM_POLL_S)
+        time.sleep(POLL_S)
 
 
-def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:
+def follow_log(
+    study_dir: Path, study: Study, run: str, rank: int, watch: SchedulerWatch | None = None
+) -> None:
     """Print what one rank of a run writes, attempt by attempt, until the run is done or nothing goes on."""
-    index, current, position, settled = study.runs.index(run), None, 0, 0
+    watch, reader = watch or SchedulerWatch(), LogReader(rank)
+    index, was_settled = study.runs.index(run), False
     while True:
         # looked at before the log is read: what is written until the end is then not missed
-        case = gather(study_dir, study, (run,))[0]
-        settled = settled + 1 if is_settled(case) else 0
-        attempts = find_attempts(study_dir / run, index, read_jobs(study_dir, study))
-        for attempt in attempts[-2:]:  # the end of the last one, then the newest
-            path = attempt.logs.get(rank)
-            if path is None or (current is None and attempt is not attempts[-1]):
-                continue
-            if path != current:
-                if attempt is not attempts[-1]:
-                    continue
-                log.info("--- %s: %s", attempt.label, path)
-                current, position = path, 0
-            text, position = read_new(path, position)
-            print(text, end="", flush=True)
-        if settled > 1:  # twice, for a job may have ended and the next not yet begun
+        case = gather(study_dir, study, (run,), watch.look)[0]
+        reader.print_new(find_attempts(study_dir / run, index, read_jobs(study_dir, study)))
+        if is_settled(case) and was_settled:  # twice, because a job may have ended and the next not yet begun
             log.info("%s", explain(case))
             return
+        was_settled = is_settled(case)
         time.sleep(POLL_S)
+
+
+class LogReader:
+    """Prints what is added to the newest log of one rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._path: Path | None = None
+        self._position = 0
+
+    def print_new(self, attempts: Sequence[AttemptLogs]) -> None:
+        """Print the rest of the log so far, and go on to that of the newest attempt."""
+        if self._path in [attempt.logs.get(self.rank) for attempt in attempts]:
+            self._print_rest()
+        path = attempts[-1].logs.get(self.rank) if attempts else None
+        if path is not None and path != self._path:
+            log.info("--- %s: %s", attempts[-1].label, path)
+            self._path, self._position = path, 0
+            self._print_rest()
+
+    def _print_rest(self) -> None:
+        if self._path is not None:
+            text, self._position = read_new(self._path, self._position)
+            print(text, end="", flush=True)

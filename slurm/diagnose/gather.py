@@ -1,4 +1,4 @@
-"""Gathers what is known of a run for `explain`: our files, squeue, sacct and the job's logs."""
+"""Gathers the facts about a run for `explain`: from our files, squeue, sacct and the job's logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.local import is_running_here
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
-from slurm.scheduler import QUEUED, RUNNING, Scheduler, ask_scheduler, newest_job
+from slurm.scheduler import UNKNOWN, Look, Scheduler, ask_scheduler, newest_job
 from vae.events import StopSignalled, read_events
 from vae.metrics import read_progress
 from vae.provenance import read_attempts
@@ -27,13 +27,14 @@ from vae.run_dir import LOGS_DIR, METRICS_FILE, saved_step
 from vae.study import Study, is_scored, is_trained, read_run
 
 
-def gather(study_dir: Path, study: Study, names: Iterable[str]) -> list[Case]:
-    """The cases of the runs `names`, in that order; SLURM is asked once."""
+def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask_scheduler) -> list[Case]:
+    """The cases of the runs `names`, in that order, by one `look` at SLURM."""
     records = read_jobs(study_dir, study)
     data_dirs = {name: data_of(study_dir / name) for name in names}
     packing = {data: read_records(data) for data in set(data_dirs.values()) if data is not None}
-    scheduler = ask_scheduler([*records, *chain.from_iterable(packing.values())])
-    shards = {data: shards_missing(data) for data in packing}
+    scheduler = look([*records, *chain.from_iterable(packing.values())])
+    # runs that are not trained may lack their images, or wait for them to be packed
+    shards = {data: what_is_wrong_with(data) for data in packing}
     packers = {data: packing_job(packing[data], scheduler) for data in packing}
     cases = []
     for name, data in data_dirs.items():
@@ -45,12 +46,12 @@ def gather(study_dir: Path, study: Study, names: Iterable[str]) -> list[Case]:
 
 
 def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler) -> Case:
-    """What is known of one run, beside its data; of a damaged one only that it is."""
-    unknown = Case(run_dir.name, shlex.quote(shown(run_dir.parent)))
+    """The facts about one run, beside its data; of a damaged one only that it is."""
+    blank = Case(run_dir.name, shlex.quote(as_typed(run_dir.parent)))
     try:
-        case = from_files(unknown, run_dir, study)
+        case = from_files(blank, run_dir, study)
     except DamagedFile as error:
-        return replace(unknown, damage=str(error), cure=error.hint or "")
+        return replace(blank, damage=str(error), fix=error.hint or "")
     local = [record.id for record in records if record.cluster is Backend.LOCAL and is_running_here(record)]
     case = replace(case, busy=next(iter(local), ""))
     index = study.runs.index(run_dir.name)
@@ -59,7 +60,7 @@ def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Sc
 
 
 def from_files(case: Case, run_dir: Path, study: Study) -> Case:
-    """With what the run's own files tell.
+    """With what the run's own files say.
 
     Raises:
         DamagedFile: one of them is not what this toolkit has written.
@@ -81,18 +82,18 @@ def from_files(case: Case, run_dir: Path, study: Study) -> Case:
 def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler: Scheduler) -> Case:
     """With what SLURM and the logs say of the newest job."""
     job = record.array_task(index)
-    state, reason = scheduler.state(record, index)
+    state = scheduler.state(record, index)
     case = replace(
         case,
         job=job,
         is_local=record.cluster is Backend.LOCAL,
-        state=state,
-        reason=reason,
+        state=state.state,
+        reason=state.reason,
         start=clock(scheduler.starts.get(job, "")),
         exit=scheduler.exits.get(job, ""),
         waits_for=needed(scheduler.needs.get(job, "")),
     )
-    if state in (*RUNNING, *QUEUED, "UNKNOWN"):
+    if state.is_live or state.state == UNKNOWN:
         return case
     error, notice = last_error(run_dir, index, record), last_notice(run_dir.parent, record, index)
     return replace(case, error=error, notice=notice)
@@ -122,13 +123,14 @@ def needed(dependency: str) -> str:
 
 def packing_job(records: list[JobRecord], scheduler: Scheduler) -> str:
     """The live job that packs the images and what it is doing; empty if there is none."""
-    for kind in (JobKind.PACK, JobKind.FINALIZE):
-        for record in (record for record in reversed(records) if record.kind is kind):
-            for index in record.indices:
-                state, reason = scheduler.state(record, index)
-                if state in RUNNING + QUEUED:
-                    doing = f"{state}, {reason}" if reason else state
-                    return f"the images to be packed (job {record.array_task(index)}: {doing})"
+    packing = [record for record in reversed(records) if record.kind is JobKind.PACK]
+    joining = [record for record in reversed(records) if record.kind is JobKind.FINALIZE]
+    for record in (*packing, *joining):
+        for index in record.indices:
+            state = scheduler.state(record, index)
+            if state.is_live:
+                doing = ", ".join(filter(None, state))
+                return f"the images to be packed (job {record.array_task(index)}: {doing})"
     return ""
 
 
@@ -140,24 +142,18 @@ def data_of(run_dir: Path) -> Path | None:
         return None
 
 
-def shards_missing(data: Path) -> str:
+def what_is_wrong_with(data: Path) -> str:
     """What is wrong with packed images, from their names and sizes; empty if nothing is."""
     if not (data / MANIFEST_FILE).exists():
         return f"the images in {data} are not packed yet, or were removed"
     try:
-        splits = read_manifest(data).splits
+        read_manifest(data)
     except ToolkitError as error:
         return str(error)
-    names = [shard.name for shards in splits.values() for shard in shards]
-    lost = [name for name in names if not (data / name).exists()]
-    if not lost:
-        return ""
-    return (
-        f"{len(lost)} of {len(names)} shards are missing in {data} ({lost[0]}{', ...' if lost[1:] else ''})"
-    )
+    return ""
 
 
-def shown(folder: Path) -> str:
+def as_typed(folder: Path) -> str:
     """A folder as one would type it here."""
     relative = os.path.relpath(folder)
     return str(folder) if relative.startswith("..") else relative

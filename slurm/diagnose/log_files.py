@@ -1,4 +1,4 @@
-"""Finds what the jobs of a run have written, attempt by attempt, and the line that says what went wrong."""
+"""The log files of a run, by attempt and rank, and the line in them that says what went wrong."""
 
 from __future__ import annotations
 
@@ -46,24 +46,28 @@ class AttemptLogs:
 
 def find_attempts(run_dir: Path, index: int, records: list[JobRecord]) -> list[AttemptLogs]:
     """All attempts at a run that have left a log, oldest first."""
-    found: dict[tuple[JobKind, str, int], dict[int, Path]] = {}
+    # what each rank of a job has written itself
+    by_attempt: dict[tuple[JobKind, str, int], dict[int, Path]] = {}
     logs_dir = run_dir / LOGS_DIR
     for path in logs_dir.iterdir() if logs_dir.is_dir() else ():
         if name := LOG_NAME.fullmatch(path.name):
             attempt = (JobKind(name["kind"]), name["job"], int(name["restart"]))
-            found.setdefault(attempt, {})[int(name["rank"])] = path
-    known = {job for _, job, _ in found}
-    for record in records:  # a job that ended before it could open its own log
-        if record.kind in (JobKind.TRAIN, JobKind.EVALUATE) and index in record.indices:
-            job = job_tag(record, index)
-            if job not in known and (outer := rank_logs(run_dir.parent, record, index)):
-                found[record.kind, job, 0] = outer
-    attempts = [AttemptLogs(*key, logs=dict(sorted(logs.items()))) for key, logs in found.items()]
+            by_attempt.setdefault(attempt, {})[int(name["rank"])] = path
+
+    # jobs that ended before they could open a log of their own
+    with_own_log = {job for _, job, _ in by_attempt}
+    for record in records:
+        job = job_tag(record, index)
+        is_of_run = record.kind in (JobKind.TRAIN, JobKind.EVALUATE) and index in record.indices
+        if is_of_run and job not in with_own_log and (logs := rank_logs(run_dir.parent, record, index)):
+            by_attempt[record.kind, job, 0] = logs
+
+    attempts = [AttemptLogs(*key, logs=dict(sorted(logs.items()))) for key, logs in by_attempt.items()]
     return sorted(attempts, key=lambda attempt: (last_change(attempt), attempt.restart))
 
 
 def last_change(attempt: AttemptLogs) -> float:
-    """When anything was last written to the logs of an attempt, as a Unix time."""
+    """When anything was last written to the logs of an attempt, in Unix seconds."""
     return max(path.stat().st_mtime for path in attempt.logs.values())
 
 
@@ -74,45 +78,45 @@ def job_tag(record: JobRecord, index: int) -> str:
 
 def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]:
     """What SLURM, or submitit on this machine, has caught of each rank of a job."""
-    element = record.array_task(index)
+    job = record.array_task(index)
     ending = "_log.out" if record.cluster is Backend.LOCAL else ".log"
-    pattern = re.compile(rf"{re.escape(element)}_(\d+){re.escape(ending)}")
-    found = {}
-    for path in (study_dir / JOBS_DIR).glob(f"{element}_*{ending}"):
-        # `8_1.log` is rank 1 of job 8, but all of element 1 of array 8
+    pattern = re.compile(rf"{re.escape(job)}_(\d+){re.escape(ending)}")
+    logs = {}
+    for path in (study_dir / JOBS_DIR).glob(f"{job}_*{ending}"):
+        # `8_1.log` is rank 1 of job 8, but all of task 1 of array 8
         if (name := pattern.fullmatch(path.name)) and path.stat().st_size:
-            found[int(name[1])] = path
-    if not found and (whole := study_dir / JOBS_DIR / f"{element}.log").exists() and whole.stat().st_size:
-        found[0] = whole
-    return found
+            logs[int(name[1])] = path
+    whole = study_dir / JOBS_DIR / f"{job}.log"
+    if not logs and whole.exists() and whole.stat().st_size:
+        logs[0] = whole
+    return logs
 
 
 def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
     """The error that ended a job's newest attempt, from the rank that fell silent first; or empty."""
-    mine = [a for a in find_attempts(run_dir, index, [record]) if a.job == job_tag(record, index)]
-    paths = list(mine[-1].logs.values()) if mine else []
-    outer = rank_logs(run_dir.parent, record, index).values()
-    by_silence = sorted(paths, key=lambda path: path.stat().st_mtime)
-    for path in (*by_silence, *outer):
+    job = job_tag(record, index)
+    attempts = [attempt for attempt in find_attempts(run_dir, index, [record]) if attempt.job == job]
+    own_logs = attempts[-1].logs.values() if attempts else ()
+    by_silence = sorted(own_logs, key=lambda path: path.stat().st_mtime)
+    for path in (*by_silence, *rank_logs(run_dir.parent, record, index).values()):
         for line in reversed(tail(path)):
-            if found := ERROR.match(line):
-                return shorten(found[1])
+            if error := ERROR.match(line):
+                return shorten(error[1])
     return ""
 
 
 def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
-    """The last thing SLURM itself said in a job's log about its end; empty if it said nothing."""
+    """The last thing SLURM itself wrote into a job's log about its end; empty if it wrote nothing."""
     lines = tail(study_dir / JOBS_DIR / f"{record.array_task(index)}.log")
-    for number in reversed(range(len(lines))):
-        if not NOTICE.match(lines[number]):
-            continue
-        said = [
-            found for line in lines[max(0, number - LINES_AFTER_NOTICE) :] if (found := NOTICE.match(line))
-        ]
-        causes = [found for found in said if not STEP_ENDED.search(found[2])] or said
-        by_step = [found for found in causes if found[1] == "slurmstepd"]
-        return shorten((by_step or causes)[-1][2])
-    return ""
+    matches = [(number, match) for number, match in enumerate(map(NOTICE.match, lines)) if match]
+    if not matches:
+        return ""
+    first = matches[-1][0] - LINES_AFTER_NOTICE
+    notices = [match for number, match in matches if number >= first]
+    # slurmstepd knows more than srun, and what a step was ended for is not said by its end
+    causes = [notice for notice in notices if not STEP_ENDED.search(notice[2])] or notices
+    of_step = [notice for notice in causes if notice[1] == "slurmstepd"]
+    return shorten((of_step or causes)[-1][2])
 
 
 def shorten(text: str) -> str:
@@ -138,8 +142,8 @@ def read_new(path: Path, position: int) -> tuple[str, int]:
     """What was added to a file since `position` in bytes, and where it ends now."""
     with path.open("rb") as file:
         file.seek(position)
-        added = file.read()
-    return added.decode(errors="replace"), position + len(added)
+        new = file.read()
+    return new.decode(errors="replace"), position + len(new)
 
 
 def choose(attempts: list[AttemptLogs], number: int | None) -> AttemptLogs | None:

@@ -1,205 +1,186 @@
-"""Verdicts on the nodes, from what each rank of the probe has written."""
+"""Checks of the nodes, from what each rank of the probe has written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slurm.diagnose.explain import Case, pending_reason
-from slurm.doctor.checks import Check, Here, Verdict, check_space, wants_gpus
+from slurm.doctor.check import Check, fail, ok, warn
+from slurm.doctor.machine_checks import Machine, check_space
 from slurm.doctor.probe import LIMIT_MIN, Probe
-from slurm.doctor.probe_task import RankFacts
-from slurm.doctor.site import Partition
-from slurm.plan import Resources
+from slurm.doctor.probe_task import Look, RankFacts
 from slurm.profile import ClusterProfile
 from slurm.scheduler import QUEUED, RUNNING
 
 
-def probe_resources(partition: Partition, profile: ClusterProfile) -> Resources:
-    """The ranks of the probe: two on two nodes, else two on one, else one."""
-    gpus = 1 if wants_gpus(profile) else 0
-    if partition.num_nodes(gpus, profile.gpu_type) > 1:
-        return Resources(gpus=2, nodes=2)
-    has_two = partition.num_nodes(2 * gpus, profile.gpu_type) > 0
-    has_cpus = any(kind.cpus >= 2 * profile.cpus_per_gpu for kind in partition.kinds)
-    return Resources(gpus=2) if has_two and has_cpus else Resources()
-
-
-def check_probe(probe: Probe, here: Here, profile: ClusterProfile, data: Path | None) -> list[Check]:
+def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: Path | None) -> list[Check]:
     """The nodes, from what each rank wrote."""
-    checks = [check_job(probe)]
-    if not probe.ranks:
-        return checks
-    checks += [
-        check_shared(probe, here.runs_dir),
-        check_space("free space", min(rank.free_gb for rank in probe.ranks), " as the nodes see it"),
-        check_same_versions(probe.ranks, here.versions),
-        check_scontrol(probe.ranks),
-        check_cpus(probe.ranks),
-        check_gpus(probe.ranks, probe.resources.gpus_per_node if wants_gpus(profile) else 0),
-        *check_meeting(probe),
+    ranks = probe.ranks
+    if not ranks:
+        return [check_job(probe)]
+    checks = [
+        check_job(probe),
+        check_shared(probe, machine.runs_dir),
+        check_space("free space", min(rank.free_gb for rank in ranks), " as the nodes see it"),
+        check_same_versions(ranks, machine.versions),
+        check_requeue(ranks),
+        check_cpus(ranks),
+        check_gpus(ranks, probe.resources.gpus_per_node if profile.wants_gpus else 0),
+        *check_rendezvous(probe),
     ]
-    if data is not None:
-        checks.append(check_shard(probe.ranks, data))
-    return checks
+    return checks if data is None else [*checks, check_shard(ranks, data)]
 
 
 def check_job(probe: Probe) -> Check:
     """The job ran and every rank has looked at everything."""
-    name, where = "job", " and ".join(sorted({rank.node for rank in probe.ranks}))
     if probe.state in QUEUED:
         cause, _ = pending_reason(Case("", ""), probe.reason or "None")
         seen = f"job {probe.job} did not start in {probe.waited_s / 60:.1f} min: {cause} ({probe.reason})"
-        return Check(
-            name, "fail", seen, "it was cancelled; change the profile, or wait longer with --wait-min"
-        )
-    said = f": {probe.log}" if probe.log else ""
-    how = "was given up" if probe.state in (*RUNNING, "UNKNOWN") else "ended"
+        return fail("job", seen, "it was cancelled; change the profile, or wait longer with --wait-min")
+    where = " and ".join(sorted({rank.node for rank in probe.ranks}))
+    last_line = f": {probe.log}" if probe.log else ""
+    how = f"{'was given up' if probe.state in (*RUNNING, 'UNKNOWN') else 'ended'} ({probe.state})"
     if not probe.ranks:
-        seen = f"job {probe.job} {how} ({probe.state}) before it could write anything{said}"
         hint = "check setup, container and python in the profile"
         if not probe.log:
-            hint = "the nodes probably do not see this folder: choose a --runs-dir that they share, " + hint
-        return Check(name, "fail", seen, hint)
-    unfinished = [f"rank {rank.rank} at {rank.doing}" for rank in probe.ranks if rank.doing]
-    unfinished += [f"rank {n}" for n in range(probe.resources.gpus) if n not in {r.rank for r in probe.ranks}]
-    if unfinished:
-        seen = f"job {probe.job} on {where} {how} ({probe.state}), {', '.join(unfinished)} not done{said}"
-        return Check(
-            name, "fail", seen, f"a probe may take {LIMIT_MIN} min; the checks below show how far it came"
-        )
-    ranks = "rank" if probe.resources.gpus == 1 else "ranks"
-    return Check(
-        name, "ok", f"{probe.job} on {where}, {probe.resources.gpus} {ranks}, {probe.waited_s:.0f} s in all"
-    )
+            hint = f"the nodes probably do not see this folder: choose a --runs-dir that they share, {hint}"
+        return fail("job", f"job {probe.job} {how} before it could write anything{last_line}", hint)
+    if unfinished := unfinished_ranks(probe):
+        seen = f"job {probe.job} on {where} {how}, {', '.join(unfinished)} not done{last_line}"
+        return fail("job", seen, f"a probe may take {LIMIT_MIN} min; the checks below show how far it came")
+    ranks = "1 rank" if probe.resources.gpus == 1 else f"{probe.resources.gpus} ranks"
+    return ok("job", f"{probe.job} on {where}, {ranks}, {probe.waited_s:.0f} s in all")
+
+
+def unfinished_ranks(probe: Probe) -> list[str]:
+    """The ranks that have not looked at everything, and where they stopped."""
+    present = {rank.rank for rank in probe.ranks}
+    missing = [f"rank {number}" for number in range(probe.resources.gpus) if number not in present]
+    return [f"rank {rank.rank} at {rank.doing}" for rank in probe.ranks if rank.doing] + missing
 
 
 def check_shared(probe: Probe, runs_dir: Path) -> Check:
     """A file written here was read on the nodes, and theirs here."""
-    if lost := failed(probe.ranks, "folder", lambda rank: rank.token == probe.token):
-        return Check(
-            "shared folder", "fail", f"not read there: {lost}", "choose a --runs-dir that nodes share"
-        )
-    return Check(
-        "shared folder", "ok", f"a file written here was read on the nodes, and theirs here ({runs_dir})"
-    )
+    if bad := bad_nodes(probe.ranks, "folder", lambda rank: rank.token == probe.token):
+        return fail("shared folder", f"not read there: {bad}", "choose a --runs-dir that nodes share")
+    return ok("shared folder", f"a file written here was read on the nodes, and theirs here ({runs_dir})")
 
 
-def failed(ranks: Iterable[RankFacts], look: str, is_good: Callable[[RankFacts], bool] = bool) -> str:
-    """Nodes on which a look failed or found something else, with the reason; empty if there are none."""
-    nodes: dict[str, list[str]] = {}
+def bad_nodes(ranks: Sequence[RankFacts], look: Look, is_good: Callable[[RankFacts], bool] = bool) -> str:
+    """Nodes on which a look failed or was not good, with the reason; empty if there are none."""
+    nodes: dict[str, set[str]] = {}
     for rank in ranks:
         if look in rank.errors or not is_good(rank):
-            nodes.setdefault(rank.errors.get(look, ""), []).append(rank.node)
+            nodes.setdefault(rank.errors.get(look, ""), set()).add(rank.node)
     return "; ".join(
-        " and ".join(sorted(set(bad))) + (f" ({why})" if why else "") for why, bad in nodes.items()
+        " and ".join(sorted(names)) + (f" ({reason})" if reason else "") for reason, names in nodes.items()
     )
 
 
-def check_same_versions(ranks: Iterable[RankFacts], here: dict[str, str]) -> Check:
+def check_same_versions(ranks: Sequence[RankFacts], versions: dict[str, str]) -> Check:
     """The nodes run the Python and the packages that launch."""
-    other = {
-        f"{name} {version} on {rank.node}, {here.get(name, 'none')} here"
-        for rank in ranks
+    differences = set[str]().union(*(other_versions(rank, versions) for rank in ranks))
+    if not differences:
+        return ok("packages", "Python and packages on the nodes are those here")
+    is_missing = any(" not installed on" in difference for difference in differences)
+    hint = "use one environment on a shared disk: set python, or activate it in setup, in the profile"
+    return (fail if is_missing else warn)("packages", "; ".join(sorted(differences)), hint)
+
+
+def other_versions(rank: RankFacts, versions: dict[str, str]) -> list[str]:
+    """What is installed on a rank's node in another version than on the machine that launches."""
+    return [
+        f"{name} {version} on {rank.node}, {versions.get(name, 'none')} here"
         for name, version in rank.versions.items()
-        if version != here.get(name)
-    }
-    if other:
-        hint = "use one environment on a shared disk: set python, or activate it in setup, in the profile"
-        verdict: Verdict = (
-            "fail" if any(" not installed on" in difference for difference in other) else "warn"
-        )
-        return Check("packages", verdict, "; ".join(sorted(other)), hint)
-    return Check("packages", "ok", "Python and packages on the nodes are those here")
+        if version != versions.get(name)
+    ]
 
 
-def check_scontrol(ranks: tuple[RankFacts, ...]) -> Check:
+def check_requeue(ranks: Sequence[RankFacts]) -> Check:
     """A job can have itself requeued."""
-    if lost := failed(ranks, "scontrol"):
+    if bad := bad_nodes(ranks, "requeue"):
         hint = "nothing to do: the batch script requeues instead of the task, if it finds scontrol itself"
-        return Check("requeue", "warn", f"not from a task on {lost}", hint)
+        return warn("requeue", f"not from a task on {bad}", hint)
     if not all(rank.may_requeue for rank in ranks):
         hint = "let jobs ask for it: take requeue out of drop, and no-requeue out of extra, in the profile"
-        return Check(
-            "requeue", "fail", "scontrol answers, but SLURM will not requeue the job (Requeue=0)", hint
-        )
-    return Check("requeue", "ok", "scontrol answers on the nodes, and the job may be requeued (Requeue=1)")
+        return fail("requeue", "scontrol answers, but SLURM will not requeue the job (Requeue=0)", hint)
+    return ok("requeue", "scontrol answers on the nodes, and the job may be requeued (Requeue=1)")
 
 
-def check_cpus(ranks: tuple[RankFacts, ...]) -> Check:
+def check_cpus(ranks: Sequence[RankFacts]) -> Check:
     """Each process may use the CPUs it asked for."""
-    if lost := failed(ranks, "cpus"):
-        return Check("CPUs per task", "warn", f"unknown on {lost}", "look with `taskset -cp $$` in a job")
+    name = "CPUs per task"
+    if bad := bad_nodes(ranks, "cpus"):
+        return warn(name, f"unknown on {bad}", "look with `taskset -cp $$` in a job")
     least = min(ranks, key=lambda rank: rank.cpus_usable)
     seen = f"{least.cpus_asked} asked for, {least.cpus_usable} usable of the node's {least.cpus_there}"
     if least.cpus_usable >= least.cpus_asked:
-        return Check("CPUs per task", "ok", seen)
+        return ok(name, seen)
     if least.cpus_usable == least.cpus_there:
         hint = "SLURM believes that the node has more than it has; lower cpus_per_gpu in the profile"
-        return Check("CPUs per task", "warn", seen, hint)
-    return Check("CPUs per task", "fail", seen, "processes would share cores; ask the site how to bind CPUs")
+        return warn(name, seen, hint)
+    return fail(name, seen, "processes would share cores; ask the site how to bind CPUs")
 
 
-def check_gpus(ranks: tuple[RankFacts, ...], asked: int) -> Check:
+def check_gpus(ranks: Sequence[RankFacts], num_asked: int) -> Check:
     """torch sees the GPUs that SLURM gave."""
-    if lost := failed(ranks, "gpus"):
-        return Check("GPUs", "fail", f"nobody could look on {lost}", "does torch work there? see packages")
+    if bad := bad_nodes(ranks, "gpus"):
+        return fail("GPUs", f"nobody could look on {bad}", "does torch work there? see packages")
     least = min(ranks, key=lambda rank: (rank.gpus_seen, rank.gpus_allocated))
-    seen = f"{asked} asked for on each node, {least.gpus_allocated} allocated, torch sees {least.gpus_seen}"
-    if asked == 0:
-        return Check("GPUs", "ok", f"none asked for, torch sees {least.gpus_seen}")
+    if num_asked == 0:
+        return ok("GPUs", f"none asked for, torch sees {least.gpus_seen}")
+    seen = f"{num_asked} asked for on each node, {least.gpus_allocated} allocated"
+    seen += f", torch sees {least.gpus_seen}"
     if least.gpus_seen == 0 and least.has_driver:
         built = f"CUDA {least.cuda}" if least.cuda else "no CUDA at all"
-        hint = (
-            f"install a torch that fits the driver (`nvidia-smi` on the node); this one was built for {built}"
-        )
-        return Check("GPUs", "fail", seen, hint)
+        hint = "install a torch that fits the driver (`nvidia-smi` on the node)"
+        return fail("GPUs", seen, f"{hint}; this one was built for {built}")
     if least.gpus_seen == 0:
-        hint = "the node has no NVIDIA driver; training would run on its CPUs"
-        return Check("GPUs", "warn", seen, hint)
-    if least.gpus_seen < asked:
+        return warn("GPUs", seen, "the node has no NVIDIA driver; training would run on its CPUs")
+    if least.gpus_seen < num_asked:
         hint = "each task must see all GPUs of its job on the node: drop gpus-per-task and gpu-bind"
-        return Check("GPUs", "fail", seen, hint)
+        return fail("GPUs", seen, hint)
     seen += f" ({least.gpu_name})"
-    if max(rank.gpus_seen for rank in ranks) > asked:
+    if max(rank.gpus_seen for rank in ranks) > num_asked:
         hint = "the site does not fence GPUs in, so jobs may disturb each other; ask for whole nodes"
-        return Check("GPUs", "warn", seen, hint)
-    return Check("GPUs", "ok", seen)
+        return warn("GPUs", seen, hint)
+    return ok("GPUs", seen)
 
 
-def check_meeting(probe: Probe) -> list[Check]:
+def check_rendezvous(probe: Probe) -> list[Check]:
     """The ranks find each other and add up."""
-    ranks, lost = probe.ranks, failed(probe.ranks, "meeting", lambda rank: bool(rank.address))
+    ranks = probe.ranks
     if probe.resources.gpus == 1:
         hint = "runs on one GPU need none; for more, choose another partition"
-        return [Check("all-reduce", "warn", "not tried: there is room for one rank only", hint)]
+        return [warn("all-reduce", "not tried: there is room for one rank only", hint)]
     if not all(rank.address for rank in ranks):
+        bad = bad_nodes(ranks, "rendezvous", lambda rank: bool(rank.address))
         hint = "node names must resolve, or `scontrol show node` must work on the nodes"
-        return [Check("address", "fail", f"rank 0 was not found: {lost}", hint)]
-    checks = [Check("address", "ok", f"rank 0 is found at {ranks[0].address}")]
-    backends = ["gloo", *(["NCCL"] if any(rank.gpus_seen for rank in ranks) else [])]
-    return checks + [check_reduce(backend, probe) for backend in backends]
+        return [fail("address", f"rank 0 was not found: {bad}", hint)]
+    backends = ["gloo", "NCCL"] if any(rank.gpus_seen for rank in ranks) else ["gloo"]
+    checks = [check_all_reduce(backend, probe) for backend in backends]
+    return [ok("address", f"rank 0 is found at {ranks[0].address}"), *checks]
 
 
-def check_reduce(backend: str, probe: Probe) -> Check:
+def check_all_reduce(backend: str, probe: Probe) -> Check:
     """All ranks added up over one backend."""
     name, where = f"all-reduce, {backend}", "2 nodes" if probe.resources.nodes > 1 else "one node"
-    took = [rank.reduces.get(backend) for rank in probe.ranks]
-    if len(took) == probe.resources.gpus and None not in took:
-        slowest_ms = max(ms for ms in took if ms is not None)
-        return Check(name, "ok", f"16 MiB in {slowest_ms:.0f} ms over {where}")
-    why = failed(probe.ranks, "meeting", lambda rank: backend in rank.reduces) or "a rank is missing"
+    took_ms = [rank.all_reduce_ms[backend] for rank in probe.ranks if backend in rank.all_reduce_ms]
+    if len(took_ms) == probe.resources.gpus:
+        return ok(name, f"16 MiB in {max(took_ms):.0f} ms over {where}")
+    bad = bad_nodes(probe.ranks, "rendezvous", lambda rank: backend in rank.all_reduce_ms)
     hint = "does a firewall stand between the nodes?"
     if backend == "NCCL":
         hint = (
             "export NCCL_DEBUG=INFO in setup shows more; NCCL_SOCKET_IFNAME there names the right interface"
         )
-    return Check(name, "fail", f"did not come about over {where}: {why}", hint)
+    return fail(name, f"did not come about over {where}: {bad or 'a rank is missing'}", hint)
 
 
-def check_shard(ranks: tuple[RankFacts, ...], data: Path) -> Check:
+def check_shard(ranks: Sequence[RankFacts], data: Path) -> Check:
     """Packed images can be read on the nodes."""
-    if lost := failed(ranks, "shard", lambda rank: bool(rank.shard)):
+    if bad := bad_nodes(ranks, "shard", lambda rank: bool(rank.shard)):
         hint = f"is {data} on a disk that the nodes share? python jobs/pack.py tells if it is damaged"
-        return Check("shard", "fail", f"not readable on {lost}", hint)
-    return Check("shard", "ok", f"{ranks[0].shard}, checksum right")
+        return fail("shard", f"not readable on {bad}", hint)
+    return ok("shard", f"{ranks[0].shard}, checksum right")

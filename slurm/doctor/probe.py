@@ -1,8 +1,8 @@
-"""A short job that looks at the nodes: what it sees there, how it is asked for, and what came back.
+"""The probe: a short job that looks at the nodes. This file submits it, waits for it and takes it away.
 
-It goes through the same sbatch text, setup lines, container and rendezvous as a training, so what it meets is
-what a training will meet. Each rank writes what it has seen after every look, so one that hangs or is killed
-still tells how far it came.
+It goes through the same sbatch text, setup lines, container and rendezvous as a training, so what stops it
+would stop a training. Each rank writes its facts after every look, so one that hangs or is killed still shows
+how far it came.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from data_prep.files import write_text
@@ -25,11 +25,12 @@ from slurm.code_snapshot import take_snapshot
 from slurm.diagnose.explain import Case, pending_reason
 from slurm.diagnose.log_files import ERROR, shorten, tail
 from slurm.doctor.probe_task import TOKEN_FILE, ProbeTask, RankFacts, read_facts
+from slurm.doctor.site import Partition
 from slurm.job_records import JobRecord, read_records
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
-from slurm.scheduler import QUEUED, RUNNING, ask_scheduler
+from slurm.scheduler import QUEUED, RUNNING, scheduler_of
 from slurm.submit import submit
 from vae.run_dir import JOBS_DIR
 
@@ -37,24 +38,19 @@ log = logging.getLogger(__name__)
 
 # A minute is enough; from a cold network disk, importing torch alone can take one.
 LIMIT_MIN = 5
-POLL_S = 1.0
+# The shared folder is looked at this often, squeue as rarely as everywhere (client.LEAST_EVERY_S).
+FOLDER_POLL_S = 0.5
 # What a node has written may show this much later on a network disk.
 SETTLE_S = 40.0
 SETTLE_AFTER_FAILURE_S = 3.0
+# From a rank's last word to the end of its job, and from there to the accounts.
+EXIT_S = 2.0
 CANCEL_LIMIT_S = 30.0
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Pending for one of these, the job would wait for ever.
-HOPELESS = (
-    "PartitionTimeLimit",
-    "PartitionDown",
-    "PartitionInactive",
-    "BadConstraints",
-    "AccountNotAllowed",
-    "InvalidAccount",
-    "InvalidQOS",
-    "QOSNotAllowed",
-    "JobHeldAdmin",
-    "launch failed requeued held",
+NEVER_STARTS = (
+    *("PartitionTimeLimit", "PartitionDown", "PartitionInactive", "BadConstraints", "AccountNotAllowed"),
+    *("InvalidAccount", "InvalidQOS", "QOSNotAllowed", "JobHeldAdmin", "launch failed requeued held"),
 )
 
 
@@ -65,7 +61,7 @@ class Probe:
     job: str
     resources: Resources
     state: str
-    """How it ended in SLURM's words, or PENDING or RUNNING if it was cancelled for taking too long."""
+    """How it ended in SLURM's words; PENDING or RUNNING if it was cancelled for taking too long."""
     reason: str
     """Why it did not start, in SLURM's words."""
     waited_s: float
@@ -74,7 +70,17 @@ class Probe:
     ranks: tuple[RankFacts, ...]
     """In order; a rank that wrote nothing is missing."""
     log: str
-    """The last thing the job's logs say; empty if they say nothing."""
+    """The line of the job's logs that says best what went wrong; empty if they say nothing."""
+
+
+def probe_resources(partition: Partition, profile: ClusterProfile) -> Resources:
+    """The ranks of the probe: two on two nodes, else two on one, else one."""
+    gpus = int(profile.wants_gpus)
+    if partition.num_nodes(gpus, profile.gpu_type) > 1:
+        return Resources(gpus=2, nodes=2)
+    has_two = partition.num_nodes(2 * gpus, profile.gpu_type) > 0
+    has_cpus = any(kind.cpus >= 2 * profile.cpus_per_gpu for kind in partition.kinds)
+    return Resources(gpus=2) if has_two and has_cpus else Resources()
 
 
 def run_probe(
@@ -85,119 +91,119 @@ def run_probe(
     Raises:
         ClusterError: SLURM does not accept the job.
     """
-    with own_folder(runs_dir) as folder:
-        code, token = take_snapshot(folder), secrets.token_hex(16)
+    profile = replace(profile, evaluate_limit_min=LIMIT_MIN, warning_s=0)
+    watch = client.QueueWatch(most_every_s=client.LEAST_EVERY_S)
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    prefix, parent = time.strftime(".doctor-%Y%m%d-%H%M%S-"), runs_dir.resolve()
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
+        # what the nodes will find there
+        folder, token = Path(name), secrets.token_hex(16)
+        code = take_snapshot(folder)
         code.write()
         write_text(folder / TOKEN_FILE, token)
-        # a job on GPUs that needs no warning: scoring
-        task = ProbeTask(str(folder), str(data.resolve()) if data else "")
-        request = JobRequest(
-            "probe", JobKind.EVALUATE, folder, {0: task}, is_array=False, resources=resources
-        )
+
+        # of a study's jobs, scoring is the one on GPUs that needs no stop signal
+        tasks = {0: ProbeTask(name, str(data.resolve()) if data else "")}
+        request = JobRequest("probe", JobKind.EVALUATE, folder, tasks, is_array=False, resources=resources)
         started = time.monotonic()
-        with cancelled_at_the_end(request.name):
+        with no_job_left(request.name, watch):
             with uninterrupted():
-                job = submit([request], short(profile), code.folder)[request.key]
-            state, reason = wait_for_end(read_records(folder)[-1], 60 * wait_min)
+                job = submit([request], profile, code.folder)[request.key]
+            record = read_records(folder)[-1]
+            state, reason = wait_for_end(record, watch, folder, resources.gpus, 60 * wait_min)
             ranks = wait_for_facts(folder, resources.gpus, state)
-        waited_s = time.monotonic() - started
-        return Probe(job, resources, state, reason, waited_s, token, ranks, last_words(folder))
-
-
-def short(profile: ClusterProfile) -> ClusterProfile:
-    """The profile with the probe's time limit, and with the job name by which it can be cancelled."""
-    extra = {flag: value for flag, value in (profile.extra or {}).items() if flag != "job-name"}
-    drop = tuple(flag for flag in profile.drop if flag != "job-name")
-    return replace(profile, evaluate_limit_min=LIMIT_MIN, warning_s=0, extra=extra, drop=drop)
+            waited_s = time.monotonic() - started
+        return Probe(job, resources, state, reason, waited_s, token, ranks, telling_line(folder))
 
 
 @contextmanager
-def own_folder(runs_dir: Path) -> Iterator[Path]:
-    """A new hidden folder below `runs_dir`, removed at the end."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(tempfile.mkdtemp(prefix=f".doctor-{stamp}-", dir=runs_dir.resolve()))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def cancelled_at_the_end(name: str) -> Iterator[None]:
+def no_job_left(name: str, watch: client.QueueWatch) -> Iterator[None]:
     """See to it that no job of that name is queued or running afterwards."""
     try:
         yield
+        time.sleep(EXIT_S)
     finally:
         give_up = time.monotonic() + CANCEL_LIMIT_S
         with uninterrupted():
-            while client.is_named_job_there(name):  # None: SLURM does not answer
+            client.cancel_named(name)  # which changes nothing for one that has ended
+            watch.expire()
+            # None: squeue does not answer
+            while (jobs := watch.look()) is None or name in {job.name for job in jobs}:
                 if time.monotonic() > give_up:
                     log.warning("a job may be left: scancel --name=%s", name)
                     break
+                watch.wait()
                 client.cancel_named(name)
-                time.sleep(POLL_S)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Put Ctrl-C and the like off until the end, for this process and for programs that it starts."""
-    noted: list[int] = []
-    heard = [number for number in INTERRUPTS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda got, _: noted.append(got)) for number in heard}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # which programs inherit, handlers they do not
+    arrived: list[int] = []
+    signals = [number for number in INTERRUPTS if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda got, _: arrived.append(got)) for number in signals}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # which programs inherit, handlers they do not
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        if noted:
+        if arrived:
             raise KeyboardInterrupt
 
 
-def wait_for_end(record: JobRecord, limit_s: float) -> tuple[str, str]:
-    """(state, reason) of the job when it has ended, will never start, or has not started in time.
-
-    Tells of every change on the way.
-    """
-    started, told = time.monotonic(), ("", "")
-    while True:
-        state, reason = ask_scheduler([record]).state(record, 0)
+def wait_for_end(
+    record: JobRecord, watch: client.QueueWatch, folder: Path, num_ranks: int, wait_s: float
+) -> tuple[str, str]:
+    """(state, reason) of the job once all ranks have seen everything, it has ended, or it takes too long."""
+    started, limit_s, logged = time.monotonic(), wait_s, ("", "")
+    while not is_complete(read_ranks(folder, num_ranks), num_ranks):
         waited_s = time.monotonic() - started
-        if state not in (*QUEUED, *RUNNING, "UNKNOWN"):
+        if waited_s > limit_s:
+            watch.expire()  # it may have started since squeue was asked
+        state, reason = scheduler_of([record], watch.look()).state(record, 0)
+        if state in RUNNING:
+            limit_s = wait_s + 60 * LIMIT_MIN
+        elif state not in (*QUEUED, "UNKNOWN"):
+            time.sleep(EXIT_S)  # the accounts lag behind
+            return scheduler_of([record], (), client.accounts([record.id])).state(record, 0)
+        if waited_s > limit_s or reason.split(",")[0] in NEVER_STARTS:
             return state, reason
-        if state in QUEUED and reason.split(",")[0] in HOPELESS:
-            return state, reason
-        if waited_s > limit_s + (60 * LIMIT_MIN if state in RUNNING else 0):
-            return state, reason
-        if (state, reason) != told:
+        if (state, reason) != logged:
             cause = f": {pending_reason(Case('', ''), reason or 'None')[0]}" if state == "PENDING" else ""
-            log.info(
-                "job %s after %.0f s: %s%s", record.id, waited_s, " ".join((state, reason)).strip(), cause
-            )
-            told = (state, reason)
-        time.sleep(POLL_S)
+            log.info("job %s after %.0f s: %s%s", record.id, waited_s, f"{state} {reason}".strip(), cause)
+            logged = state, reason
+        time.sleep(FOLDER_POLL_S)
+    return "COMPLETED", ""
 
 
 def wait_for_facts(folder: Path, num_ranks: int, state: str) -> tuple[RankFacts, ...]:
     """What the ranks wrote, once all of it is there or nothing more can be expected."""
     give_up = time.monotonic() + (SETTLE_S if state in ("COMPLETED", "GONE") else SETTLE_AFTER_FAILURE_S)
     while True:
-        list(folder.iterdir())  # a network disk then asks its server for new names
-        read = [read_facts(folder, rank) for rank in range(num_ranks)]
-        ranks = tuple(facts for facts in read if facts)
-        is_whole = len(ranks) == num_ranks and not any(facts.doing for facts in ranks)
-        if is_whole or time.monotonic() > give_up:
+        ranks = read_ranks(folder, num_ranks)
+        if is_complete(ranks, num_ranks) or time.monotonic() > give_up:
             return ranks
-        time.sleep(0.2)
+        time.sleep(FOLDER_POLL_S)
 
 
-def last_words(folder: Path) -> str:
+def read_ranks(folder: Path, num_ranks: int) -> tuple[RankFacts, ...]:
+    """What the ranks have written so far, in order."""
+    list(folder.iterdir())  # a network disk then asks its server for new names
+    facts = [read_facts(folder, rank) for rank in range(num_ranks)]
+    return tuple(rank for rank in facts if rank is not None)
+
+
+def is_complete(ranks: Sequence[RankFacts], num_ranks: int) -> bool:
+    """Whether every rank has looked at everything."""
+    return len(ranks) == num_ranks and not any(rank.doing for rank in ranks)
+
+
+def telling_line(folder: Path) -> str:
     """The line of the job's logs that says best what went wrong: an error of ours, else the last one."""
-    lines = [
-        line for path in sorted((folder / JOBS_DIR).glob("*.log")) for line in tail(path) if line.strip()
-    ]
-    errors = [found[1] for line in lines if (found := ERROR.match(line))]
-    spoken = [line for line in lines if not re.match(r"srun: (error|Terminating|Job step)", line)]
-    return shorten((errors or spoken or lines or [""])[-1])
+    logs = [tail(path) for path in sorted((folder / JOBS_DIR).glob("*.log"))]
+    lines = [line for line in chain.from_iterable(logs) if line.strip()]
+    errors = [match[1] for match in map(ERROR.match, lines) if match]
+    others = [line for line in lines if not re.match(r"srun: (error|Terminating|Job step)", line)]
+    return shorten((errors or others or lines or [""])[-1])

@@ -1,4 +1,4 @@
-"""What the probe does on a node: each rank looks around and writes what it sees."""
+"""What the probe does on a node: each rank tries what a training needs, and writes down what it saw."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,17 +25,18 @@ from slurm.node.signals import ignore_stop_signal
 from slurm.node.task import Task
 from vae.provenance import versions
 
-# Ranks that do not meet each other within this time never will.
+# Ranks that have not found each other within this time never will.
 RENDEZVOUS_LIMIT = datetime.timedelta(seconds=60)
 REDUCE_BYTES = 16 << 20
 TOKEN_FILE = "hello"
+# What each rank looks at; NCCL is the part of the rendezvous that may end the whole process.
+Look = Literal["folder", "versions", "requeue", "cpus", "shard", "gpus", "rendezvous", "NCCL"]
 
 
 class RankFacts(msgspec.Struct, forbid_unknown_fields=True):
-    """What one rank has seen; looks that failed are in `errors`, by the name of the look."""
+    """What one rank has seen; why a look failed is in `errors`."""
 
     rank: int
-    world_size: int
     node: str
     token: str = ""
     """What the launching machine had written into the shared folder."""
@@ -56,12 +57,12 @@ class RankFacts(msgspec.Struct, forbid_unknown_fields=True):
     """CUDA version torch was built with; empty for a torch without CUDA."""
     address: str = ""
     """Where rank 0 listens, as this rank knows it."""
-    reduces: dict[str, float] = msgspec.field(default_factory=dict)
-    """Milliseconds that adding up REDUCE_BYTES over all ranks took, by backend."""
+    all_reduce_ms: dict[str, float] = msgspec.field(default_factory=dict)
+    """What an all-reduce of REDUCE_BYTES over all ranks took, by backend."""
     shard: str = ""
-    doing: str = ""
-    """The look that was begun last; empty when all are done."""
-    errors: dict[str, str] = msgspec.field(default_factory=dict)
+    doing: Look | None = None
+    """The look that was begun last; None when all are done."""
+    errors: dict[Look, str] = msgspec.field(default_factory=dict)
 
 
 def write_facts(folder: Path, facts: RankFacts) -> None:
@@ -76,37 +77,34 @@ def read_facts(folder: Path, rank: int) -> RankFacts | None:
 
 @dataclass(frozen=True)
 class ProbeTask(Task):
-    """Looks around on each rank, and writes what it sees into the folder `path`."""
+    """Writes what each rank sees into the folder `path`."""
 
     data: str = ""
     """Packed images to read; empty = none."""
 
     def work(self, job_env: JobEnvironment) -> None:
-        ignore_stop_signal()  # nothing is lost with it, so there is nothing to hand over
+        ignore_stop_signal()  # nothing is lost with it, so there is nothing to save
         folder = Path(self.path)
-        facts = RankFacts(job_env.rank, job_env.world_size, job_env.node)
-        for name, look in self.looks(job_env, folder).items():
+        facts = RankFacts(job_env.rank, job_env.node)
+        looks: dict[Look, Callable[[], None]] = {  # the surest first
+            "folder": lambda: look_at_folder(facts, folder),
+            "versions": lambda: look_at_versions(facts),
+            "requeue": lambda: look_at_requeue(facts, job_env),
+            "cpus": lambda: look_at_cpus(facts, job_env),
+            "shard": lambda: look_at_shard(facts, self.data),
+            "gpus": lambda: look_at_gpus(facts),
+            "rendezvous": lambda: try_rendezvous(facts, job_env, folder),
+        }
+        for name, look in looks.items():
             facts.doing = name
             write_facts(folder, facts)
             try:
-                look(facts)
-            except Exception as error:  # every look tells about itself, and none stops the others
+                look()
+            except Exception as error:  # every look has its own verdict, and none stops the others
                 kind = "" if isinstance(error, ToolkitError) else f"{type(error).__name__}: "
                 facts.errors[name] = shorten(f"{kind}{error}")
-        facts.doing = ""
+        facts.doing = None
         write_facts(folder, facts)
-
-    def looks(self, job_env: JobEnvironment, folder: Path) -> dict[str, Callable[[RankFacts], None]]:
-        """What to look at, the surest first."""
-        return {
-            "folder": lambda facts: look_at_folder(facts, folder),
-            "versions": look_at_versions,
-            "scontrol": lambda facts: look_at_scontrol(facts, job_env),
-            "cpus": lambda facts: look_at_cpus(facts, job_env),
-            "shard": lambda facts: look_at_shard(facts, self.data),
-            "gpus": look_at_gpus,
-            "meeting": lambda facts: meet(facts, job_env, folder),
-        }
 
 
 def look_at_folder(facts: RankFacts, folder: Path) -> None:
@@ -120,13 +118,14 @@ def look_at_versions(facts: RankFacts) -> None:
     facts.versions = versions()
 
 
-def look_at_scontrol(facts: RankFacts, job_env: JobEnvironment) -> None:
+def look_at_requeue(facts: RankFacts, job_env: JobEnvironment) -> None:
     """Whether a process of a job can have its job requeued."""
-    if shutil.which("scontrol") is None:
+    if not client.has_scontrol():
         raise ClusterError("there is no scontrol")
-    if (shown := client.show_job(job_env.job)) is None:
+    job = client.show_job(job_env.job)
+    if job is None:
         raise ClusterError(f"scontrol show job {job_env.job} fails")
-    facts.may_requeue = "Requeue=1" in shown
+    facts.may_requeue = "Requeue=1" in job
 
 
 def look_at_cpus(facts: RankFacts, job_env: JobEnvironment) -> None:
@@ -159,15 +158,15 @@ def look_at_gpus(facts: RankFacts) -> None:
         facts.gpu_name = torch.cuda.get_device_name(0)
 
 
-def num_allocated(environment: os._Environ[str] | dict[str, str]) -> int:
+def num_allocated(environment: Mapping[str, str]) -> int:
     """GPUs of this node that belong to the job, from the variables that SLURM sets."""
-    names = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
-    given = next((value for name in names if (value := environment.get(name))), "")
-    return len([gpu for gpu in given.split(",") if gpu and gpu != "NoDevFiles"])
+    lists = map(environment.get, ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"))
+    gpus = next(filter(None, lists), "").split(",")
+    return sum(gpu not in ("", "NoDevFiles") for gpu in gpus)
 
 
-def meet(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> None:
-    """Find the other ranks as a training does, and add numbers up over all of them."""
+def try_rendezvous(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> None:
+    """Find the other ranks as a training does, and all-reduce over all of them."""
     if job_env.world_size == 1:
         facts.address = own_address(job_env)
         return
@@ -177,17 +176,17 @@ def meet(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> None:
         import torch.distributed as dist
 
         dist.init_process_group("gloo", timeout=RENDEZVOUS_LIMIT)
-        facts.reduces["gloo"] = reduce_ms("cpu", None)
+        facts.all_reduce_ms["gloo"] = time_all_reduce("cpu", None)
         if torch.cuda.is_available():
-            facts.doing = "NCCL"  # it may end the whole process
+            facts.doing = "NCCL"
             write_facts(folder, facts)
             torch.cuda.set_device(job_env.local_rank)
             group = dist.new_group(backend="nccl", timeout=RENDEZVOUS_LIMIT)
-            facts.reduces["NCCL"] = reduce_ms(f"cuda:{job_env.local_rank}", group)
+            facts.all_reduce_ms["NCCL"] = time_all_reduce(f"cuda:{job_env.local_rank}", group)
         dist.destroy_process_group()
 
 
-def reduce_ms(device: str, group: Any) -> float:
+def time_all_reduce(device: str, group: Any) -> float:
     """Milliseconds of one all-reduce of REDUCE_BYTES, after one to warm up.
 
     Raises:

@@ -1,16 +1,16 @@
-"""Drafts a cluster profile from what SLURM says: the file a new site begins with."""
+"""Drafts a cluster profile from what SLURM says: the YAML file that a new site begins with."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm.doctor.site import NodeKind, Partition, Site, describe_nodes, first
+from slurm.doctor.site import NodeKind, Partition, Site, describe_nodes
 from slurm.profile import PROFILES_DIR, ClusterProfile
 from vae.study import NAME
 
@@ -18,17 +18,18 @@ from vae.study import NAME
 MOST_CPUS_PER_GPU = 16
 MOST_GB_PER_GPU = 64
 # Shown as comments where the site says nothing.
-EXAMPLES: dict[str, Any] = {
-    "account": "my-project",
-    "qos": "normal",
-    "constraint": "a100&nvlink",
-    "warning_s": 300,
-    "setup": ["module load cuda"],
-    "container": "apptainer exec --nv /shared/images/cxr.sif",
-    "python": "/shared/venv/bin/python",
-    "drop": ["kill-on-invalid-dep"],
-    "extra": {"reservation": "course"},
-}
+EXAMPLE = ClusterProfile(
+    account="my-project",
+    qos="normal",
+    constraint="a100&nvlink",
+    gpu_type="a100",
+    warning_s=300,
+    setup=("module load cuda",),
+    container="apptainer exec --nv /shared/images/cxr.sif",
+    python="/shared/venv/bin/python",
+    drop=("kill-on-invalid-dep",),
+    extra={"reservation": "course"},
+)
 
 
 def new_profile_path(name: str) -> Path:
@@ -38,10 +39,8 @@ def new_profile_path(name: str) -> Path:
         SettingsError: it is there already, or cannot be a name.
     """
     if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
-        raise SettingsError(
-            f"profile name {name!r} is not allowed",
-            "use up to 64 letters, digits, dots, dashes and underscores, without .yaml",
-        )
+        hint = "use up to 64 letters, digits, dots, dashes and underscores, without .yaml"
+        raise SettingsError(f"profile name {name!r} is not allowed", hint)
     path = PROFILES_DIR / f"{name}.yaml"
     if path.exists():
         raise SettingsError(f"{path} is there already", "choose another name, or remove it first")
@@ -54,28 +53,27 @@ def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
     Raises:
         ClusterError: no partition takes jobs.
     """
-    partition = site.partition(first(base.partition)) if base.partition else choose_partition(site)
+    partition = site.partition(base.partition) if base.partition else choose_partition(site)
     if partition is None or not partition.kinds:
-        which = f'partition "{base.partition}"' if base.partition else "no partition"
+        problem = f'partition "{base.partition}" does not take' if base.partition else "no partition takes"
         hint = "wait for the site, or begin from a --profile with another partition"
-        raise ClusterError(f"{which} {'does not take' if base.partition else 'takes'} jobs now", hint)
-    cpu = choose_cpu_partition(site) if partition.most_gpus else None
+        raise ClusterError(f"{problem} jobs now", hint)
+    cpu_partition = choose_cpu_partition(site) if partition.most_gpus else None
+    small = cpu_partition or partition  # for jobs without GPUs
     node = typical(partition)
-    gpus = max(1, node.gpus)
-    types = partition.gpu_types
-    has_flag = site.config.get("SelectType", "").endswith("/cons_tres")
-    gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node" if has_flag else "gres"
-    small = cpu or partition
+    gpus, types = max(1, node.gpus), partition.gpu_types
+    has_gpus_flag = site.config.get("SelectType", "").endswith("/cons_tres")
+    gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node" if has_gpus_flag else "gres"
     return dataclasses.replace(
         base,
         partition=base.partition or partition.name,
-        cpu_partition=cpu.name if cpu else "",
+        cpu_partition=cpu_partition.name if cpu_partition else "",
         account=base.account or site.account,
         gpu_type=types[0] if len(types) == 1 else "",
         gpu_flag=gpu_flag,
         cpus_per_gpu=max(1, min(MOST_CPUS_PER_GPU, node.cpus // gpus)),
         mem_per_gpu_gb=min(MOST_GB_PER_GPU, node.mem_gb // gpus),
-        pack_cpus=max(1, min(base.pack_cpus, min(kind.cpus for kind in small.kinds))),
+        pack_cpus=max(1, min(base.pack_cpus, *(kind.cpus for kind in small.kinds))),
         drop=base.drop if partition.most_gpus else tuple(dict.fromkeys([*base.drop, gpu_flag])),
         train_limit_min=within(base.train_limit_min, partition),
         evaluate_limit_min=within(base.evaluate_limit_min, partition),
@@ -84,23 +82,22 @@ def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
     )
 
 
+def open_partitions(site: Site) -> list[Partition]:
+    """The partitions that start jobs."""
+    return [partition for partition in site.partitions if partition.state == "UP" and partition.kinds]
+
+
 def choose_partition(site: Site) -> Partition | None:
     """For training: the default partition if it has GPUs, else the one with the most."""
-    usable = [p for p in site.partitions if p.state == "UP" and p.kinds]
-    return max(
-        usable, key=lambda p: (p.is_default and p.most_gpus > 0, num_gpus(p), p.is_default), default=None
-    )
-
-
-def num_gpus(partition: Partition) -> int:
-    """All GPUs of a partition."""
-    return sum(kind.count * kind.gpus for kind in partition.kinds)
+    partitions = open_partitions(site)
+    defaults = [partition for partition in partitions if partition.is_default and partition.most_gpus]
+    return max(defaults or partitions, key=lambda p: (p.num_gpus, p.is_default), default=None)
 
 
 def choose_cpu_partition(site: Site) -> Partition | None:
     """For packing: a partition without GPUs, the default one first; None if there is none."""
-    usable = [p for p in site.partitions if p.state == "UP" and p.kinds and not p.most_gpus]
-    return max(usable, key=lambda p: (p.is_default, p.num_nodes()), default=None)
+    without_gpus = [partition for partition in open_partitions(site) if not partition.most_gpus]
+    return max(without_gpus, key=lambda p: (p.is_default, p.num_nodes()), default=None)
 
 
 def typical(partition: Partition) -> NodeKind:
@@ -115,7 +112,7 @@ def within(limit_min: int, partition: Partition) -> int:
 
 def profile_text(profile: ClusterProfile, site: Site) -> str:
     """YAML with a comment where a value comes from; what the site leaves open stays as a comment."""
-    partition = site.partition(first(profile.partition))
+    partition = site.partition(profile.partition)
     notes = remarks(profile, site, partition) if partition else {}
     cluster, version = (site.config.get(name, "unknown") for name in ("ClusterName", "SLURM_VERSION"))
     lines = [
@@ -124,21 +121,19 @@ def profile_text(profile: ClusterProfile, site: Site) -> str:
         "# Every setting is explained in slurm/profile.py.",
         "",
     ]
-    for field in dataclasses.fields(profile):
-        value = getattr(profile, field.name)
-        is_open = not value and field.name in EXAMPLES | {"gpu_type": ""}
-        if not value and not is_open:
+    for name in [field.name for field in dataclasses.fields(profile)]:
+        value, example = getattr(profile, name), getattr(EXAMPLE, name)
+        if not (value or example):
             continue
-        shown = one_line(field.name, EXAMPLES.get(field.name, "a100") if is_open else value)
-        note = f"  # {notes[field.name]}" if field.name in notes else ""
-        lines.append(f"{'# ' if is_open else ''}{shown}{note}")
+        note = f"  # {notes[name]}" if name in notes else ""
+        lines.append(yaml_line(name, value) + note if value else f"# {yaml_line(name, example)}{note}")
     return "\n".join(lines) + "\n"
 
 
 def remarks(profile: ClusterProfile, site: Site, partition: Partition) -> dict[str, str]:
     """Where values come from, by setting."""
     most = "no limit" if partition.max_time_min is None else f"at most {partition.max_time_min} min"
-    others = [p.name for p in site.partitions if p.name != partition.name]
+    others = [other.name for other in site.partitions if other.name != partition.name]
     notes = {
         "partition": describe_nodes(partition) + (f"; others: {', '.join(others[:8])}" if others else ""),
         "cpu_partition": "for packing and the report",
@@ -155,7 +150,7 @@ def remarks(profile: ClusterProfile, site: Site, partition: Partition) -> dict[s
     return notes
 
 
-def one_line(name: str, value: Any) -> str:
+def yaml_line(name: str, value: object) -> str:
     """One setting as a line of YAML."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump([plain], default_flow_style=True, width=10_000, allow_unicode=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -39,7 +37,7 @@ class Partition:
     """Most nodes of a job; None = unlimited."""
     preempt_mode: str = "OFF"
     grace_s: int = 0
-    """Seconds between the warning and the end of a job that is preempted."""
+    """Seconds between the signal and the end of a job that is preempted."""
     kinds: tuple[NodeKind, ...] = ()
     num_unusable: int = 0
 
@@ -47,6 +45,11 @@ class Partition:
     def most_gpus(self) -> int:
         """GPUs of the node with the most of them."""
         return max((kind.gpus for kind in self.kinds), default=0)
+
+    @property
+    def num_gpus(self) -> int:
+        """All its GPUs."""
+        return sum(kind.count * kind.gpus for kind in self.kinds)
 
     @property
     def gpu_types(self) -> tuple[str, ...]:
@@ -73,8 +76,9 @@ class Site:
     has_accounts: bool = True
     """sacct answers."""
 
-    def partition(self, name: str = "") -> Partition | None:
-        """The partition of that name, the default one for an empty name; None if there is none."""
+    def partition(self, names: str = "") -> Partition | None:
+        """The first partition of `gpu,gpu-long`, the default one for an empty text; None if there is none."""
+        name = names.split(",")[0]
         return next((p for p in self.partitions if (p.name == name if name else p.is_default)), None)
 
 
@@ -82,35 +86,25 @@ def ask_site() -> Site | None:
     """What SLURM says; None if its controller does not answer."""
     if not client.slurm_answers():
         return None
-    user = pwd.getpwuid(os.getuid()).pw_name
-    account = client.query("sacctmgr", "-nP", "show", "user", f"name={user}", "format=DefaultAccount") or ""
     return Site(
-        config=read_config(client.query("scontrol", "show", "config") or ""),
-        partitions=read_partitions(
-            client.query("scontrol", "--oneliner", "show", "partition") or "",
-            client.query("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G|%t") or "",
-        ),
-        account=account.strip(),
-        has_accounts=client.query("sacct", "-nPX", "--starttime=now", "--format=JobID") is not None,
+        config=read_config(client.show_config()),
+        partitions=read_partitions(client.show_partitions(), client.show_nodes()),
+        account=client.default_account(),
+        has_accounts=client.has_accounts(),
     )
-
-
-def first(partitions: str) -> str:
-    """The first of several partitions, as in `gpu,gpu-long`."""
-    return partitions.split(",")[0]
 
 
 def describe_nodes(partition: Partition) -> str:
     """The nodes that take jobs: `2 nodes of 8 CPUs, 15 GB, 4 GPUs (a100)`."""
     if not partition.kinds:
         return "no node takes jobs"
-    shown = [
+    kinds = [
         f"{kind.count} {'node' if kind.count == 1 else 'nodes'} of {kind.cpus} CPUs, {kind.mem_gb} GB"
         + (f", {kind.gpus} GPUs" if kind.gpus else "")
         + (f" ({kind.gpu_type})" if kind.gpu_type else "")
         for kind in partition.kinds
     ]
-    return "; ".join(shown[:4]) + ("; ..." if len(shown) > 4 else "")
+    return "; ".join(kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
 
 
 def read_config(text: str) -> dict[str, str]:
@@ -120,34 +114,35 @@ def read_config(text: str) -> dict[str, str]:
 
 
 def read_partitions(partitions: str, nodes: str) -> tuple[Partition, ...]:
-    """Partitions from `scontrol --oneliner show partition` and sinfo's `%R|%D|%c|%m|%G|%t`."""
-    found = []
-    for line in partitions.splitlines():
-        facts = dict(re.findall(r"(\w+)=(\S*)", line))
-        if not facts:
+    """Partitions from `client.show_partitions` and `client.show_nodes`."""
+    rows = [line.strip().split("|") for line in nodes.splitlines()]
+    whole = [row for row in rows if len(row) == 6]
+    return tuple(read_partition(line, whole) for line in partitions.splitlines() if "PartitionName=" in line)
+
+
+def read_partition(line: str, rows: list[list[str]]) -> Partition:
+    """One partition from its line and the nodes of all."""
+    facts = dict(re.findall(r"(\w+)=(\S*)", line))
+    usable, num_unusable = Counter[tuple[str, str, str]](), 0
+    for name, count, cpus, memory_mb, gres, state in rows:
+        if name != facts["PartitionName"]:
             continue
-        rows = [row.strip().split("|") for row in nodes.splitlines()]
-        mine = [row[1:] for row in rows if len(row) == 6 and row[0] == facts["PartitionName"]]
-        usable, num_unusable = Counter[tuple[str, str, str]](), 0
-        for count, cpus, memory, gres, state in mine:
-            if state.startswith(UNUSABLE) or state.endswith("*"):  # * = does not respond
-                num_unusable += int(count)
-            else:
-                usable[cpus, memory, gres] += int(count)
-        found.append(
-            Partition(
-                name=facts["PartitionName"],
-                is_default=facts.get("Default") == "YES",
-                state=facts.get("State", "UP"),
-                max_time_min=minutes(facts.get("MaxTime", "")),
-                max_nodes=int(limit) if (limit := facts.get("MaxNodes", "")).isdigit() else None,
-                preempt_mode=facts.get("PreemptMode", "OFF"),
-                grace_s=int(grace) if (grace := facts.get("GraceTime", "")).isdigit() else 0,
-                kinds=tuple(node_kind(count, *what) for what, count in usable.items()),
-                num_unusable=num_unusable,
-            )
-        )
-    return tuple(found)
+        if state.startswith(UNUSABLE) or state.endswith("*"):  # * = does not respond
+            num_unusable += int(count)
+        else:
+            usable[cpus, memory_mb, gres] += int(count)
+    max_nodes, grace_s = facts.get("MaxNodes", ""), facts.get("GraceTime", "")
+    return Partition(
+        name=facts["PartitionName"],
+        is_default=facts.get("Default") == "YES",
+        state=facts.get("State", "UP"),
+        max_time_min=minutes(facts.get("MaxTime", "")),
+        max_nodes=int(max_nodes) if max_nodes.isdigit() else None,
+        preempt_mode=facts.get("PreemptMode", "OFF"),
+        grace_s=leading_int(grace_s),
+        kinds=tuple(node_kind(count, *kind) for kind, count in usable.items()),
+        num_unusable=num_unusable,
+    )
 
 
 def node_kind(count: int, cpus: str, memory_mb: str, gres: str) -> NodeKind:
@@ -160,14 +155,14 @@ def node_kind(count: int, cpus: str, memory_mb: str, gres: str) -> NodeKind:
 
 def leading_int(text: str) -> int:
     """The number a text begins with, 0 if none: `64+` is 64."""
-    found = re.match(r"\d+", text)
-    return int(found[0]) if found else 0
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else 0
 
 
 def minutes(limit: str) -> int | None:
     """A time limit as SLURM writes it (`1-12:00:00`, `30:00`), in minutes; None = unlimited."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if found is None:
+    parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if parts is None:
         return None
-    days, hours, mins, _ = (int(part or 0) for part in found.groups())
+    days, hours, mins, _ = (int(part or 0) for part in parts.groups())
     return (days * 24 + hours) * 60 + mins

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from data_prep.errors import ClusterError
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
-from slurm.control import is_live
 from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
 from slurm.drill.verdict import training_logs
+from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.scheduler import Scheduler, live_job, newest_job, scheduler_of
@@ -80,7 +80,7 @@ class Target:
         return max(logs)[0] if logs else "" if self._must_restart else queued_job
 
     def wait_for_moment(self) -> Moment | None:
-        """The moment that has come for the next fault, after waiting a little; None if it is still to come."""
+        """The moment that has come for the next fault, after a short wait; None if it is still to come."""
         moment = self.planned[0].moment
         if moment is Moment.ENDING:
             return moment if comes_true((self.run_dir / DONE_FILE).exists, END_LIMIT_S) else None
@@ -147,7 +147,9 @@ class Drill:
         """Whether anything of the study is queued or running, or nobody knows."""
         records, scheduler = self.jobs()
         for record in records:
-            if scheduler.queue is None or any(is_live(record, index, scheduler) for index in record.indices):
+            if scheduler.queue is None or any(
+                handle_of(record).is_live(index, scheduler) for index in record.indices
+            ):
                 return True
         return False
 

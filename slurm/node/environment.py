@@ -1,11 +1,11 @@
-"""The environment of one process of a job: rank, world size, job id, and SLURM's times of the job."""
+"""The environment of one process of a job: rank, world size, job id, and the job's times in SLURM."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from data_prep.records import Word
@@ -65,7 +65,15 @@ class JobEnvironment:
 def single_process() -> JobEnvironment:
     """The environment of a process that is its whole job (`--cluster debug`)."""
     return JobEnvironment(
-        Backend.DEBUG, f"debug-{os.getpid()}", 0, 0, 1, 0, 1, socket.gethostname(), num_cpus()
+        backend=Backend.DEBUG,
+        job=f"debug-{os.getpid()}",
+        restart=0,
+        rank=0,
+        world_size=1,
+        local_rank=0,
+        num_nodes=1,
+        node=socket.gethostname(),
+        cpus=num_cpus(),
     )
 
 
@@ -81,7 +89,7 @@ def find_job_environment() -> JobEnvironment:
 def _slurm_environment() -> JobEnvironment:
     env = os.environ
     job = env["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in env:  # the raw id of one element is also the id of the whole array
+    if "SLURM_ARRAY_JOB_ID" in env:  # the raw id of one array task is also the id of the whole array
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return JobEnvironment(
         backend=Backend.SLURM,
@@ -97,14 +105,19 @@ def _slurm_environment() -> JobEnvironment:
 
 
 def _local_environment() -> JobEnvironment:
-    env, world_size = os.environ, int(os.environ["SUBMITIT_LOCAL_NTASKS"])
-    rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
-    job = f"local-{env['SUBMITIT_LOCAL_JOB_ID']}"
-    cpus = max(1, num_cpus() // world_size)
-    return JobEnvironment(Backend.LOCAL, job, 0, rank, world_size, rank, 1, socket.gethostname(), cpus)
+    world_size, rank = int(os.environ["SUBMITIT_LOCAL_NTASKS"]), int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
+    return replace(
+        single_process(),
+        backend=Backend.LOCAL,
+        job=f"local-{os.environ['SUBMITIT_LOCAL_JOB_ID']}",
+        rank=rank,
+        world_size=world_size,
+        local_rank=rank,
+        cpus=max(1, num_cpus() // world_size),
+    )
 
 
-# What provenance.json calls the times that SLURM tells, and what squeue calls them.
+# What provenance.json calls the times of a job, and what squeue calls them.
 TIMES = {
     "submitted_s": "SubmitTime",
     "eligible_s": "EligibleTime",
@@ -116,7 +129,7 @@ TIMES = {
 def times_of(job_env: JobEnvironment) -> dict[str, float]:
     """When this job was submitted (or requeued), could have started, did, and must end; in Unix seconds.
 
-    Empty where SLURM does not tell, as on nodes without its programs; rank 0 alone asks.
+    Empty where squeue does not say, as on nodes without SLURM's programs; rank 0 alone asks.
     """
     if job_env.backend is not Backend.SLURM or job_env.rank > 0:
         return {}

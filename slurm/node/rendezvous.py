@@ -46,10 +46,9 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
     os.environ.setdefault("NCCL_DEBUG", "WARN")  # says what went wrong, and nothing else
     os.environ |= {"RANK": str(job_env.rank), "WORLD_SIZE": str(job_env.world_size)}
     try:
-        if job_env.world_size > 1:  # alone there is no process group, and nobody to meet
-            rank0 = (
-                publish_rendezvous(job_env, path) if job_env.rank == 0 else wait_for_rendezvous(job_env, path)
-            )
+        if job_env.world_size > 1:  # a single process needs no process group
+            meet = publish_rendezvous if job_env.rank == 0 else wait_for_rendezvous
+            rank0 = meet(job_env, path)
             os.environ |= {
                 "LOCAL_RANK": str(job_env.local_rank),
                 "LOCAL_WORLD_SIZE": str(job_env.world_size // job_env.num_nodes),
@@ -66,9 +65,8 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
 
 def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
     """Rank 0's part: write the address and port at which it will listen, and return them."""
-    for left_behind in path.parent.glob(
-        rendezvous_path(path.parent, "*").name
-    ):  # by an attempt that was killed
+    of_any_attempt = rendezvous_path(path.parent, "*").name
+    for left_behind in path.parent.glob(of_any_attempt):  # by one that was killed
         left_behind.unlink(missing_ok=True)
     rank0 = Address(own_address(job_env), free_port())
     write_record(path, rank0)

@@ -1,7 +1,7 @@
-"""The warning before the end of a job (USR2): noted, acted on at a safe moment, never twice.
+"""Stop signals: USR2 (`sbatch --signal`) and TERM set a flag; the job saves at its next step and is requeued.
 
-A job's command starts with USR2 ignored (see `LAUNCHER` in request.py), so a warning that comes before Python
-is ready kills nothing.
+A job's command starts with USR2 ignored (see `LAUNCHER` in sbatch.py), so a stop signal that comes before
+Python is ready kills nothing.
 """
 
 from __future__ import annotations
@@ -24,92 +24,100 @@ from slurm.node.environment import Backend, JobEnvironment
 
 log = logging.getLogger(__name__)
 
-WARNING = signal.SIGUSR2
+STOP_SIGNAL = signal.SIGUSR2
 
 
 class StopFlag:
-    """Call it to learn whether this job was asked to stop; the handler only sets a flag.
+    """Call it to learn whether this process was asked to stop; the signal handler only sets a flag.
 
-    Helper processes that this one forks ignore the warning and can be terminated: where SLURM signals every
-    process of a job, they would otherwise run this handler, or submitit's, too.
+    Processes that this one forks (data loaders, packers) ignore the stop signal and can be terminated: where
+    SLURM signals every process of a job, they would otherwise run this handler, or submitit's, too.
     """
 
-    def __init__(self, at_once: Callable[[], object] | None = None) -> None:
-        """`at_once` is called by the handler itself, for work that has no safe moment to wait for."""
-        self.was_signalled = False
-        self.was_terminated = False
+    def __init__(self, *others: signal.Signals, at_once: Callable[[], object] | None = None) -> None:
+        """Catch the stop signal, and `others` such as TERM (scancel, requeue, preemption) or INT (Ctrl-C).
+
+        `at_once` is called by the handler itself, for work that has no safe moment to wait for.
+        """
+        self.received: list[int] = []
+        """The signals that have come, oldest first."""
         self._expires_s = math.inf
         self._at_once = at_once
         self._pid = os.getpid()
-        self.before = signal.signal(WARNING, self._note)
+        self.previous_handler = signal.signal(STOP_SIGNAL, self._note)
+        for number in others:
+            signal.signal(number, self._note)
         os.register_at_fork(after_in_child=reset_signals_in_child)
 
-    def catch_termination(self) -> StopFlag:
-        """Let TERM stop it too: scancel, scontrol requeue, preemption, Ctrl-C of a local launch."""
-        signal.signal(signal.SIGTERM, self._note)
-        return self
+    @property
+    def was_signalled(self) -> bool:
+        """The stop signal has come, or should have."""
+        return STOP_SIGNAL in self.received or time.time() >= self._expires_s
+
+    @property
+    def was_terminated(self) -> bool:
+        """TERM has come."""
+        return signal.SIGTERM in self.received
 
     def expire_at(self, moment_s: float) -> None:
-        """Count as warned from this moment on (Unix seconds), for a warning may get lost."""
+        """Count as signalled from this moment on (Unix seconds), for a signal may get lost."""
         self._expires_s = moment_s
 
     def __call__(self) -> bool:
-        self.was_signalled = self.was_signalled or time.time() >= self._expires_s
-        return self.was_signalled or self.was_terminated
+        return bool(self.received) or self.was_signalled
 
     def _note(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             return
-        if number == signal.SIGTERM:
-            self.was_terminated = True
-            return
-        self.was_signalled = True
-        if self._at_once is not None:
+        if number == signal.SIGINT in self.received:
+            raise KeyboardInterrupt  # Ctrl-C twice: do not wait for the step to end
+        self.received.append(number)
+        if number == STOP_SIGNAL and self._at_once is not None:
             self._at_once()
 
 
 def reset_signals_in_child() -> None:
-    """For helper processes: ignore the warning, die when terminated."""
-    signal.signal(WARNING, signal.SIG_IGN)
+    """For forked processes: ignore the stop signal, die when terminated."""
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def ignore_stop_signal() -> None:
-    """The last act of a job: a warning while Python shuts down would turn success into failure."""
-    signal.signal(WARNING, signal.SIG_IGN)
+    """The last act of a job: USR2's default action would kill the exiting interpreter (exit code 140)."""
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)
 
 
 def exit_after_stop(job_env: JobEnvironment, stop: StopFlag) -> NoReturn:
-    """End a process that has stopped in the middle and saved all; after a warning, the job runs again.
+    """End a process that has stopped in the middle and saved all; after a stop signal, the job runs again.
 
     After TERM alone, unless that means preemption, it is for SLURM, or the user who cancelled the job, to
     decide what comes next.
     """
-    # not warned, not terminated: then it was another rank
+    # neither signalled nor terminated: then it was another rank
     if stop.was_signalled or not stop.was_terminated or is_preempted(job_env):
-        requeue_and_exit(job_env, stop.before)
+        requeue_and_exit(job_env, stop.previous_handler)
     if job_env.backend is Backend.DEBUG:
         raise KeyboardInterrupt
     if job_env.backend is Backend.SLURM and job_env.rank > 0:
-        sys.exit(0)  # rank 0 may still have to hand over
+        sys.exit(0)  # rank 0 may still have to requeue
     sys.exit(128 + signal.SIGTERM)
 
 
 def is_preempted(job_env: JobEnvironment) -> bool:
     """Whether SLURM ends this job to make room.
 
-    Some sites send TERM then, and not the warning. SLURM requeues a job that it has to kill after the grace
-    time, but takes one that ends before for failed.
+    Some sites send TERM then, and not the stop signal. SLURM requeues a job that it has to kill after the
+    grace time, but takes one that ends before for failed.
     """
     if job_env.backend is not Backend.SLURM or job_env.rank > 0:
         return False
     return re.search(r"\bPreemptTime=\d", client.show_job(job_env.job) or "") is not None
 
 
-def requeue_and_exit(job_env: JobEnvironment, before: object) -> NoReturn:
+def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoReturn:
     """End this process; rank 0 has the scheduler run the job again. Everything must be saved by now.
 
-    `before` is the handler found at the start: submitit's if submitit runs the job, and it knows how to
+    `previous_handler` was there at the start: submitit's if submitit runs the job, and it knows how to
     requeue; else the job was submitted by hand and is requeued here.
     """
     ignore_stop_signal()
@@ -118,8 +126,8 @@ def requeue_and_exit(job_env: JobEnvironment, before: object) -> NoReturn:
     if job_env.rank > 0:
         sys.exit(0)
     try:
-        if callable(before):
-            before(WARNING, None)  # checkpoint(), requeue, exit
+        if callable(previous_handler):
+            previous_handler(STOP_SIGNAL, None)  # checkpoint(), requeue, exit
         else:
             client.requeue(job_env.job)
     except (OSError, subprocess.SubprocessError, ClusterError) as error:

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 # A job that was started again this often without one more saved step will not get any further.
 MAX_IDLE_RESTARTS = 3
 
-# Without a warning, a run stops by itself this long before its job's end, beside the time it takes to save
-# twice. SLURM's warning comes earlier (request.measured_warning_s).
+# Without a stop signal, a run stops by itself this long before its job's end, beside the time it takes to
+# save twice. SLURM's stop signal comes earlier (sbatch.measured_signal_lead_s).
 LAST_CHANCE_S = 20
 
 
@@ -85,7 +85,7 @@ class TrainTask(Task):
 
     def work(self, job_env: JobEnvironment) -> None:
         run_dir = Path(self.path)
-        stop = StopFlag().catch_termination()
+        stop = StopFlag(signal.SIGTERM)  # scancel, scontrol requeue, preemption, Ctrl-C of a local launch
         write_logs_to(run_dir, JobKind.TRAIN, job_env)
         refuse_idle_restarts(run_dir, job_env)
         times = times_of(job_env)
@@ -157,7 +157,7 @@ class ReportTask(Task):
 
 
 def requeue_when_signalled(job_env: JobEnvironment) -> None:
-    """For work that starts again from what is on disk: hand over as soon as a warning comes.
+    """For work that starts again from what is on disk: requeue it as soon as the stop signal comes.
 
     Ranks above 0 wait to be ended with the job; if they went first, rank 0 might fail before it has requeued.
     """
@@ -165,7 +165,7 @@ def requeue_when_signalled(job_env: JobEnvironment) -> None:
 
     def act() -> None:
         if job_env.rank == 0:
-            requeue_and_exit(job_env, flag.before)
+            requeue_and_exit(job_env, flag.previous_handler)
 
     flag = StopFlag(at_once=act)
 
@@ -174,13 +174,13 @@ def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:
     """Stop a job that its scheduler restarts over and over without one more saved step.
 
     Raises:
-        RunError: says how often it was tried.
+        RunError: says how often it was started.
     """
     steps = [attempt.from_step for attempt in read_attempts(run_dir) if attempt.job == job_env.job]
-    tried = steps[-MAX_IDLE_RESTARTS - 1 :]
-    if len(tried) > MAX_IDLE_RESTARTS and len(set(tried)) == 1:
+    newest = steps[-MAX_IDLE_RESTARTS - 1 :]
+    if len(newest) > MAX_IDLE_RESTARTS and len(set(newest)) == 1:
         raise RunError(
-            f"{run_dir.name}: started {len(tried)} times at step {tried[0]} without getting further",
+            f"{run_dir.name}: started {len(newest)} times at step {newest[0]} without getting further",
             "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
             "(--run.checkpoint_every_min), then launch again",
         )
@@ -207,11 +207,8 @@ def write_logs_to(run_dir: Path, kind: JobKind, job_env: JobEnvironment) -> None
 
 def remove_unfinished_pickles(job_env: JobEnvironment) -> None:
     """Remove what submitit left half-written when it was killed; it would refuse to write over it."""
-    if (
-        job_env.backend is Backend.SLURM
-        and job_env.rank == 0
-        and (folder := os.environ.get("SUBMITIT_FOLDER"))
-    ):
+    folder = os.environ.get("SUBMITIT_FOLDER")
+    if folder and job_env.backend is Backend.SLURM and job_env.rank == 0:
         for path in Path(folder).glob(f"{job_env.job}_*.save_tmp"):
             path.unlink(missing_ok=True)
 
@@ -232,11 +229,11 @@ def run_of(study_dir: Path, index: int) -> Path:
 
 
 def main() -> int:
-    """One element of an array that was submitted by hand."""
+    """One array task of an array that was submitted by hand."""
     parser = argparse.ArgumentParser(prog="python -m slurm.node.task", allow_abbrev=False)
     parser.add_argument("kind", choices=(str(JobKind.TRAIN), str(JobKind.EVALUATE)))
     parser.add_argument("study", type=Path, help="folder of the study")
-    parser.add_argument("--index", type=int, required=True, help="the element's index in its array")
+    parser.add_argument("--index", type=int, required=True, help="the array task's index in its array")
     flags = parser.parse_args()
     task = TrainTask if flags.kind == JobKind.TRAIN else EvaluateTask
     task(str(run_of(flags.study.resolve(), flags.index)))()

@@ -22,7 +22,15 @@ from data_prep.errors import DamagedFile, RunError
 from data_prep.files import fsync_path, sha256_file, temporary_path
 from data_prep.records import Record, read_record, write_record
 from vae.model import VAE, build_model
-from vae.run_dir import CHECKPOINTS_DIR, DONE_FILE, Done, checkpoint_dir, checkpoint_dirs, read_done
+from vae.run_dir import (
+    CHECKPOINTS_DIR,
+    DONE_FILE,
+    Done,
+    checkpoint_dir,
+    checkpoint_dirs,
+    read_done,
+    unfinished_checkpoints,
+)
 from vae.study import read_run
 
 log = logging.getLogger(__name__)
@@ -76,7 +84,7 @@ def _prune(run_dir: Path, keep: int) -> None:
     """Drop old checkpoints and what killed saves left behind (one writer per run, so they are dead)."""
     for old in list(checkpoint_dirs(run_dir).values())[keep:]:
         shutil.rmtree(old)
-    for stale in (run_dir / CHECKPOINTS_DIR).glob(".step_*.part"):
+    for stale in unfinished_checkpoints(run_dir):
         shutil.rmtree(stale, ignore_errors=True)
 
 

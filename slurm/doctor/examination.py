@@ -1,0 +1,116 @@
+"""The examination: which checks are made of this machine, its SLURM and its nodes, one part after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import SettingsError, ToolkitError
+from data_prep.shards import MANIFEST_FILE
+from slurm import client
+from slurm.doctor.check import Check, Verdict, fail, ok
+from slurm.doctor.machine_checks import Machine, check_machine, check_slurm, guess_shared, look_at_machine
+from slurm.doctor.node_checks import check_probe
+from slurm.doctor.probe import probe_resources, run_probe
+from slurm.doctor.profile_draft import draft_profile, profile_text, write_draft
+from slurm.doctor.site import Site, ask_site
+from slurm.doctor.site_checks import check_site
+from slurm.node.task import JobKind, TrainTask
+from slurm.plan import JobRequest, Resources
+from slurm.profile import ClusterProfile
+from slurm.submit import check_accepted
+from vae.provenance import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is to be examined."""
+
+    profile: ClusterProfile
+    needs_slurm: bool
+    """Whether it is a failure that this machine has no SLURM."""
+    runs_dir: Path
+    data: Path | None = None
+    """Packed images for the probe to read."""
+    probe_wait_min: int = 0
+    """How long the probe may wait to start; 0 = no probe."""
+    draft_path: Path | None = None
+    """Where to write a profile drafted from what SLURM says, and to go by it; None = nowhere."""
+
+
+def find_shards(data: Path | None, shards_dir: Path) -> Path | None:
+    """The packed images asked for, else the first below `shards_dir`, if any.
+
+    Raises:
+        SettingsError: there are none where they should be.
+    """
+    if data is None:
+        return next((path.parent for path in sorted(shards_dir.glob(f"*/{MANIFEST_FILE}"))), None)
+    if not (data / MANIFEST_FILE).exists():
+        raise SettingsError(f"{data} holds no packed images", "give --data a folder that jobs/pack.py made")
+    return data
+
+
+def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
+    """Title and checks of each part as soon as it is examined; at the end the draft is written.
+
+    Raises:
+        ClusterError, SettingsError: there is nothing to draft, or the draft cannot be written.
+    """
+    # this machine
+    site = ask_site()
+    machine = look_at_machine(exam.runs_dir, with_gpus=not (client.has_programs() or exam.needs_slurm))
+    checks = [*check_machine(machine), check_slurm(client.missing_programs(), site, exam.needs_slurm)]
+    if site is not None and not exam.probe_wait_min:
+        checks.append(guess_shared(machine))
+    yield f"this machine, {machine.host}", checks
+    if site is None:
+        return
+
+    # its cluster, by the profile given or by a new one
+    profile = draft_profile(site, exam.profile) if exam.draft_path else exam.profile
+    checks, resources = examine_site(site, profile, machine)
+    yield f"SLURM, {site.config.get('ClusterName', '')}", checks
+    if exam.probe_wait_min:
+        yield "the nodes", examine_nodes(exam, machine, profile, resources)
+    if exam.draft_path:
+        write_draft(exam.draft_path, profile_text(profile, site))
+
+
+def examine_site(
+    site: Site, profile: ClusterProfile, machine: Machine
+) -> tuple[list[Check], Resources | None]:
+    """What SLURM says, and what a probe would ask for; None where no probe can be submitted."""
+    checks = check_site(site, profile)
+    partition = site.partition(profile.partition)
+    if partition is None:
+        return checks, None
+    resources = probe_resources(partition, profile)
+    checks.append(check_test_only(profile, resources, machine.runs_dir))
+    can_submit = machine.is_writable and checks[-1].verdict is Verdict.OK
+    return checks, resources if can_submit else None
+
+
+def check_test_only(profile: ClusterProfile, resources: Resources, runs_dir: Path) -> Check:
+    """SLURM takes a training job of this profile (`sbatch --test-only`)."""
+    tasks = {0: TrainTask("doctor")}
+    request = JobRequest("train", JobKind.TRAIN, runs_dir / "doctor", tasks, resources=resources)
+    try:
+        check_accepted(request, profile, REPOSITORY)
+    except ToolkitError as error:
+        return fail(client.SUBMITTER, str(error), "change the profile; see slurm/profiles/example.yaml")
+    return ok(client.SUBMITTER, "accepts a training job of this profile (--test-only)")
+
+
+def examine_nodes(
+    exam: Examination, machine: Machine, profile: ClusterProfile, resources: Resources | None
+) -> list[Check]:
+    """Run the probe; returns what it showed."""
+    if resources is None:
+        return [fail("job", "not submitted", "fix what failed above first")]
+    try:
+        probe = run_probe(machine.runs_dir, profile, resources, exam.data, exam.probe_wait_min)
+    except ToolkitError as error:
+        return [fail("job", str(error), error.hint or "")]
+    return check_probe(probe, machine, profile, exam.data)

@@ -19,6 +19,7 @@ from tiny import REPOSITORY, make_run
 
 from data_prep.errors import ClusterError, DamagedFile, SettingsError
 from data_prep.shards import MANIFEST_FILE, read_manifest
+from slurm.client import QueueWatch
 from slurm.drill.drill import Drill, Target
 from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults, SlurmInjector
 from slurm.drill.session import (
@@ -172,7 +173,9 @@ def a_session(options: DrillOptions, *targets: Target) -> Session:
 
     def drill_of(study_dir: Path, targets: list[Target]) -> Drill:
         prepare_study(study_dir, Study(study_dir.name, ("direct-s0",), extractor="smoke"))
-        return Drill(study_dir, read_study(study_dir), targets, lambda: False, SlurmInjector(), None)
+        return Drill(
+            study_dir, read_study(study_dir), targets, lambda: False, SlurmInjector(), QueueWatch(ask=tuple)
+        )
 
     launchers = (a_launcher(options, ""), a_launcher(options, ""))
     twin = [Target(options.unbroken_dir / "direct-s0", 0, RunFaults(), 0)]
@@ -219,7 +222,7 @@ def test_each_fault_is_told_in_a_line(played: Session) -> None:
         "requeued: left out, for this site does not allow it: SLURM refused `scontrol requeue 8_0`: no",
     ]
     assert played.problems() == ["direct-s0 is not scored"]
-    assert positions(played.drill) == ["drill-1/direct-s0 trained"]
+    assert positions(played.drill) == ["drill-1/direct-s0 trained, step 8 of 8"]
 
 
 def test_the_summary_says_whether_the_drill_passed(played: Session) -> None:

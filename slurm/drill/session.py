@@ -40,7 +40,7 @@ TINY_RUNS = (
 STEPS_PER_FAULT = {Backend.SLURM: 2000, Backend.LOCAL: 500}
 # How often the files of the runs are looked at; squeue is asked as rarely as its watch wants it.
 TICK_S = 0.3
-TELL_EVERY_S = 30.0
+LOG_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -213,14 +213,14 @@ class Session:
 
     def play(self) -> None:
         """Inject and launch until both studies are done and nothing of them is queued or running."""
-        told_s = time.monotonic()
+        logged_s = time.monotonic()
         while not (self.drill.is_done and self.twin.is_done) or self.is_busy():
             self.twin.tick()
             for target, fault in self.drill.tick():
                 log.info("%s: %s, at step %d", target.run_dir.name, fault, fault.step)
                 self.remember()
-            if time.monotonic() - told_s > TELL_EVERY_S:
-                told_s = time.monotonic()
+            if time.monotonic() - logged_s > LOG_EVERY_S:
+                logged_s = time.monotonic()
                 log.info("%s", "; ".join([*positions(self.drill), *positions(self.twin)]))
             time.sleep(TICK_S)
 

@@ -1,218 +1,282 @@
-"""Interruptions: how they are planned and judged, and a real drill with signals and on a real SLURM."""
+"""One study under fault injection: when a fault is due, what becomes of it, when it is launched again."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import re
-import subprocess
-import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from devcluster import DevCluster
-from tiny import REPOSITORY, make_run
+from tiny import make_run, write_lines
 
-from slurm.drill.drill import Target
-from slurm.drill.faults import LOCAL_DECK, SLURM_COMMANDS, SLURM_DECK, Blow, Hit, Refused, deal, run_command
-from slurm.drill.faults import shuffled as shuffled_cards
-from slurm.drill.verdict import (
-    Break,
-    Stretch,
-    breaks,
-    describe,
-    judge_breaks,
-    judge_end,
-    judge_study,
-    read_stretches,
-)
-from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE
+from data_prep.errors import ClusterError
+from slurm.client import QueuedJob, QueueWatch, SlurmRefused
+from slurm.drill import drill as drill_module
+from slurm.drill.drill import Drill, Target, comes_true, launch_drill
+from slurm.drill.faults import FaultKind, InjectedFault, Injection, Moment, PlannedFault, RunFaults
+from slurm.job_records import JobRecord, add_record
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
+from vae.events import AttemptStarted, add_event
+from vae.metrics import StartLine, StepLine
+from vae.run_dir import CHECKPOINTS_DIR, DONE_FILE, log_path
+from vae.study import Study, prepare_study
 
-RUNS = ("linear-s0", "direct-s0")
+JOB = "8_0"
 
 
-# --- planning ------------------------------------------------------------------------------------------
+def begin_attempt(run_dir: Path, restart: int) -> None:
+    """What array task 8_0 does until it trains."""
+    begin_log(run_dir, restart)
+    add_event(run_dir, AttemptStarted(step=0, job=JOB, restart=restart))
 
 
-def test_a_plan_is_the_same_for_the_same_seed_and_uses_every_way() -> None:
-    plans = []
-    for seed in (1, 1, 2):
-        rng = random.Random(seed)
-        plans.append(deal(shuffled_cards(SLURM_DECK, len(SLURM_DECK), rng), RUNS, rng))
-    assert plans[0] == plans[1] != plans[2]
-    dealt = [(blow.what, blow.when) for blows in plans[0].values() for blow in blows]
-    assert sorted(dealt) == sorted(SLURM_DECK)
+def begin_log(run_dir: Path, restart: int) -> None:
+    path = log_path(run_dir, "train", f"{JOB}-r{restart}", 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
-def test_blows_come_in_order_and_at_most_one_at_the_end() -> None:
-    cards = [Blow("warned", "ending"), Blow("killed"), Blow("killed", "ending"), Blow("warned")]
-    blows = deal(cards, ("linear-s0",), random.Random(0))["linear-s0"]
-    shares = [blow.share for blow in blows]
-    assert shares == sorted(shares)
-    assert [blow.when for blow in blows].count("ending") == 1
-    assert blows[-1] == Blow("warned", "ending", 1.0)
+def reach(run_dir: Path, step: int) -> None:
+    """Be at a step of 100."""
+    numbers = {"epoch": 1.0, "loss": 1.0, "bce": 1.0, "kl": 0.0, "lr": 0.1, "images_per_s": 1.0}
+    lines = [StartLine(step=0, total_steps=100, steps_per_epoch=10), StepLine(step=step, **numbers)]
+    write_lines(run_dir, *lines)
 
 
-def test_every_card_is_a_way_that_exists() -> None:
-    assert {what for what, _ in SLURM_DECK} <= SLURM_COMMANDS.keys()
-    assert {what for what, _ in LOCAL_DECK} == {"warned", "killed", "terminated", "launcher killed"}
+def injected(kind: FaultKind, moment: Moment = Moment.TRAINING, attempts: int = 1) -> InjectedFault:
+    return InjectedFault(kind, moment, step=50, attempts=attempts, time=0.0)
 
 
-def test_a_refusal_is_told_from_being_too_late() -> None:
-    assert run_command(["sh", "-c", "exit 0"])
-    assert not run_command(["sh", "-c", "echo scancel: error: Invalid job id 7 >&2; exit 1"])
-    with pytest.raises(Refused, match="Access/permission denied"):
-        run_command(["sh", "-c", "echo Access/permission denied >&2; exit 1"])
+def a_target(run_dir: Path, *planned: PlannedFault, attempts: int = 0) -> Target:
+    return Target(run_dir, 0, RunFaults(planned), attempts)
 
 
-def test_a_blow_falls_when_its_step_has_come(tmp_path: Path) -> None:
-    target = Target(tmp_path, 0, [Blow("warned", "training", 0.5)])
-    assert not target.look(is_running=False)
-    (tmp_path / PROVENANCE_FILE).write_text('{"attempts": [{}]}')
-    write_metrics(tmp_path, {10: 1.0})
-    assert not target.look(is_running=True)
-    write_metrics(tmp_path, {10: 1.0, 50: 1.0})
-    assert target.look(is_running=True)
-    target.add(Hit("warned", "training", 50, 0.0))
-    target.blows.append(Blow("killed", "training", 0.5))
-    assert not target.look(is_running=True)  # this attempt is ending
-    (tmp_path / PROVENANCE_FILE).write_text('{"attempts": [{}, {}]}')
-    assert target.look(is_running=True)
+# --- when a fault is due -------------------------------------------------------------------------------
 
 
-# --- judging -------------------------------------------------------------------------------------------
+def test_a_fault_comes_when_its_step_has_come(tmp_path: Path) -> None:
+    target = a_target(tmp_path, PlannedFault(FaultKind.WARNED, share=0.5))
+    assert not target.is_due("")
+    begin_attempt(tmp_path, 0)
+    reach(tmp_path, 10)
+    assert not target.is_due(JOB)
+    reach(tmp_path, 50)
+    assert target.is_due("")  # squeue has not yet shown that it runs
+    assert target.job == JOB
+    target.note(injected(FaultKind.WARNED))
+    target.planned.append(PlannedFault(FaultKind.KILLED, share=0.5))
+    assert not target.is_due(JOB)  # this attempt is ending
+    assert target.is_running
+    begin_attempt(tmp_path, 1)
+    assert target.is_due("")
 
 
-def write_metrics(run_dir: Path, losses: dict[int, float]) -> None:
-    lines: list[dict[str, Any]] = [{"kind": "start", "step": 0, "total_steps": 100, "steps_per_epoch": 10}]
-    lines += [
-        {"kind": "step", "step": step, "loss": loss, "time": float(step)} for step, loss in losses.items()
-    ]
-    (run_dir / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+def test_attempts_of_an_earlier_drill_get_no_fault(tmp_path: Path) -> None:
+    begin_attempt(tmp_path, 0)
+    reach(tmp_path, 50)
+    target = a_target(tmp_path, PlannedFault(FaultKind.WARNED), attempts=1)
+    assert not target.is_due("")
+    begin_attempt(tmp_path, 1)
+    target.planned[0] = PlannedFault(FaultKind.WARNED, share=0.5)
+    assert target.is_due("")
 
 
-def test_stretches_are_read_from_the_logs_of_all_attempts(tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    (logs / "train-9_0-r0-rank0.log").write_text(
-        "2026-01-31 12:01:00,500 linear-s0: begins at step 5 of 20 with 1 rank(s) on cpu\n"
+def test_a_job_is_starting_from_its_first_log_or_squeues_word_on(tmp_path: Path) -> None:
+    by_queue = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.STARTING))
+    assert not by_queue.is_due("")
+    assert by_queue.is_due(JOB)
+    begin_log(tmp_path, 0)
+    by_log = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.STARTING))
+    assert by_log.is_due("")
+    assert by_log.job == JOB
+
+
+def test_a_start_that_was_hit_is_not_hit_again(tmp_path: Path) -> None:
+    target = a_target(tmp_path, *[PlannedFault(FaultKind.KILLED, Moment.STARTING)] * 2)
+    begin_log(tmp_path, 0)
+    assert target.is_due(JOB)
+    target.note(injected(FaultKind.KILLED, Moment.STARTING, attempts=0))
+    assert not target.is_due(JOB)  # squeue may still show what is just ending
+    assert not target.is_due("")
+    assert target.is_due(JOB)
+    begin_log(tmp_path, 1)
+    assert target.is_due("")
+
+
+def test_only_a_fault_at_the_start_comes_before_the_training(tmp_path: Path) -> None:
+    begin_log(tmp_path, 0)
+    assert not a_target(tmp_path, PlannedFault(FaultKind.KILLED)).is_due(JOB)
+    late = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.STARTING, share=1.0))
+    assert not late.is_due(JOB)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill_module, "SAVE_LIMIT_S", 0.01)
+    monkeypatch.setattr(drill_module, "END_LIMIT_S", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_save_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    target = a_target(tmp_path, PlannedFault(FaultKind.KILLED, Moment.SAVING))
+    assert target.wait_for_moment() is Moment.TRAINING
+    (tmp_path / CHECKPOINTS_DIR / ".step_00000010.n1.7.part").mkdir(parents=True)
+    assert target.wait_for_moment() is Moment.SAVING
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_end_has_come_with_the_last_file(tmp_path: Path) -> None:
+    target = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.ENDING, 1.0))
+    assert target.wait_for_moment() is None
+    (tmp_path / DONE_FILE).touch()
+    assert target.wait_for_moment() is Moment.ENDING
+
+
+def test_what_is_true_now_is_not_waited_for() -> None:
+    began = time.monotonic()
+    assert comes_true(lambda: True, 60)
+    assert not comes_true(lambda: False, 0)
+    assert time.monotonic() - began < 1
+
+
+# --- a study -------------------------------------------------------------------------------------------
+
+
+class Site:
+    """A cluster with one array task and a report that waits for it, and what was done to them."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self.study_dir, self.run_dir = study_dir, study_dir / "direct-s0"
+        self.state = ""
+        self.asked = self.launches = 0
+        self.injected: list[tuple[FaultKind, str]] = []
+        self.answer: bool | SlurmRefused = True
+        self.watch = QueueWatch(least_every_s=3600, most_every_s=3600, ask=self.ask)
+
+    def ask(self) -> tuple[QueuedJob, ...]:
+        self.asked += 1
+        train = QueuedJob(JOB, self.state, "train", "None", "N/A", "")
+        report = QueuedJob("9", "PENDING", "report", "Dependency", "N/A", "afterany:8_*(unfulfilled)")
+        return (train, report) if self.state else ()
+
+    def launch(self) -> bool:
+        self.launches += 1
+        if self.launches == 1:
+            for job, kind in (("8", JobKind.TRAIN), ("9", JobKind.REPORT)):
+                record = JobRecord(job, kind, Backend.SLURM, kind is JobKind.TRAIN, (0,), "login")
+                add_record(self.study_dir, record)
+        self.state = "RUNNING"
+        return True
+
+    def prepare(self, fault: PlannedFault, job: str) -> Injection:
+        def inject() -> bool:
+            if isinstance(self.answer, SlurmRefused):
+                raise self.answer
+            self.injected.append((fault.kind, job))
+            return self.answer
+
+        return inject
+
+    def drill(self, *planned: PlannedFault) -> Drill:
+        return launch_drill(self.study_dir, self.launch, self, self.watch, {"direct-s0": RunFaults(planned)})
+
+
+@pytest.fixture
+def site(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(drill_module, "LAUNCH_PAUSE_S", 0.0)
+    study_dir = tmp_path / "study"
+    prepare_study(study_dir, Study("study", ("direct-s0",), extractor="smoke"))
+    make_run(study_dir / "direct-s0", shards, variant="direct")
+    return Site(study_dir)
+
+
+def train_until(site: Site, step: int, restart: int = 0) -> None:
+    begin_attempt(site.run_dir, restart)
+    reach(site.run_dir, step)
+
+
+def test_a_fault_goes_into_the_job_that_trains_and_is_written_down(site: Site) -> None:
+    drill = site.drill(PlannedFault(FaultKind.KILLED, share=0.5))
+    assert drill.tick() == []
+    train_until(site, 60)
+    ((target, fault),) = drill.tick()
+    assert site.injected == [(FaultKind.KILLED, JOB)]
+    assert (fault.kind, fault.moment, fault.step, fault.attempts) == ("killed", "training", 60, 1)
+    assert target.injected == [fault]
+    assert drill.tick() == []
+
+
+def test_a_start_that_has_become_a_training_is_called_so(site: Site) -> None:
+    drill = site.drill(PlannedFault(FaultKind.WARNED, Moment.STARTING, share=0.1))
+    train_until(site, 60)
+    ((_, fault),) = drill.tick()
+    assert (fault.moment, fault.attempts) == (Moment.TRAINING, 1)
+
+
+def test_squeue_is_asked_anew_after_a_fault_and_a_launch_alone(site: Site) -> None:
+    drill = site.drill(PlannedFault(FaultKind.CANCELLED, share=0.5))
+    for _ in range(3):
+        drill.tick()
+    assert site.asked == 1
+    train_until(site, 60)
+    assert drill.tick()
+    site.state = ""  # it has just ended; nobody takes it for running, or fails to launch it again
+    drill.tick()
+    assert (site.asked, site.launches) == (2, 2)
+    for _ in range(3):
+        drill.tick()
+    assert (site.asked, site.launches) == (3, 2)
+
+
+def test_a_job_that_was_not_running_is_left_alone_for_a_while(site: Site) -> None:
+    drill = site.drill(PlannedFault(FaultKind.KILLED, share=0.5))
+    train_until(site, 60)
+    site.answer = False
+    for _ in range(3):
+        assert drill.tick() == []
+    assert len(site.injected) == 1
+    site.answer = True
+    drill.targets[0].not_before_s = 0.0
+    assert len(drill.tick()) == 1
+
+
+def test_a_kind_of_fault_that_the_site_refuses_is_left_out(site: Site) -> None:
+    drill = site.drill(
+        PlannedFault(FaultKind.REQUEUED, share=0.5),
+        PlannedFault(FaultKind.REQUEUED, share=0.6),
+        PlannedFault(FaultKind.KILLED, share=0.6),
     )
-    (logs / "train-8_0-r0-rank0.log").write_text(
-        "2026-01-31 12:00:00,000 linear-s0: begins at step 0 of 20 with 1 rank(s) on cpu\n"
-        "2026-01-31 12:00:01,000 linear-s0: step 5 of 20: loss 3.0 nats/image, 9 images/s\n"
-        "2026-01-31 12:00:02,000 linear-s0: step 10 of 20: loss 2.0 nats/image, 9 images/s\n"
-    )
-    first, second = read_stretches(tmp_path)
-    assert (first.from_step, first.last_step, second.from_step, second.last_step) == (0, 10, 5, 5)
-    assert second.began - first.began == 60.5
+    train_until(site, 60)
+    site.answer = SlurmRefused(["scontrol", "requeue", JOB], "Access/permission denied")
+    assert drill.tick() == []
+    assert drill.refused == {
+        FaultKind.REQUEUED: f"SLURM refused `scontrol requeue {JOB}`: Access/permission denied"
+    }
+    assert [fault.kind for fault in drill.targets[0].planned] == [FaultKind.KILLED]
 
 
-def stretch(began: float, from_step: int, *steps: tuple[int, float]) -> Stretch:
-    return Stretch(began, from_step, steps)
+def test_a_study_that_does_not_get_done_is_an_error(site: Site) -> None:
+    drill = site.drill()
+    site.watch.ask = tuple  # nothing is ever queued
+    for _ in range(7):
+        drill.tick()
+    with pytest.raises(ClusterError, match="study was launched 9 times and does not get done"):
+        drill.tick()
 
 
-def test_lost_steps_are_those_after_the_one_it_resumed_at() -> None:
-    hit = Hit("killed", "training", 30, 4.0)
-    stretches = [stretch(0, 0, (10, 1.0), (20, 2.0), (30, 3.5)), stretch(9.0, 10, (20, 10.0))]
-    (one,) = breaks(stretches, [hit])
-    assert (one.hits, one.lost_steps, one.lost_s) == ((hit,), 20, 1.5)
-    assert (
-        describe(hit, [one])
-        == "killed while training, at step 30: resumed at step 10 after 5 s, 20 steps redone"
-    )
+def test_a_silent_squeue_starts_nothing(site: Site) -> None:
+    drill = site.drill()
+    site.watch.ask = lambda: None
+    site.watch.expire()
+    drill.tick()
+    assert site.launches == 1
+    assert drill.is_busy()
 
 
-def a_break(*hits: Hit, lost: int = 0, lost_s: float = 0.0) -> Break:
-    return Break(hits, 100, 100 - lost, 0.0, lost_s)
-
-
-def test_a_warning_may_cost_nothing_and_a_kill_the_checkpoint_interval() -> None:
-    warned, killed = Hit("warned", "training", 100, 0.0), Hit("killed", "training", 100, 0.0)
-    assert not judge_breaks("r", [a_break(warned), a_break(killed, lost=50, lost_s=9.0)], 10.0)
-    assert "in spite of a warning" in judge_breaks("r", [a_break(warned, lost=1)], 10.0)[0]
-    assert "stopped by its scheduler" in judge_breaks("r", [a_break(lost=1)], 10.0)[0]
-    assert "20.0 s; allowed: 10.0 s" in judge_breaks("r", [a_break(killed, lost=99, lost_s=20.0)], 10.0)[0]
-    assert not judge_breaks("r", [a_break(warned, killed, lost=50, lost_s=9.0)], 10.0)
-    early = Hit("killed", "starting", 0, 0.0)  # had nothing to lose, so it excuses nothing
-    assert judge_breaks("r", [a_break(warned, early, lost=1)], 10.0)
-
-
-def test_another_end_than_the_unbroken_runs_is_told(tmp_path: Path, shards: Path) -> None:
-    from vae.training.trainer import train
-
-    left, right, other = (
-        make_run(tmp_path / name, shards, variant="direct", seed=seed)
-        for name, seed in (("left", 0), ("right", 0), ("other", 1))
-    )
-    steps = iter(range(4))
-    train(left, lambda: next(steps, None) is None)  # stopped in the middle
-    for run in (left, right, other):
-        train(run)
-    assert judge_end(left, right) == []
-    differs, weights = judge_end(other, right)
-    assert differs.startswith("other: losses differ by")
-    assert weights == "other: the weights differ"
-    write_metrics(right, {1: 1.0})
-    assert "logged steps, the unbroken run has 1" in judge_end(left, right)[0]
-
-
-def test_what_is_missing_or_left_behind_is_told(scored_study: Path, tmp_path: Path) -> None:
-    assert judge_study(scored_study) == ["linear-s1 is not trained", "direct-s1 is not trained"]
-    (tmp_path / "study.yaml").write_text((scored_study / "study.yaml").read_text())
-    (tmp_path / "linear-s0").mkdir()
-    (tmp_path / "linear-s0" / ".rendezvous-7-r0.json").touch()
-    assert judge_study(tmp_path)[-1] == "linear-s0/.rendezvous-7-r0.json is left behind"
-
-
-# --- for real ------------------------------------------------------------------------------------------
-
-
-def drill(folder: Path, *words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "drill.py"), "--variant", "direct", *words]
-    return subprocess.run(
-        command, cwd=folder, env={**env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
-    )
-
-
-def test_a_mistake_is_said_before_anything_starts(tmp_path: Path) -> None:
-    for words, said in (
-        (("--gpus", "3", "--nodes", "2"), "error: --gpus 3 cannot be spread evenly over --nodes 2"),
-        (("--data", "nowhere"), "error: --data nowhere: no packed images there"),
-        (("--count", "0"), "error: --count 0; allowed: at least 1"),
-        (("--seed", "-1"), "error: --seed -1; allowed: 0 or more"),
-    ):
-        done = drill(tmp_path, "--cluster", "local", *words, env=dict(os.environ))
-        assert (done.returncode, done.stderr.splitlines()[0]) == (2, said)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_drill_on_this_machine_passes(tmp_path: Path) -> None:
-    done = drill(tmp_path, "--cluster", "local", "--count", "2", "--seed", "1", env=dict(os.environ))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("The drill passed: ")
-    again = drill(tmp_path, "--cluster", "local", "--count", "2", "--seed", "1", env=dict(os.environ))
-    assert again.stdout == done.stdout
-
-
-@pytest.mark.slurm
-@pytest.mark.slow
-def test_a_drill_on_slurm_passes_and_tells_when_it_does_not(cluster: DevCluster, tmp_path: Path) -> None:
-    words = ("--profile", str(REPOSITORY / "tests" / "devcluster.yaml"), "--count", "2", "--seed", "4")
-    done = drill(tmp_path, *words, env=cluster.env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"2 interruptions \([a-z, ]+\) changed nothing \(bit for bit\)", done.stdout)
-    assert not cluster.run("squeue", "-h", "-o", "%j")
-    # a result that is not the unbroken run's
-    twin = tmp_path / "runs" / "drill-4-unbroken" / "direct-s0"
-    lines = (twin / METRICS_FILE).read_text().splitlines()
-    numbers = [json.loads(line) for line in lines]
-    step = next(number for number, line in enumerate(numbers) if line["kind"] == "step")
-    numbers[step]["loss"] *= 1 + 1e-12
-    (twin / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in numbers))
-    failed = drill(tmp_path, *words, env=cluster.env)
-    assert failed.returncode == 1
-    assert "problem: direct-s0: losses differ by 1e-12" in failed.stdout
-    assert (twin / DONE_FILE).exists()
+def test_a_study_is_busy_until_its_jobs_are_gone(site: Site) -> None:
+    drill = site.drill()
+    assert drill.is_busy()
+    site.state = ""
+    site.watch.expire()
+    assert not drill.is_busy()
+    assert not drill.is_done

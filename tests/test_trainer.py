@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from data_prep.errors import DataError, RunError, SettingsError
 from vae.config import RunConfig
 from vae.events import Completed, Saved, StopSignalled, by_attempt, read_events
 from vae.metrics import EpochLine, StartLine, StepLine, read_metrics
-from vae.provenance import this_attempt
-from vae.run_dir import checkpoint_dir, read_done
+from vae.provenance import read_attempts, record_attempt, this_attempt
+from vae.run_dir import CHECKPOINTS_DIR, METRICS_FILE, checkpoint_dir, read_done
 from vae.study import is_trained, read_run
 from vae.training import checkpoint, trainer
 from vae.training.trainer import SaveClock, train
@@ -348,3 +349,26 @@ def test_defaults_are_the_report() -> None:
     config = RunConfig()
     assert (config.lr, config.batch_size, config.epochs, config.beta) == (1e-3, 32, 15, 1e-4)
     assert (config.image_size_px, config.widths, config.latent_dim) == (256, (32, 64, 128, 256), 256)
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_an_attempt_killed_while_it_began_stands_in_both_files(
+    tmp_path: Path, shards: Path, is_begun: bool
+) -> None:
+    """provenance.json knows of it, events.jsonl does not; metrics.jsonl may have been cut already."""
+    run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=60.0)
+    answers = iter([False] * 4 + [True])
+    train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17"))
+    shutil.rmtree(run_dir / CHECKPOINTS_DIR)  # as if the disk had lost it: all steps are done again
+    if is_begun:
+        (run_dir / METRICS_FILE).unlink()
+    record_attempt(run_dir, "", this_attempt(job="18", from_step=0, restart=1))
+    train(run_dir, attempt=this_attempt(job="19"))
+    starts = [course.started for course in by_attempt(read_events(run_dir))]
+    attempts = read_attempts(run_dir)
+    assert [(start.job, start.restart, start.step) for start in starts] == [
+        (attempt.job, attempt.restart, attempt.from_step) for attempt in attempts
+    ]
+    assert [start.job for start in starts] == ["17", "18", "19"]
+    assert [start.reached_step for start in starts] == [0, 0 if is_begun else 5, 0]
+    assert starts[1].time == attempts[1].started_s

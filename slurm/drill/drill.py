@@ -15,7 +15,7 @@ from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, 
 from slurm.drill.verdict import training_logs
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
-from slurm.scheduler import Scheduler, live_job, newest_job, scheduler_of
+from slurm.scheduler import UNKNOWN, Scheduler, live_job, newest_job, scheduler_of
 from vae.events import AttemptStarted, by_attempt, read_events
 from vae.metrics import read_progress
 from vae.run_dir import DONE_FILE, is_saving
@@ -124,11 +124,11 @@ class Drill:
     launch: Callable[[], bool]
     """Runs the command that a user would run, unless it is at work already (False)."""
     injector: FaultInjector
-    watch: QueueWatch | None
-    """The queue; None on a machine without SLURM."""
+    watch: QueueWatch
+    """The queue, which is asked anew after all that is done here."""
     refused: dict[FaultKind, str] = field(default_factory=dict)
     """The site's words on each kind of fault that it does not allow."""
-    launches: int = 1
+    _launches: int = 1
     _next_check_s: float = field(default_factory=lambda: time.monotonic() + LAUNCH_PAUSE_S)
 
     @property
@@ -138,15 +138,15 @@ class Drill:
         return all(is_scored(run, self.study) for run in runs) and has_report(self.study_dir, self.study)
 
     def jobs(self) -> tuple[list[JobRecord], Scheduler]:
-        """The jobs of the study, and the queue as it was a moment ago, but after all that was done here."""
-        scheduler = Scheduler({}, {}) if self.watch is None else scheduler_of((), self.watch.look())
-        return read_jobs(self.study_dir, self.study), scheduler
+        """The jobs of the study, and the queue as it was a moment ago."""
+        return read_jobs(self.study_dir, self.study), scheduler_of((), self.watch.look())
 
     def is_busy(self) -> bool:
         """Whether anything of the study is queued or running, or nobody knows."""
         records, scheduler = self.jobs()
         for record in records:
-            if scheduler.queue is None or any(scheduler.is_live(record, index) for index in record.indices):
+            states = [scheduler.state(record, index) for index in record.indices]
+            if any(state.is_live or state.state == UNKNOWN for state in states):
                 return True
         return False
 
@@ -171,9 +171,10 @@ class Drill:
 
     def _inject(self, target: Target) -> InjectedFault | None:
         """Inject the next fault of a run when its moment has come; returns it, if anything was hit."""
-        kind = target.planned[0].kind
+        planned = target.planned[0]
+        kind = planned.kind
         try:
-            inject = self.injector.prepare(target.planned[0], target.job)
+            inject = self.injector.prepare(planned, target.job)
             if not (moment := target.wait_for_moment()):
                 return None
             now_s, was_hit = time.time(), inject()
@@ -181,14 +182,14 @@ class Drill:
             self.refused[kind] = str(error)
             target.planned = deque(fault for fault in target.planned if fault.kind is not kind)
             return None
-        self._expire()
+        self.watch.expire()
         if not was_hit:
             target.not_before_s = time.monotonic() + LEAST_EVERY_S  # it has ended by itself
             return None
         step = read_progress(target.run_dir).step
         # a job that was starting may have begun to train in the meantime
         attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts
-        fault = InjectedFault(kind, moment, step=step, attempts=attempts, time=now_s)
+        fault = InjectedFault(kind, moment, planned.share, step=step, attempts=attempts, time=now_s)
         target.note(fault)
         return fault
 
@@ -207,24 +208,19 @@ class Drill:
             return False
 
     def _launch_again(self) -> None:
-        self.launches += self.launch()
-        self._expire()
-        if self.launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):
+        self._launches += self.launch()
+        self.watch.expire()
+        if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):
             raise ClusterError(
-                f"{self.study_dir.name} was launched {self.launches} times and does not get done",
+                f"{self.study_dir.name} was launched {self._launches} times and does not get done",
                 f"python jobs/why.py {self.study_dir}",
             )
-
-    def _expire(self) -> None:
-        """Have squeue asked before anything is decided about jobs that were just changed."""
-        if self.watch is not None:
-            self.watch.expire()
 
 
 def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> str:
     """The job that trains a run as far as the scheduler tells; empty without one."""
     record = newest_job(JobKind.TRAIN, index, records, scheduler)
-    is_running = record is not None and scheduler.state(record, index)[0] == "RUNNING"
+    is_running = record and scheduler.state(record, index).state == "RUNNING"
     return record.array_task(index) if record and is_running else ""
 
 
@@ -232,18 +228,13 @@ def launch_drill(
     study_dir: Path,
     launch: Callable[[], bool],
     injector: FaultInjector,
-    watch: QueueWatch | None,
+    watch: QueueWatch,
     plan: Mapping[str, RunFaults],
 ) -> Drill:
-    """Launch a study, for the first time or once more, and return its drill.
-
-    Raises:
-        ClusterError: launch's own words on why it does not.
-    """
+    """Launch a study, for the first time or once more, and return its drill."""
     attempts = {run: len(read_starts(study_dir / run)) for run in plan}  # those of an earlier drill are over
     launch()
-    if watch is not None:
-        watch.expire()
+    watch.expire()
     study = read_study(study_dir)
     targets = [
         Target(study_dir / run, index, plan.get(run, RunFaults()), attempts.get(run, 0))

@@ -49,25 +49,20 @@ class Moment(Word):
     """Whatever it was doing: the fault was meant for another run."""
 
 
-class Fault(Record, frozen=True):
-    """What every fault has."""
+class PlannedFault(Record, frozen=True):
+    """One fault that is still to come."""
 
     kind: FaultKind
     moment: Moment = Moment.TRAINING
+    share: float = 0.0
+    """At which of the run's steps, as a share of all; of a fault at the start, how late."""
 
     def __str__(self) -> str:
         return f"{self.kind} while {self.moment}"
 
 
-class PlannedFault(Fault, frozen=True):
-    """One that is still to come."""
-
-    share: float = 0.0
-    """At which of the run's steps, as a share of all; of a fault at the start, how late."""
-
-
-class InjectedFault(Fault, frozen=True, kw_only=True):
-    """One that a run has got."""
+class InjectedFault(PlannedFault, frozen=True, kw_only=True):
+    """One fault that a run has got."""
 
     step: int
     """The last step that was written down."""
@@ -137,8 +132,6 @@ def assign(
 
 # --- injecting -------------------------------------------------------------------------------------
 
-
-# Raises SlurmRefused where the site does not allow that kind of fault.
 Injection = Callable[[], bool]
 
 
@@ -146,7 +139,10 @@ class FaultInjector(Protocol):
     """How faults get into the jobs of one site."""
 
     def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        """Get everything ready; what comes back injects at once, and tells whether anything was hit."""
+        """Get everything ready; what comes back injects at once, and tells whether anything was hit.
+
+        Raises (when it injects): SlurmRefused, if the site does not allow it.
+        """
 
 
 # What SLURM lets the owner of a job do to it.
@@ -163,23 +159,18 @@ class SlurmInjector:
     """Orders to SLURM, given by the owner of a job."""
 
     def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        """The order for a job or an array task."""
-        return partial(has_obeyed, SLURM_ORDERS[fault.kind], job)
+        """The order for a job or an array task; a job that has just ended, or not begun, is not hit."""
 
+        def inject() -> bool:
+            try:
+                SLURM_ORDERS[fault.kind](job)
+            except client.SlurmRefused as error:
+                if client.NOT_RUNNING.search(error.words):
+                    return False
+                raise
+            return True
 
-def has_obeyed(order: Callable[[str], None], job: str) -> bool:
-    """Whether SLURM has carried out an order; False if the job had just ended, or had not begun.
-
-    Raises:
-        SlurmRefused: SLURM's own words on why not.
-    """
-    try:
-        order(job)
-    except client.SlurmRefused as error:
-        if client.NOT_RUNNING.search(error.words):
-            return False
-        raise
-    return True
+        return inject
 
 
 class LocalInjector:

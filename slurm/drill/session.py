@@ -23,13 +23,11 @@ from slurm.drill import faults, verdict
 from slurm.drill.drill import Drill, launch_drill
 from slurm.drill.faults import RunFaults
 from slurm.node.environment import Backend
-from slurm.node.task import JobKind
 from slurm.plan import Resources
-from slurm.scheduler import newest_job
+from slurm.state import states_of
 from vae.config import VARIANT_GROUPS
-from vae.metrics import read_progress
 from vae.run_dir import DRILL_FILE, STUDY_FILE
-from vae.study import is_trained, read_study, run_name
+from vae.study import read_study, run_name
 
 # Quick on anything: what is tested is the cluster.
 IMAGE_PX = 32
@@ -42,7 +40,7 @@ TINY_RUNS = (
 STEPS_PER_FAULT = {Backend.SLURM: 2000, Backend.LOCAL: 500}
 # How often the files of the runs are looked at; squeue is asked as rarely as its watch wants it.
 TICK_S = 0.3
-TELL_EVERY_S = 30.0
+LOG_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +90,9 @@ class DrillOptions:
         """How long this is going to take."""
         if self.backend is Backend.LOCAL:
             return f"{self.count} interruptions on this machine: about {1 + self.count // 3} minutes"
-        each = self.faults_per_run
-        return (
-            f"{self.count} interruptions, {each} of each run: {2 + each} to {3 + 3 * each} minutes where "
-            "jobs start at once (many clusters hold a requeued job for two minutes), longer where there is a "
-            "queue"
-        )
+        each, held = self.faults_per_run, "many clusters hold a requeued job for two minutes"
+        minutes = f"{2 + each} to {3 + 3 * each} minutes where jobs start at once ({held})"
+        return f"{self.count} interruptions, {each} of each run: {minutes}, longer where there is a queue"
 
 
 def prepare_data(source: str, out: Path) -> Path:
@@ -146,18 +141,14 @@ class Launcher:
         while self.pid() is not None and not (self.is_local and self.study_file.exists()):
             time.sleep(0.1)
         if self._process.returncode and not self.study_file.exists():
-            raise refusal(self.output.read_bytes()[begins:].decode(errors="replace"))
+            text = self.output.read_bytes()[begins:].decode(errors="replace")
+            lines = dict(re.findall(r"^(error|hint): (.*)$", text, re.M))
+            raise ClusterError(f"launch: {lines.get('error', text[-300:].strip())}", lines.get("hint"))
         return True
 
     def pid(self) -> int | None:
         """The launch command that is at work, if any."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
-
-
-def refusal(text: str) -> ClusterError:
-    """The error that `launch` has told of."""
-    lines = dict(re.findall(r"^(error|hint): (.*)$", text, re.M))
-    return ClusterError(f"launch: {lines.get('error', text[-300:].strip())}", lines.get("hint"))
 
 
 # --- the drill -------------------------------------------------------------------------------------
@@ -186,14 +177,9 @@ def read_plan(options: DrillOptions) -> dict[str, RunFaults]:
 
 
 def begin_session(options: DrillOptions, launch_command: Sequence[str]) -> Session:
-    """Plan the faults, or read what is left of them, and launch both studies.
-
-    Raises:
-        ClusterError: a launch is refused.
-        DamagedFile: as `read_plan`.
-    """
+    """Plan the faults, or read what is left of them, and launch both studies; raises as both do."""
     plan, is_local = read_plan(options), options.backend is Backend.LOCAL
-    watch = None if is_local else QueueWatch()
+    watch = QueueWatch(ask=tuple) if is_local else QueueWatch()  # here, nothing is ever queued
     launcher = Launcher(launch_command, options.study_dir, options)
     twin_launcher = Launcher(launch_command, options.unbroken_dir, options)
     injector = faults.LocalInjector(launcher.pid) if is_local else faults.SlurmInjector()
@@ -227,14 +213,14 @@ class Session:
 
     def play(self) -> None:
         """Inject and launch until both studies are done and nothing of them is queued or running."""
-        told_s = time.monotonic()
+        logged_s = time.monotonic()
         while not (self.drill.is_done and self.twin.is_done) or self.is_busy():
             self.twin.tick()
             for target, fault in self.drill.tick():
                 log.info("%s: %s, at step %d", target.run_dir.name, fault, fault.step)
                 self.remember()
-            if time.monotonic() - told_s > TELL_EVERY_S:
-                told_s = time.monotonic()
+            if time.monotonic() - logged_s > LOG_EVERY_S:
+                logged_s = time.monotonic()
                 log.info("%s", "; ".join([*positions(self.drill), *positions(self.twin)]))
             time.sleep(TICK_S)
 
@@ -268,11 +254,9 @@ class Session:
     def summary(self, problems: Sequence[str]) -> str:
         """Whether the drill passed, in one sentence."""
         injected = list(chain.from_iterable(target.injected for target in self.drill.targets))
-        count = len(injected)
-        if problems:
-            return (
-                f"The drill failed: {len(problems)} of the promises did not hold after {count} interruptions."
-            )
+        count, failed = len(injected), len(problems)
+        if failed:
+            return f"The drill failed: {failed} of the promises did not hold after {count} interruptions."
         is_exact = all(verdict.must_be_exact(target.run_dir) for target in self.drill.targets)
         how = "bit for bit" if is_exact else f"losses within {verdict.TOLERANCE} of their value"
         kinds = ", ".join(sorted({fault.kind for fault in injected}))
@@ -284,13 +268,9 @@ class Session:
 
 def positions(drill: Drill) -> list[str]:
     """How far each run is, and what it waits for."""
-    lines, (records, scheduler) = [], drill.jobs()
-    for target in drill.targets:
-        progress = read_progress(target.run_dir)
-        record = newest_job(JobKind.TRAIN, target.index, records, scheduler)
-        state, reason = scheduler.state(record, target.index) if record else ("", "")
-        waits = f" ({reason or state})" if state == "PENDING" else ""
-        step = f"step {progress.step} of {progress.total_steps}{waits}"
-        position = "trained" if is_trained(target.run_dir) else step
-        lines.append(f"{drill.study_dir.name}/{target.run_dir.name} {position}")
+    lines = []
+    for status in states_of(drill.study_dir, drill.study, *drill.jobs()):
+        steps = f"step {status.progress.step} of {status.progress.total_steps}"
+        detail = f" ({status.detail})" if status.detail else ""
+        lines.append(f"{drill.study_dir.name}/{status.name} {status.state}{detail}, {steps}")
     return lines

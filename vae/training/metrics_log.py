@@ -62,7 +62,7 @@ class MetricsLog:
         self.total_steps = total_steps
         self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last flush
         self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        self._pace_start, self._pace_steps = time.monotonic(), 0
+        self._restart_pace()
         self._progress: Progress | None = None
         # of this attempt, for the save lines; see vae/goodput.py
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
@@ -81,10 +81,8 @@ class MetricsLog:
         ranks = f"{self.accelerator.num_processes} rank(s) on {self.accelerator.device.type}"
         log.info("%s: begins at step %d of %d with %s", self.run_dir.name, step, self.total_steps, ranks)
         if sys.stderr.isatty():
-            self._progress = _progress_bar()
-            self._task = self._progress.add_task(
-                self.run_dir.name, total=self.total_steps, completed=step, note=""
-            )
+            self._progress, name = _progress_bar(), self.run_dir.name
+            self._task = self._progress.add_task(name, total=self.total_steps, completed=step, note="")
         return redone
 
     def _drop_lines_after(self, step: int) -> Redone:
@@ -96,9 +94,8 @@ class MetricsLog:
         return Redone(lines[-1].step if lines else 0, seconds)
 
     def __enter__(self) -> MetricsLog:
-        self.accelerator.init_trackers(
-            self.run_dir.name, config={k: str(v) for k, v in to_dict(self.config).items()}
-        )
+        settings = {name: str(value) for name, value in to_dict(self.config).items()}
+        self.accelerator.init_trackers(self.run_dir.name, config=settings)
         if self._progress:
             self._progress.start()
         self._restart_pace()
@@ -133,22 +130,21 @@ class MetricsLog:
         self._unflushed.clear()
         is_finite = losses.isfinite().all(dim=1)
         if not is_finite.all():
-            self._stop_for_bad_loss(first + int((~is_finite).nonzero()[0]))
+            bad_step, latest = first + int((~is_finite).nonzero()[0]), checkpoint.find_latest(self.run_dir)
+            good = f"last good checkpoint: {latest}" if latest else "there is no checkpoint before it"
+            raise RunError(
+                f"{self.run_dir.name}: the loss is not finite at step {bad_step}; {good}",
+                "in another --study: lower --run.lr, set --run.clip_norm, or use --run.precision fp32",
+            )
         return losses[-1]
-
-    def _stop_for_bad_loss(self, step: int) -> None:
-        latest = checkpoint.find_latest(self.run_dir)
-        good = f"last good checkpoint: {latest}" if latest else "there is no checkpoint before it"
-        raise RunError(
-            f"{self.run_dir.name}: the loss is not finite at step {step}; {good}",
-            "in another --study: lower --run.lr, set --run.clip_norm, or use --run.precision fp32",
-        )
 
     def log_step(self, step: int, lr: float, grad_norm: Tensor | None) -> None:
         """Write the losses of `step` down."""
         per_image = self.flush_losses(step)
         assert per_image is not None  # log steps follow a step
         bce, kl = per_image.tolist()
+        # unknown or infinite where fp16 skips a step; JSON knows no infinity
+        norm = math.inf if grad_norm is None else float(grad_norm) / self.config.batch_size
         line = StepLine(
             step=step,
             time=time.time(),
@@ -157,17 +153,12 @@ class MetricsLog:
             bce=bce,
             kl=kl,
             lr=lr,
-            grad_norm=self._norm_per_image(grad_norm),
+            grad_norm=norm if math.isfinite(norm) else None,
             images_per_s=self._pace(),
         )
-        self._track(line, step, "")
+        self._track(line)
         self._write(line)
         self._say(step, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
-
-    def _norm_per_image(self, grad_norm: Tensor | None) -> float | None:
-        """Norm of the gradient of the loss per image; None if unknown, as where fp16 skips a step."""
-        norm = math.inf if grad_norm is None else float(grad_norm)
-        return norm / self.config.batch_size if math.isfinite(norm) else None
 
     def log_epoch(self, step: int, validation: ValidationLosses | None) -> None:
         """Write the means of the epoch that ends at `step` down, and the validation losses if any."""
@@ -185,11 +176,11 @@ class MetricsLog:
             train_kl=kl,
             **(dataclasses.asdict(validation) if validation else {}),
         )
-        self._track(line, step, "epoch/")
+        self._track(line, "epoch/")
         self._write(line)
-        seen = f", val {validation.val_loss:,.1f}" if validation else ""
-        train = f"train {line.train_loss:,.1f}{seen} nats/image"
-        self._say(step, f"epoch {line.epoch} of {self.config.epochs}: {train}")
+        val = f", val {line.val_loss:,.1f}" if validation else ""
+        losses = f"train {line.train_loss:,.1f}{val} nats/image"
+        self._say(step, f"epoch {line.epoch} of {self.config.epochs}: {losses}")
         self._restart_pace()  # validation is not training
 
     def log_save(self, step: int, seconds: float) -> None:
@@ -229,11 +220,11 @@ class MetricsLog:
         elif self.accelerator.is_main_process:
             log.info("%s: step %d of %d: %s", self.run_dir.name, step, self.total_steps, text)
 
-    def _track(self, line: StepLine | EpochLine, step: int, prefix: str) -> None:
+    def _track(self, line: StepLine | EpochLine, prefix: str = "") -> None:
         """Hand the numbers of a line to the trackers."""
         numbers = {name: value for name, value in msgspec.structs.asdict(line).items() if value is not None}
         del numbers["step"], numbers["time"], numbers["epoch"]
-        self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=step)
+        self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=line.step)
 
     def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:

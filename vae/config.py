@@ -140,17 +140,8 @@ class RunConfig:
 
 
 # May change between launches of one run: they steer how it runs, not what comes out.
-OPERATIONAL = frozenset(
-    {
-        "accumulate",
-        "compile",
-        "loader",
-        "trackers",
-        "log_every_steps",
-        "checkpoint_every_min",
-        "keep_checkpoints",
-    }
-)
+OPERATIONAL = {"accumulate", "compile", "loader", "trackers"}
+OPERATIONAL |= {"log_every_steps", "checkpoint_every_min", "keep_checkpoints"}
 
 Settings = TypeVar("Settings")
 

@@ -118,10 +118,8 @@ class MetricsLog:
     def flush_losses(self, step: int) -> Tensor | None:
         """All-reduce and check the losses since the last call; waits for the device.
 
-        Returns the newest step's (bce, kl) per image, [2].
-
-        Raises:
-            RunError: a loss is NaN or infinite; names its step and the last good checkpoint.
+        Returns the newest step's (bce, kl) per image, [2]. Raises RunError if a loss is NaN or infinite, with
+        its step and the last good checkpoint.
         """
         if not self._unflushed:
             return None
@@ -156,9 +154,7 @@ class MetricsLog:
             grad_norm=norm if math.isfinite(norm) else None,
             images_per_s=self._pace(),
         )
-        self._track(line)
-        self._write(line)
-        self._say(step, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
+        self._publish(line, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
 
     def log_epoch(self, step: int, validation: ValidationLosses | None) -> None:
         """Write the means of the epoch that ends at `step` down, and the validation losses if any."""
@@ -176,11 +172,9 @@ class MetricsLog:
             train_kl=kl,
             **(dataclasses.asdict(validation) if validation else {}),
         )
-        self._track(line, "epoch/")
-        self._write(line)
         val = f", val {line.val_loss:,.1f}" if validation else ""
         losses = f"train {line.train_loss:,.1f}{val} nats/image"
-        self._say(step, f"epoch {line.epoch} of {self.config.epochs}: {losses}")
+        self._publish(line, f"epoch {line.epoch} of {self.config.epochs}: {losses}", "epoch/")
         self._restart_pace()  # validation is not training
 
     def log_save(self, step: int, seconds: float) -> None:
@@ -214,17 +208,16 @@ class MetricsLog:
         self._restart_pace()
         return pace
 
-    def _say(self, step: int, text: str) -> None:
-        if self._progress:
-            self._progress.update(self._task, note=text)
-        elif self.accelerator.is_main_process:
-            log.info("%s: step %d of %d: %s", self.run_dir.name, step, self.total_steps, text)
-
-    def _track(self, line: StepLine | EpochLine, prefix: str = "") -> None:
-        """Hand the numbers of a line to the trackers."""
+    def _publish(self, line: StepLine | EpochLine, text: str, prefix: str = "") -> None:
+        """Hand a line's numbers to the trackers, write it down, and say `text` to people."""
         numbers = {name: value for name, value in msgspec.structs.asdict(line).items() if value is not None}
         del numbers["step"], numbers["time"], numbers["epoch"]
         self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=line.step)
+        self._write(line)
+        if self._progress:
+            self._progress.update(self._task, note=text)
+        elif self.accelerator.is_main_process:
+            log.info("%s: step %d of %d: %s", self.run_dir.name, line.step, self.total_steps, text)
 
     def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:

@@ -70,9 +70,6 @@ class Launch(Record, frozen=True):
     """The runs it started work on."""
 
 
-LAUNCH_DECODER: msgspec.json.Decoder[Launch] = msgspec.json.Decoder(Launch)
-
-
 @dataclass(frozen=True)
 class Study:
     """Which runs belong together, and how they are scored."""
@@ -201,7 +198,7 @@ def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> 
 
 def read_launches(study_dir: Path, run: str = "") -> list[Launch]:
     """The launches of a study, or those that started work on one run, oldest first."""
-    launches = read_lines(study_dir / LAUNCHES_FILE, LAUNCH_DECODER)
+    launches = read_lines(study_dir / LAUNCHES_FILE, msgspec.json.Decoder(Launch))
     return [launch for launch in launches if not run or run in launch.runs]
 
 

@@ -41,27 +41,22 @@ class Redone:
     """Time between the first and the last line of the steps that are done again."""
 
 
+@dataclass(eq=False)
 class MetricsLog:
     """Collects the losses of all ranks and writes them down. Use as a context manager around the steps.
 
     `flush_losses`, `log_*` and `epoch_sums` all-reduce over ranks, so every rank must call them.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        config: RunConfig,
-        accelerator: Accelerator,
-        steps_per_epoch: int,
-        total_steps: int,
-    ) -> None:
-        self.run_dir = run_dir
-        self.config = config
-        self.accelerator = accelerator
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = total_steps
+    run_dir: Path
+    config: RunConfig
+    accelerator: Accelerator
+    steps_per_epoch: int
+    total_steps: int
+
+    def __post_init__(self) -> None:
         self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last flush
-        self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         self._restart_pace()
         self._progress: Progress | None = None
         # of this attempt, for the save lines; see vae/goodput.py

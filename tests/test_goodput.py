@@ -14,19 +14,20 @@ from tiny import child_environment, make_run
 
 from vae.events import AttemptStarted, Saved, StopSignalled, read_events
 from vae.goodput import (
+    CPU_RESERVE,
+    MEMORY_RESERVE,
     Account,
     AttemptSpent,
     Spent,
     account,
     attempts_spent,
     count_kills,
-    cpus_per_process,
     goodput,
     interval_s,
     limit_min,
-    memory_gb,
     need_s,
     suggestions,
+    to_ask_for,
     total,
 )
 from vae.metrics import EpochLine, SaveLine, StartLine, StepLine, read_metrics
@@ -157,8 +158,8 @@ def attempt(**changes: Any) -> AttemptSpent:
 
 def test_limits_have_reserve_and_whole_quarters() -> None:
     assert [limit_min(seconds) for seconds in (1, 750, 751, 3600)] == [15, 15, 30, 75]
-    assert [cpus_per_process(cores) for cores in (0.1, 1.6, 3.5)] == [1, 2, 5]
-    assert [memory_gb(peak) for peak in (0.2, 1.5, 3.2)] == [1, 2, 5]
+    assert [to_ask_for(cores, CPU_RESERVE) for cores in (0.1, 1.6, 3.5)] == [1, 2, 5]
+    assert [to_ask_for(peak_gb, MEMORY_RESERVE) for peak_gb in (0.2, 1.5, 3.2)] == [1, 2, 5]
 
 
 def test_time_left_follows_the_pace_on_these_processes() -> None:

@@ -140,17 +140,8 @@ class RunConfig:
 
 
 # May change between launches of one run: they steer how it runs, not what comes out.
-OPERATIONAL = frozenset(
-    {
-        "accumulate",
-        "compile",
-        "loader",
-        "trackers",
-        "log_every_steps",
-        "checkpoint_every_min",
-        "keep_checkpoints",
-    }
-)
+OPERATIONAL = {"accumulate", "compile", "loader", "trackers"}
+OPERATIONAL |= {"log_every_steps", "checkpoint_every_min", "keep_checkpoints"}
 
 Settings = TypeVar("Settings")
 
@@ -169,11 +160,7 @@ YamlLoader.add_implicit_resolver(
 
 
 def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
-    """Build a settings dataclass from plain values; unknown keys and wrong types are refused.
-
-    Raises:
-        SettingsError: says what is wrong and in which `source`.
-    """
+    """A settings dataclass from plain values; SettingsError names what is wrong and its `source`."""
     annotations = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in annotations:
@@ -194,18 +181,14 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
 
 
 def expected(annotation: str) -> str:
-    """In plain words what a setting of that annotation takes."""
+    """What a setting of that annotation takes, in plain words."""
     if choices := re.fullmatch(r"Literal\[(.*)\]|Variant", annotation):
         return f"one of {choices[1] or ', '.join(VARIANTS)}"
     return next((words for kind, words in KINDS.items() if annotation.startswith(kind)), annotation)
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
-    """Read a YAML file into a settings dataclass.
-
-    Raises:
-        SettingsError: the file is missing, not YAML, or has unknown keys or wrong types.
-    """
+    """A settings dataclass from its YAML file; SettingsError says what is wrong with the file."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
     except FileNotFoundError as error:
@@ -219,10 +202,8 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values that YAML and JSON can hold (tuples become lists)."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(settings).items()
-    }
+    values = dataclasses.asdict(settings).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 def write_settings(settings: Any, path: Path) -> None:

@@ -59,8 +59,7 @@ DECODER: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 def read_events(run_dir: Path) -> list[AnyEvent]:
     """All events of a run, oldest first; none of a run that older code has trained.
 
-    Raises:
-        DamagedFile: a line is not what a training has written.
+    Raises DamagedFile for a line that no training has written.
     """
     return read_lines(run_dir / EVENTS_FILE, DECODER)
 
@@ -91,10 +90,10 @@ class Course:
 
 def by_attempt(events: Sequence[AnyEvent]) -> list[Course]:
     """The events attempt by attempt; what stands before the first start belongs to none."""
-    starts = [number for number, event in enumerate(events) if isinstance(event, AttemptStarted)]
-    courses = []
-    for number, end in zip(starts, [*starts[1:], len(events)], strict=False):
-        started = events[number]
-        assert isinstance(started, AttemptStarted)
-        courses.append(Course(started, tuple(events[number + 1 : end])))
-    return courses
+    attempts: list[tuple[AttemptStarted, list[AnyEvent]]] = []
+    for event in events:
+        if isinstance(event, AttemptStarted):
+            attempts.append((event, []))
+        elif attempts:
+            attempts[-1][1].append(event)
+    return [Course(started, tuple(rest)) for started, rest in attempts]

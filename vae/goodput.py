@@ -23,7 +23,7 @@ from itertools import chain
 
 from vae.events import AnyEvent, by_attempt
 from vae.metrics import MetricsLine, StartLine
-from vae.provenance import Attempt, Work, with_work
+from vae.provenance import Attempt, with_work
 
 # In what is suggested for the next launch: nodes and file systems differ from day to day.
 LIMIT_RESERVE, CPU_RESERVE, MEMORY_RESERVE = 1.2, 1.2, 1.3
@@ -109,25 +109,22 @@ def total(parts: Iterable[Spent]) -> Spent:
 def attempts_spent(attempts: Sequence[Attempt], lines: Sequence[MetricsLine]) -> list[AttemptSpent | None]:
     """What the attempts of provenance.json did, oldest first; None for one that left no times.
 
-    Args:
-        attempts: as provenance.json has them.
-        lines: metrics.jsonl, or at least its end from the last start or save line on.
+    `lines` are those of metrics.jsonl, at least from its last start or save line on.
     """
-    if not attempts:
-        return []
-    with_times = [*attempts[:-1], with_work(attempts[-1], lines)]
-    resumed = [math.inf if attempt.from_step is None else attempt.from_step for attempt in with_times]
-    return [
-        attempt_spent(attempt, attempt.work, min(resumed[number:], default=math.inf))
-        if attempt.work
-        else None
-        for number, attempt in enumerate(with_times, 1)
-    ]
+    with_times = [*attempts[:-1], *(with_work(newest, lines) for newest in attempts[-1:])]
+    spent, kept_until = [], math.inf
+    for attempt in reversed(with_times):
+        spent.append(attempt_spent(attempt, kept_until))
+        if attempt.from_step is not None:
+            kept_until = min(kept_until, attempt.from_step)
+    return spent[::-1]
 
 
-def attempt_spent(attempt: Attempt, work: Work, kept_until: float) -> AttemptSpent:
+def attempt_spent(attempt: Attempt, kept_until: float) -> AttemptSpent | None:
     """One attempt, of whose steps those up to `kept_until` survived; its pace is taken to be even."""
-    first = attempt.from_step or 0
+    work, first = attempt.work, attempt.from_step or 0
+    if work is None:
+        return None
     begin_s = attempt.allocated_s if attempt.allocated_s is not None else attempt.started_s or work.last_s
     busy_s = work.train_s + work.save_s + work.val_s
     startup_s = max(0.0, work.last_s - begin_s - busy_s)
@@ -135,9 +132,8 @@ def attempt_spent(attempt: Attempt, work: Work, kept_until: float) -> AttemptSpe
     # steps that were done again
     steps = max(0, work.reached_step - first)
     kept = min(max(0, kept_until - first), steps)
-    lost_s = work.train_s * (
-        (steps - kept) / steps if steps else 1.0
-    )  # exactly none, or all, where that is so
+    # exactly none, or all, where that is so
+    lost_s = work.train_s * ((steps - kept) / steps if steps else 1.0)
 
     # devices
     hours, is_gpu = (startup_s + busy_s) / 3600, attempt.device == "cuda"
@@ -203,26 +199,22 @@ def count_kills(attempts: Sequence[Attempt], events: Sequence[AnyEvent]) -> int 
 
 def suggestions(accounts: Sequence[Account]) -> list[str]:
     """A sentence for each setting that the measured times speak for; none where facts are missing."""
-    long_enough = [
-        account for account in accounts if account.spent.useful_s + account.spent.lost_s >= LEAST_TRAINING_S
-    ]
+    trained = [run for run in accounts if run.spent.useful_s + run.spent.lost_s >= LEAST_TRAINING_S]
     makers = (_suggest_limit, _suggest_cpus, _suggest_memory, _suggest_interval)
-    return list(filter(None, (make(long_enough) for make in makers)))
+    return list(filter(None, (make(trained) for make in makers)))
 
 
 def _suggest_limit(accounts: Sequence[Account]) -> str:
-    unfinished = [account for account in accounts if account.steps_left]
-    all_needs = [
-        need_s(account, account.steps_left or account.total_steps) for account in unfinished or accounts
-    ]
-    needs = [need for need in all_needs if need is not None]
-    if not needs:
+    unfinished = [run for run in accounts if run.steps_left]
+    needs = [need_s(run, run.steps_left or run.total_steps) for run in unfinished or accounts]
+    longest_s = max((need for need in needs if need is not None), default=None)
+    if longest_s is None:
         return ""
-    longest = f"{duration(max(needs))}, start-up, saving and validation included"
     begin = "The longest run still needs about" if unfinished else "The longest run takes about"
     return (
-        f"{begin} {longest}: with train_limit_min {limit_min(max(needs))} in the profile it fits into one "
-        f"stretch, with {LIMIT_RESERVE - 1:.0%} in reserve."
+        f"{begin} {duration(longest_s)}, start-up, saving and validation included: with train_limit_min "
+        f"{limit_min(longest_s)} in the profile it fits into one stretch, with {LIMIT_RESERVE - 1:.0%} in "
+        "reserve."
     )
 
 
@@ -246,17 +238,13 @@ def limit_min(need_s: float) -> int:
 
 
 def _suggest_cpus(accounts: Sequence[Account]) -> str:
-    if not (cores := _peaks(accounts, "cores")):
+    cores = _peaks(accounts, "cores")
+    if not cores:
         return ""
     return (
         f"A training process kept {max(cores):.2g} CPU cores busy on average: cpus_per_gpu "
-        f"{cpus_per_process(max(cores))} in the profile is enough."
+        f"{to_ask_for(max(cores), CPU_RESERVE)} in the profile is enough."
     )
-
-
-def cpus_per_process(cores: float) -> int:
-    """CPU cores to ask for where so many were busy on average."""
-    return max(1, math.ceil(CPU_RESERVE * cores))
 
 
 def _suggest_memory(accounts: Sequence[Account]) -> str:
@@ -265,16 +253,16 @@ def _suggest_memory(accounts: Sequence[Account]) -> str:
     scoring = [account.scoring_gb for account in accounts if account.scoring_gb is not None]
     if not training or not scoring:
         return ""
+    whole_gb = to_ask_for(max(training + scoring), MEMORY_RESERVE)  # GiB, which SLURM calls G
     return (
         f"A training process took up to {max(training):.2g} GiB of memory and a scoring process "
-        f"{max(scoring):.2g} GiB: mem_per_gpu_gb {memory_gb(max(training + scoring))} in the profile is "
-        "enough."
+        f"{max(scoring):.2g} GiB: mem_per_gpu_gb {whole_gb} in the profile is enough."
     )
 
 
-def memory_gb(peak_gb: float) -> int:
-    """Memory to ask for where a process took so much, in whole GiB (which SLURM calls G)."""
-    return max(1, math.ceil(MEMORY_RESERVE * peak_gb))
+def to_ask_for(peak: float, reserve: float) -> int:
+    """CPU cores or GiB to ask for where a process took so many: with reserve, in whole ones."""
+    return max(1, math.ceil(reserve * peak))
 
 
 def _all_attempts(accounts: Sequence[Account]) -> list[AttemptSpent]:
@@ -288,12 +276,7 @@ def _peaks(accounts: Sequence[Account], name: str) -> list[float]:
 def _suggest_interval(accounts: Sequence[Account]) -> str:
     attempts = _all_attempts(accounts)
     spent, saves = total(attempt.spent for attempt in attempts), sum(attempt.saves for attempt in attempts)
-    kills = sum(
-        sum(attempt.steps_lost > 0 for attempt in account.attempts)
-        if account.kills is None
-        else account.kills
-        for account in accounts
-    )
+    kills = sum(_kills(account) for account in accounts)
     if not kills or not saves:
         return ""
     best_min = interval_s(spent.save_s / saves, spent.allocated_s / kills) / 60
@@ -306,7 +289,9 @@ def _suggest_interval(accounts: Sequence[Account]) -> str:
 
 def _kills(account: Account) -> int:
     """Attempts that were killed; without events, those that lost steps."""
-    return sum(a.steps_lost > 0 for a in account.attempts) if account.kills is None else account.kills
+    if account.kills is not None:
+        return account.kills
+    return sum(attempt.steps_lost > 0 for attempt in account.attempts)
 
 
 def interval_s(save_s: float, between_s: float) -> float:

@@ -1,7 +1,8 @@
 """metrics.jsonl: the lines that a training writes, read back whole or from the end, and how far it is.
 
 Losses are nats per image over the global batch or epoch, times Unix seconds. Lines after the step that a run
-resumes from are dropped first, so the file reads like that of an unbroken run.
+resumes from are dropped first, so the file reads like that of an unbroken run. Whoever reads a line that no
+training has written gets a DamagedFile.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import msgspec
 from data_prep.records import Record, decode_line, is_whole, read_lines
 from vae.run_dir import METRICS_FILE
 
-# metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
-# are shown within half a second, so its lines are told apart before JSON is read.
+# metrics.jsonl of a long run is read from its end: so much, and more if that holds no start or save. A
+# thousand runs are shown within half a second, so its lines are told apart before JSON is read.
 TAIL_BYTES = 16 * 1024
-MARK = re.compile(rb'^\{"kind": ?"(start|save)"', re.MULTILINE)
+START_OR_SAVE = re.compile(rb'\{"kind": ?"(start|save)"')
 STEP = re.compile(rb'\{"kind": ?"step"')
 
 
@@ -86,11 +87,7 @@ DECODER: msgspec.json.Decoder[MetricsLine] = msgspec.json.Decoder(MetricsLine)
 
 
 def read_metrics(run_dir: Path) -> list[MetricsLine]:
-    """All whole lines of metrics.jsonl, oldest first.
-
-    Raises:
-        DamagedFile: a line is not what a training has written.
-    """
+    """All whole lines of metrics.jsonl, oldest first."""
     return read_lines(run_dir / METRICS_FILE, DECODER)
 
 
@@ -127,8 +124,7 @@ def progress_of(start: StartLine | None, tail: Sequence[MetricsLine]) -> Progres
     if start is None:
         return Progress()
     step = tail[-1].step if tail else 0
-    steps = [line for line in tail if isinstance(line, StepLine)]
-    newest = steps[-1] if steps else None
+    newest = next((line for line in reversed(tail) if isinstance(line, StepLine)), None)
     return Progress(
         step,
         start.total_steps,
@@ -154,33 +150,26 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
     """The first line of metrics.jsonl, and those of its last ones that goodput and progress need.
 
     Those are the lines from a start or a save on, and of the many step lines among them the last two.
-
-    Raises:
-        DamagedFile: a line is not what a training has written.
     """
     path = run_dir / METRICS_FILE
     try:
         with path.open("rb") as file:
-            first, tail = file.readline(), _lines_from_mark(file)
+            first, tail = file.readline(), _last_lines(file)
     except (FileNotFoundError, NotADirectoryError):
         return None, []
-    steps = [number for number, line in enumerate(tail) if STEP.match(line)]
-    idle = set(steps[:-2])
     start = decode_line(first, DECODER, f"{path}, line 1,") if is_whole(first) else None
+    idle = set([number for number, line in enumerate(tail) if STEP.match(line)][:-2])
     lines = [decode_line(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
     return start if isinstance(start, StartLine) else None, lines
 
 
-def _lines_from_mark(file: BinaryIO) -> list[bytes]:
+def _last_lines(file: BinaryIO) -> list[bytes]:
     """The whole lines at the end of a file, back to a start or save line at least."""
     size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
-    while not MARK.search(tail := _last_lines(file, size, length)) and length < size:
+    while True:
+        file.seek(max(0, size - length))
+        lines = file.read(length).splitlines(keepends=True)
+        whole = [line for line in lines[length < size :] if is_whole(line)]  # it may begin inside of one
+        if length >= size or any(map(START_OR_SAVE.match, whole)):
+            return whole
         length *= 4
-    return [line for line in tail.splitlines(keepends=True) if is_whole(line)]
-
-
-def _last_lines(file: BinaryIO, size: int, length: int) -> bytes:
-    """The whole lines among the last `length` of `size` bytes."""
-    file.seek(max(0, size - length))
-    data = file.read(length)
-    return data if length >= size else data[data.find(b"\n") + 1 :]

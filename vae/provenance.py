@@ -90,11 +90,7 @@ class Provenance(CodeVersion, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def read_provenance(run_dir: Path) -> Provenance:
-    """provenance.json, or an empty record before training begins.
-
-    Raises:
-        DamagedFile: it is not what a training has written.
-    """
+    """provenance.json, or an empty record before training begins; DamagedFile if it is neither."""
     return read_record(run_dir / PROVENANCE_FILE, Provenance) or Provenance()
 
 
@@ -125,15 +121,13 @@ def record_attempt(run_dir: Path, data_fingerprint: str, attempt: Attempt) -> in
 
 def this_attempt(**facts: str | int | float | None) -> Attempt:
     """An attempt that begins now, on this machine."""
-    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    known_facts = {"started": started, "host": socket.gethostname(), "started_s": round(time.time(), 3)}
-    return Attempt(**{**known_facts, **facts})  # type: ignore[arg-type]
+    started, started_s = time.strftime("%Y-%m-%dT%H:%M:%S%z"), round(time.time(), 3)
+    return Attempt(started=started, host=socket.gethostname(), started_s=started_s, **facts)  # type: ignore[arg-type]
 
 
 def with_work(attempt: Attempt, lines: Sequence[MetricsLine]) -> Attempt:
     """The newest attempt and what it did, if the end of metrics.jsonl is its own."""
-    started_s = attempt.started_s
-    if attempt.work or not lines or started_s is None or lines[-1].time < started_s:
+    if attempt.work or attempt.started_s is None or not lines or lines[-1].time < attempt.started_s:
         return attempt
     return msgspec.structs.replace(attempt, work=work_of(lines))
 

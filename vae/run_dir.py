@@ -56,11 +56,7 @@ class Done(Record, frozen=True):
 
 
 def read_done(run_dir: Path) -> Done | None:
-    """done.json; None while the run is not complete.
-
-    Raises:
-        DamagedFile: it is not what a training has written.
-    """
+    """done.json; None while the run is not complete. Raises DamagedFile if no training has written it."""
     return read_record(run_dir / DONE_FILE, Done)
 
 

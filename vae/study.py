@@ -3,6 +3,8 @@
 runs/<study>/study.yaml            this file's Study
 runs/<study>/launches.jsonl        every command that started work on it
 runs/<study>/<variant>-s<seed>/    one run; vae/run_dir.py names every file in it
+
+Readers raise DamagedFile, or SettingsError for YAML, where a file is not what this toolkit has written.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product, starmap
 from pathlib import Path
 
 import msgspec
@@ -67,9 +70,6 @@ class Launch(Record, frozen=True):
     """The runs it started work on."""
 
 
-LAUNCH_DECODER: msgspec.json.Decoder[Launch] = msgspec.json.Decoder(Launch)
-
-
 @dataclass(frozen=True)
 class Study:
     """Which runs belong together, and how they are scored."""
@@ -88,11 +88,7 @@ class Study:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it can name a study.
-
-    Raises:
-        SettingsError: it holds anything but letters, digits, `.`, `_`, `-`, or starts with a sign.
-    """
+    """Return `name` if it can name a study; SettingsError if not."""
     if not NAME.fullmatch(name):
         raise SettingsError(
             f"study name {name!r} is not allowed",
@@ -114,16 +110,14 @@ def is_study(folder: Path) -> bool:
 def read_study(study_dir: Path) -> Study:
     """Read study.yaml; without one, the runs in the folder make a study, scored as they were.
 
-    Raises:
-        SettingsError: there are none either, or study.yaml is not a study.
+    Raises SettingsError if there are no runs either.
     """
     if (study_dir / STUDY_FILE).exists():
         return read_settings(Study, study_dir / STUDY_FILE)
     runs = tuple(sorted(path.parent.name for path in study_dir.glob(f"*/{RUN_FILE}")))
     if not runs:
-        raise SettingsError(
-            f"no study at {study_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
-        )
+        hint = "a study is a folder of runs, made by `jobs/launch.py`"
+        raise SettingsError(f"no study at {study_dir}", hint)
     return Study(study_dir.name, runs, next(extractors_of(study_dir, runs), Study.extractor))
 
 
@@ -136,25 +130,16 @@ def extractors_of(study_dir: Path, runs: Sequence[str]) -> Iterator[str]:
 
 
 def read_run(run_dir: Path) -> RunConfig:
-    """Read a run's run.yaml.
-
-    Raises:
-        SettingsError: there is none, or it is not a run's settings.
-    """
+    """Read a run's run.yaml; SettingsError if there is none."""
     path = run_dir / RUN_FILE
     if not path.exists():
-        raise SettingsError(
-            f"no run at {run_dir}", "a run is a folder with a run.yaml, made by `jobs/launch.py`"
-        )
+        hint = "a run is a folder with a run.yaml, made by `jobs/launch.py`"
+        raise SettingsError(f"no run at {run_dir}", hint)
     return read_settings(RunConfig, path)
 
 
 def prepare_run(run_dir: Path, config: RunConfig) -> None:
-    """Write run.yaml, or accept the one that is there if it means the same result.
-
-    Raises:
-        RunError: the folder holds a run with other settings; the message shows the difference.
-    """
+    """Write run.yaml, or accept the one that is there if `check_run` does."""
     if check_run(run_dir, config) != config:
         write_settings(config, run_dir / RUN_FILE)
 
@@ -162,8 +147,7 @@ def prepare_run(run_dir: Path, config: RunConfig) -> None:
 def check_run(run_dir: Path, config: RunConfig) -> RunConfig | None:
     """The settings of the run that `run_dir` already holds, if any.
 
-    Raises:
-        RunError: they differ from `config` in what decides the result.
+    Raises RunError if they differ from `config` in what decides the result; its message shows the difference.
     """
     if not (run_dir / RUN_FILE).exists():
         return None
@@ -213,41 +197,27 @@ def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> 
 
 
 def read_launches(study_dir: Path, run: str = "") -> list[Launch]:
-    """The launches of a study, or those that started work on one run, oldest first.
-
-    Raises:
-        DamagedFile: a line is not what `add_launch` has written.
-    """
-    launches = read_lines(study_dir / LAUNCHES_FILE, LAUNCH_DECODER)
+    """The launches of a study, or those that started work on one run, oldest first."""
+    launches = read_lines(study_dir / LAUNCHES_FILE, msgspec.json.Decoder(Launch))
     return [launch for launch in launches if not run or run in launch.runs]
 
 
 def has_report(study_dir: Path, study: Study) -> bool:
     """Whether the report is there and newer than everything it tells of."""
-    times = [
-        path.stat().st_mtime
-        for name in study.runs
-        for path in (study_dir / name / DONE_FILE, study_dir / name / SCORES_FILE)
-        if path.exists()
-    ]
+    files = starmap(study_dir.joinpath, product(study.runs, (DONE_FILE, SCORES_FILE)))
+    times = [path.stat().st_mtime for path in files if path.exists()]
     report = study_dir / REPORT_FILE
     return report.exists() and report.stat().st_mtime >= max(times, default=0.0)
 
 
-def find_study(asked: str, runs_dir: Path) -> Path:
-    """Folder of the study that a user named: a path, or a name under the runs folder.
-
-    Raises:
-        SettingsError: neither is a study.
-    """
-    for folder in (Path(asked), runs_dir / asked):
+def find_study(name_or_path: str, runs_dir: Path) -> Path:
+    """Folder of the study that a user named: a path, or a name under the runs folder; else SettingsError."""
+    for folder in (Path(name_or_path), runs_dir / name_or_path):
         if is_study(folder):
             return folder.resolve()
-    known = [path.name for path in find_studies(runs_dir)]
-    raise SettingsError(
-        f"no study {asked!r}. Known in {runs_dir}: {', '.join(known) or 'none'}.",
-        "give a study's name, or its folder",
-    )
+    names = ", ".join(path.name for path in find_studies(runs_dir)) or "none"
+    hint = "give a study's name, or its folder"
+    raise SettingsError(f"no study {name_or_path!r}. Known in {runs_dir}: {names}.", hint)
 
 
 def find_studies(runs_dir: Path) -> list[Path]:
@@ -255,17 +225,13 @@ def find_studies(runs_dir: Path) -> list[Path]:
     return sorted(path for path in runs_dir.glob("*") if is_study(path))
 
 
-def find_target(asked: str, runs_dir: Path) -> tuple[Path, str]:
-    """Study folder and run name of what a user named: a study as above (no run name), or `STUDY/RUN`.
-
-    Raises:
-        SettingsError: neither is there.
-    """
-    for folder in (Path(asked), runs_dir / asked):
+def find_target(name_or_path: str, runs_dir: Path) -> tuple[Path, str]:
+    """Study folder and run name of what a user named: a study as above (no run name), or `STUDY/RUN`."""
+    for folder in (Path(name_or_path), runs_dir / name_or_path):
         path = folder.resolve()
         if not is_study(path) and is_study(path.parent):
             runs = read_study(path.parent).runs
             if path.name in runs:
                 return path.parent, path.name
             raise SettingsError(f"no run {path.name!r} in {path.parent}", f"its runs are {', '.join(runs)}")
-    return find_study(asked, runs_dir), ""
+    return find_study(name_or_path, runs_dir), ""

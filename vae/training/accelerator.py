@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,16 +30,15 @@ RENDEZVOUS_TIME_LIMIT = datetime.timedelta(minutes=10)
 def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     """An Accelerator with the run's precision and trackers, on the ranks that the environment names.
 
-    Raises:
-        SettingsError: the precision or a tracker is not available here.
-        RunError: the ranks did not meet, or fewer came together than WORLD_SIZE says.
+    Raises SettingsError if the precision or a tracker is not available here, RunError if the ranks did not
+    meet or fewer came together than WORLD_SIZE says.
     """
     on_gpu = torch.cuda.is_available()
     mixed_precision = choose_precision(config.precision, on_gpu)
     _check_trackers(config.trackers)
     # One process may train several runs one after another, each with its own precision.
     AcceleratorState._reset_state()
-    with explained_rendezvous():
+    try:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             cpu=not on_gpu,
@@ -53,36 +50,28 @@ def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
                 GradScalerKwargs(init_scale=first_loss_scale(config)),
             ],
         )
+    except dist.DistError as error:
+        raise _failed_rendezvous(str(error).splitlines()[0]) from error
     check_world_size(accelerator)
     return accelerator
 
 
-@contextmanager
-def explained_rendezvous() -> Iterator[None]:
-    """Say who could not reach whom when ranks do not come together.
-
-    Raises:
-        RunError: names this rank, its host, and where it looked for rank 0.
-    """
-    try:
-        yield
-    except dist.DistError as error:
-        rank, host = os.environ.get("RANK"), socket.gethostname()
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        interface = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by the library"
-        raise RunError(
-            f"rank {rank} on {host} did not meet the others at {where} (network interface: {interface}): "
-            + str(error).splitlines()[0],
-            "if the nodes have several networks, name the right one in the profile's setup lines: "
-            "export NCCL_SOCKET_IFNAME=... GLOO_SOCKET_IFNAME=...",
-        ) from error
+def _failed_rendezvous(reason: str) -> RunError:
+    """Names this rank, its host, and where it looked for rank 0."""
+    rank, host = os.environ.get("RANK"), socket.gethostname()
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    network = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by the library"
+    return RunError(
+        f"rank {rank} on {host} did not meet the others at {where} (network interface: {network}): {reason}",
+        "if the nodes have several networks, name the right one in the profile's setup lines: "
+        "export NCCL_SOCKET_IFNAME=... GLOO_SOCKET_IFNAME=...",
+    )
 
 
 def choose_precision(precision: str, on_gpu: bool) -> str:
     """accelerate's name for a precision setting; `auto` is bf16 where the GPU has it, else none.
 
-    Raises:
-        SettingsError: half precision was asked for where no GPU can do it.
+    Raises SettingsError for fp16 where there is no GPU.
     """
     if precision == "auto":
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"

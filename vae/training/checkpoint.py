@@ -136,9 +136,7 @@ def weights_sha256(checkpoint: Path) -> str:
 def load_trained(run_dir: Path) -> tuple[VAE, Done]:
     """The finished model in eval mode on the CPU, and the run's done.json.
 
-    Raises:
-        RunError: the run is not complete, or its weights are gone or damaged.
-        DamagedFile: done.json is not what a training has written.
+    Raises RunError if the run is not complete, or its weights are gone or damaged.
     """
     done = read_done(run_dir)
     if done is None:

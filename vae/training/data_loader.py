@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,50 +30,35 @@ DEVICE_MEMORY_SHARE = 0.25
 ORDER_STREAM, NOISE_STREAM = 0, 1
 
 
+@dataclass(frozen=True, eq=False)
 class ImageSplit:
-    """All images of one split, memory-mapped over its shards and checked against their CRC when read.
+    """All images of one split, memory-mapped over its shards and checked against their CRC when read."""
 
-    Attributes:
-        images: one uint8 [n, H, W] memory map per shard, in order.
-        labels: uint8 [num_images] class indices.
-        keys: names of the source images, in order.
-    """
-
-    def __init__(self, data: Path, split: str) -> None:
-        manifest = read_manifest(data)
-        shards = manifest.splits.get(split, ())
-        if not shards:
-            known = ", ".join(manifest.splits)
-            raise DataError(
-                f"{data} has no {split!r} split; it has: {known}", "pack it again with that split"
-            )
-        self.fingerprint = manifest.fingerprint
-        self.image_size_px = manifest.image_size_px
-        self.keys = [key for shard in shards for key in read_keys(data, shard)]
-        self.labels = np.concatenate([read_labels(data, shard) for shard in shards])
-        # plain arrays over the maps: indexing np.memmap itself costs more than copying an image
-        self.images = [np.asarray(map_images(data, shard)) for shard in shards]
-        self._crc32 = np.concatenate([read_crc32(data, shard) for shard in shards])
-        self._first = np.cumsum([0, *(shard.num_images for shard in shards)])
+    fingerprint: str
+    """Of the whole data set."""
+    image_size_px: int
+    keys: list[str]
+    """Names of the source images."""
+    labels: np.ndarray
+    """uint8 [num_images] class indices."""
+    crc32: np.ndarray
+    images: list[np.ndarray]
+    """One uint8 [n, H, W] memory map per shard, in order."""
+    first: np.ndarray
+    """Index of each shard's first image."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all images together."""
-        return len(self) * self.image_size_px**2
-
     def read_into(self, buffer: np.ndarray, indices: np.ndarray) -> None:
         """Copy the images at `indices` into `buffer`, uint8 [len(indices), H, W].
 
-        Raises:
-            DataError: an image does not have the checksum it was packed with.
+        Raises DataError if an image does not have the checksum it was packed with.
         """
-        shard_of = np.searchsorted(self._first, indices, side="right") - 1
+        shard_of = np.searchsorted(self.first, indices, side="right") - 1
         for row, (index, shard) in enumerate(zip(indices, shard_of, strict=True)):
-            buffer[row] = self.images[shard][index - self._first[shard]]
-            if zlib.crc32(buffer[row]) != self._crc32[index]:
+            buffer[row] = self.images[shard][index - self.first[shard]]
+            if zlib.crc32(buffer[row]) != self.crc32[index]:
                 raise DataError(
                     f"image {self.keys[index]!r} is damaged: its checksum is not the one it was packed with",
                     "find the damaged shard with `python jobs/pack.py --verify`, delete it and pack again",
@@ -87,12 +73,22 @@ class ImageSplit:
 
 
 def load_split(data: Path, split: str) -> ImageSplit:
-    """Open one split (`train`, `val` or `test`) of a packed data folder.
-
-    Raises:
-        DataError: the folder is not a packed data set or has no such split.
-    """
-    return ImageSplit(Path(data), split)
+    """Open one split (`train`, `val` or `test`) of a packed data folder; DataError if it has none."""
+    manifest = read_manifest(data)
+    shards = manifest.splits.get(split, ())
+    if not shards:
+        splits = ", ".join(manifest.splits)
+        raise DataError(f"{data} has no {split!r} split; it has: {splits}", "pack it again with that split")
+    return ImageSplit(
+        manifest.fingerprint,
+        manifest.image_size_px,
+        keys=list(chain.from_iterable(read_keys(data, shard) for shard in shards)),
+        labels=np.concatenate([read_labels(data, shard) for shard in shards]),
+        crc32=np.concatenate([read_crc32(data, shard) for shard in shards]),
+        # plain arrays over the maps: indexing np.memmap itself costs more than copying an image
+        images=[np.asarray(map_images(data, shard)) for shard in shards],
+        first=np.cumsum([0, *(shard.num_images for shard in shards)])[:-1],
+    )
 
 
 def to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -146,11 +142,6 @@ class BatchPlan:
         """This rank's part of a global batch."""
         return rank_slice(self.batch_size, self.rank, self.world_size)
 
-    @property
-    def images_per_step(self) -> int:
-        """Images of one global batch that belong to this rank."""
-        return len(range(*self.own_images.indices(self.batch_size)))
-
     def indices(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """This rank's image indices for each step in [first_step, last_step)."""
         part = self.own_images
@@ -182,9 +173,10 @@ def batches(
     loader: str = "auto",
 ) -> Iterator[Tensor]:
     """This rank's batches, uint8 [b, 1, H, W] on `device`; each is valid until the next is asked for."""
-    if choose_loader(loader, split.num_bytes, device) == "device":
-        return _device_batches(split, plan.indices(first_step, last_step), device)
-    return _host_batches(split, plan.indices(first_step, last_step), plan.images_per_step, device)
+    steps, part = plan.indices(first_step, last_step), plan.own_images
+    if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
+        return _device_batches(split, steps, device)
+    return _host_batches(split, steps, part.stop - part.start, device)
 
 
 def _device_batches(split: ImageSplit, steps: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:

@@ -41,28 +41,23 @@ class Redone:
     """Time between the first and the last line of the steps that are done again."""
 
 
+@dataclass(eq=False)
 class MetricsLog:
     """Collects the losses of all ranks and writes them down. Use as a context manager around the steps.
 
     `flush_losses`, `log_*` and `epoch_sums` all-reduce over ranks, so every rank must call them.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        config: RunConfig,
-        accelerator: Accelerator,
-        steps_per_epoch: int,
-        total_steps: int,
-    ) -> None:
-        self.run_dir = run_dir
-        self.config = config
-        self.accelerator = accelerator
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = total_steps
+    run_dir: Path
+    config: RunConfig
+    accelerator: Accelerator
+    steps_per_epoch: int
+    total_steps: int
+
+    def __post_init__(self) -> None:
         self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last flush
-        self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        self._pace_start, self._pace_steps = time.monotonic(), 0
+        self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        self._restart_pace()
         self._progress: Progress | None = None
         # of this attempt, for the save lines; see vae/goodput.py
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
@@ -81,10 +76,8 @@ class MetricsLog:
         ranks = f"{self.accelerator.num_processes} rank(s) on {self.accelerator.device.type}"
         log.info("%s: begins at step %d of %d with %s", self.run_dir.name, step, self.total_steps, ranks)
         if sys.stderr.isatty():
-            self._progress = _progress_bar()
-            self._task = self._progress.add_task(
-                self.run_dir.name, total=self.total_steps, completed=step, note=""
-            )
+            self._progress, name = _progress_bar(), self.run_dir.name
+            self._task = self._progress.add_task(name, total=self.total_steps, completed=step, note="")
         return redone
 
     def drop_lines_after(self, step: int) -> Redone:
@@ -97,9 +90,8 @@ class MetricsLog:
         return Redone(lines[-1].step if lines else 0, seconds)
 
     def __enter__(self) -> MetricsLog:
-        self.accelerator.init_trackers(
-            self.run_dir.name, config={k: str(v) for k, v in to_dict(self.config).items()}
-        )
+        settings = {name: str(value) for name, value in to_dict(self.config).items()}
+        self.accelerator.init_trackers(self.run_dir.name, config=settings)
         if self._progress:
             self._progress.start()
         self._restart_pace()
@@ -122,10 +114,8 @@ class MetricsLog:
     def flush_losses(self, step: int) -> Tensor | None:
         """All-reduce and check the losses since the last call; waits for the device.
 
-        Returns the newest step's (bce, kl) per image, [2].
-
-        Raises:
-            RunError: a loss is NaN or infinite; names its step and the last good checkpoint.
+        Returns the newest step's (bce, kl) per image, [2]. Raises RunError if a loss is NaN or infinite, with
+        its step and the last good checkpoint.
         """
         if not self._unflushed:
             return None
@@ -134,22 +124,21 @@ class MetricsLog:
         self._unflushed.clear()
         is_finite = losses.isfinite().all(dim=1)
         if not is_finite.all():
-            self._stop_for_bad_loss(first + int((~is_finite).nonzero()[0]))
+            bad_step, latest = first + int((~is_finite).nonzero()[0]), checkpoint.find_latest(self.run_dir)
+            good = f"last good checkpoint: {latest}" if latest else "there is no checkpoint before it"
+            raise RunError(
+                f"{self.run_dir.name}: the loss is not finite at step {bad_step}; {good}",
+                "in another --study: lower --run.lr, set --run.clip_norm, or use --run.precision fp32",
+            )
         return losses[-1]
-
-    def _stop_for_bad_loss(self, step: int) -> None:
-        latest = checkpoint.find_latest(self.run_dir)
-        good = f"last good checkpoint: {latest}" if latest else "there is no checkpoint before it"
-        raise RunError(
-            f"{self.run_dir.name}: the loss is not finite at step {step}; {good}",
-            "in another --study: lower --run.lr, set --run.clip_norm, or use --run.precision fp32",
-        )
 
     def log_step(self, step: int, lr: float, grad_norm: Tensor | None) -> None:
         """Write the losses of `step` down."""
         per_image = self.flush_losses(step)
         assert per_image is not None  # log steps follow a step
         bce, kl = per_image.tolist()
+        # unknown or infinite where fp16 skips a step; JSON knows no infinity
+        norm = math.inf if grad_norm is None else float(grad_norm) / self.config.batch_size
         line = StepLine(
             step=step,
             time=time.time(),
@@ -158,17 +147,10 @@ class MetricsLog:
             bce=bce,
             kl=kl,
             lr=lr,
-            grad_norm=self._norm_per_image(grad_norm),
+            grad_norm=norm if math.isfinite(norm) else None,
             images_per_s=self._pace(),
         )
-        self._track(line, step, "")
-        self._write(line)
-        self._say(step, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
-
-    def _norm_per_image(self, grad_norm: Tensor | None) -> float | None:
-        """Norm of the gradient of the loss per image; None if unknown, as where fp16 skips a step."""
-        norm = math.inf if grad_norm is None else float(grad_norm)
-        return norm / self.config.batch_size if math.isfinite(norm) else None
+        self._publish(line, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
 
     def log_epoch(self, step: int, validation: ValidationLosses | None) -> None:
         """Write the means of the epoch that ends at `step` down, and the validation losses if any."""
@@ -186,11 +168,9 @@ class MetricsLog:
             train_kl=kl,
             **(dataclasses.asdict(validation) if validation else {}),
         )
-        self._track(line, step, "epoch/")
-        self._write(line)
-        seen = f", val {validation.val_loss:,.1f}" if validation else ""
-        train = f"train {line.train_loss:,.1f}{seen} nats/image"
-        self._say(step, f"epoch {line.epoch} of {self.config.epochs}: {train}")
+        val = f", val {line.val_loss:,.1f}" if validation else ""
+        losses = f"train {line.train_loss:,.1f}{val} nats/image"
+        self._publish(line, f"epoch {line.epoch} of {self.config.epochs}: {losses}", "epoch/")
         self._restart_pace()  # validation is not training
 
     def log_save(self, step: int, seconds: float) -> None:
@@ -224,17 +204,16 @@ class MetricsLog:
         self._restart_pace()
         return pace
 
-    def _say(self, step: int, text: str) -> None:
+    def _publish(self, line: StepLine | EpochLine, text: str, prefix: str = "") -> None:
+        """Hand a line's numbers to the trackers, write it down, and say `text` to people."""
+        numbers = {name: value for name, value in msgspec.structs.asdict(line).items() if value is not None}
+        del numbers["step"], numbers["time"], numbers["epoch"]
+        self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=line.step)
+        self._write(line)
         if self._progress:
             self._progress.update(self._task, note=text)
         elif self.accelerator.is_main_process:
-            log.info("%s: step %d of %d: %s", self.run_dir.name, step, self.total_steps, text)
-
-    def _track(self, line: StepLine | EpochLine, step: int, prefix: str) -> None:
-        """Hand the numbers of a line to the trackers."""
-        numbers = {name: value for name, value in msgspec.structs.asdict(line).items() if value is not None}
-        del numbers["step"], numbers["time"], numbers["epoch"]
-        self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=step)
+            log.info("%s: step %d of %d: %s", self.run_dir.name, line.step, self.total_steps, text)
 
     def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:

@@ -43,12 +43,9 @@ SAVING_TIME_SHARE = 0.1
 LOCK_WAIT_S = 30.0
 
 
-def never() -> bool:
-    """The answer of a site that never asks a run to stop."""
-    return False
-
-
-def train(run_dir: Path, should_stop: Callable[[], bool] = never, attempt: Attempt | None = None) -> bool:
+def train(
+    run_dir: Path, should_stop: Callable[[], bool] = lambda: False, attempt: Attempt | None = None
+) -> bool:
     """Train the run in `run_dir` from wherever it is; True if it is complete, False if it was stopped.
 
     Call it in one process per rank with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, or in
@@ -72,13 +69,11 @@ def train(run_dir: Path, should_stop: Callable[[], bool] = never, attempt: Attem
     attempt = attempt or this_attempt()
     config = read_run(run_dir)
     accelerator = start_accelerator(config, run_dir)
-    if not accelerator.is_main_process:
-        return run_to_end(run_dir, config, accelerator, should_stop, attempt)
-    with only_holder(run_dir / TRAINING_LOCK_FILE, LOCK_WAIT_S) as is_ours:
+    lock = only_holder(run_dir / TRAINING_LOCK_FILE, LOCK_WAIT_S)
+    with lock if accelerator.is_main_process else nullcontext(True) as is_ours:
         if not is_ours:
-            raise RunError(
-                f"another process is training {run_dir}", "wait for it, or end it; two would spoil the run"
-            )
+            hint = "wait for it, or end it; two would spoil the run"
+            raise RunError(f"another process is training {run_dir}", hint)
         return run_to_end(run_dir, config, accelerator, should_stop, attempt)
 
 
@@ -124,7 +119,8 @@ def run_to_end(
             is_last, ends_epoch = step == total_steps, step % plan.steps_per_epoch == 0
             if ends_epoch:
                 is_validated = is_last or step // plan.steps_per_epoch % config.val_every_epochs == 0
-                metrics_log.log_epoch(step, validate(state, val_split) if is_validated else None)
+                validation = validate(state, val_split) if is_validated else None
+                metrics_log.log_epoch(step, validation)
 
             # Save, and stop if any rank was asked to.
             must_stop, save_is_due = collectives.any(should_stop(), saves.is_due(ends_epoch))
@@ -134,7 +130,9 @@ def run_to_end(
                 saves.note(seconds)
                 metrics_log.log_save(step, seconds)
             if must_stop and not is_last:
-                stop(run_dir, accelerator, step, total_steps)
+                if accelerator.is_main_process:
+                    add_event(run_dir, StopSignalled(step=step))
+                log.info("%s: stopped at step %d of %d; everything is saved", run_dir.name, step, total_steps)
                 return False
 
     finish(run_dir, accelerator, step, step // plan.steps_per_epoch, split.fingerprint)
@@ -239,39 +237,31 @@ def save(
     started_s = time.monotonic()
     if state.accelerator.is_main_process:
         position = {"step": step, "epoch_sums": epoch_sums, "data_fingerprint": data_fingerprint}
-        content = {**state.to_save(), **position}
-        checkpoint.save(run_dir, step, state.model.state_dict(), content, state.config.keep_checkpoints)
+        content, keep = {**state.to_save(), **position}, state.config.keep_checkpoints
+        checkpoint.save(run_dir, step, state.model.state_dict(), content, keep)
         add_event(run_dir, Saved(step=step, seconds=round(time.monotonic() - started_s, 3)))
     state.accelerator.wait_for_everyone()
     return time.monotonic() - started_s
 
 
-def stop(run_dir: Path, accelerator: Accelerator, step: int, total_steps: int) -> None:
-    """Say that the run has stopped before its end; everything is saved."""
-    if accelerator.is_main_process:
-        add_event(run_dir, StopSignalled(step=step))
-    log.info("%s: stopped at step %d of %d; everything is saved", run_dir.name, step, total_steps)
-
-
 def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator) -> BatchPlan:
     """Which images this rank sees at which step.
 
-    Raises:
-        SettingsError: the images have another size, or the batch does not fit their number or the ranks.
+    Raises SettingsError if the images have another size, or the batch does not fit their number or the ranks.
     """
+    world_size = accelerator.num_processes
     if split.image_size_px != config.image_size_px:
         raise SettingsError(
             f"the packed images are {split.image_size_px} px wide, the run wants {config.image_size_px}",
             "pack with `--size`, or set `--run.image_size_px`",
         )
-    if not accelerator.num_processes * config.accumulate <= config.batch_size <= len(split):
+    if not world_size * config.accumulate <= config.batch_size <= len(split):
         raise SettingsError(
-            f"batch_size {config.batch_size} does not fit {accelerator.num_processes} rank(s), "
+            f"batch_size {config.batch_size} does not fit {world_size} rank(s), "
             f"accumulate {config.accumulate} and {len(split)} training images",
             "it must be at least ranks x accumulate and at most the number of training images",
         )
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    return BatchPlan(len(split), config.batch_size, config.seed, rank, world_size)
+    return BatchPlan(len(split), config.batch_size, config.seed, accelerator.process_index, world_size)
 
 
 class SaveClock:
@@ -296,8 +286,7 @@ def finish(run_dir: Path, accelerator: Accelerator, step: int, epoch: int, data_
     """Write done.json, the last, atomic act: the run is complete. Every rank calls this."""
     if accelerator.is_main_process:
         folder = checkpoint_dir(run_dir, step)  # just saved, or checked and resumed from
-        weights_sha256 = checkpoint.weights_sha256(folder)
+        done = Done(step, epoch, folder.name, checkpoint.weights_sha256(folder), data_fingerprint)
         add_event(run_dir, Completed(step=step))
-        done = Done(step, epoch, folder.name, weights_sha256, data_fingerprint)
         write_record(run_dir / DONE_FILE, done)
     accelerator.wait_for_everyone()

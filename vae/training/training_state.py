@@ -63,11 +63,7 @@ class TrainingState:
         }
 
     def load(self, folder: Path, state: StateDict) -> None:
-        """Go back to a checkpoint.
-
-        Raises:
-            RunError: its weights belong to another model.
-        """
+        """Go back to a checkpoint; RunError if its weights belong to another model."""
         try:
             self.model.load_state_dict(checkpoint.load_weights(folder))
         except RuntimeError as error:

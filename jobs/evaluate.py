@@ -44,13 +44,6 @@ def build_parser() -> _front.Parser:
     return parser
 
 
-def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
-    """The study's folder, the study with the runs to score, and whether all of it was asked for."""
-    study_dir, run = find_target(what, runs_dir)
-    study = read_study(study_dir)
-    return study_dir, dataclasses.replace(study, runs=(run,)) if run else study, not run
-
-
 def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
     run = read_summary(run_dir)
@@ -63,13 +56,14 @@ def is_due(run_dir: Path, study: Study) -> bool:
 
 
 def main() -> int:
-    """Score what the command line names; runs of a study that are not ready are told in the table."""
+    """Score what the command line names; the table tells of runs of a study that are not ready."""
     flags = build_parser().parse_args()
-    study_dir, study, is_whole_study = find_runs(flags.what, flags.runs_dir)
+    study_dir, run = find_target(flags.what, flags.runs_dir)
     changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
-    study = dataclasses.replace(study, **{name: value for name, value in changes.items() if value})
+    given = {name: value for name, value in changes.items() if value}
+    study = dataclasses.replace(read_study(study_dir), **given)
     check(study)
-    names = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
+    names = [run] if run else [name for name in study.runs if is_due(study_dir / name, study)]
     if names:
         # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate
@@ -79,7 +73,7 @@ def main() -> int:
             evaluate(study_dir / name, study)
         destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
-        print(score_table(study_dir, study.runs))
+        print(score_table(study_dir, [run] if run else study.runs))
     return 0
 
 

@@ -30,12 +30,10 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
     count, height, width = images.shape
     columns = min(GRID_COLUMNS, count)
     rows = -(-count // columns)
-    size = (rows * (height + GAP_PX) - GAP_PX, columns * (width + GAP_PX) - GAP_PX)
-    canvas = np.full(size, 255, np.uint8)
-    for number, image in enumerate(images):
-        top = number // columns * (height + GAP_PX)
-        left = number % columns * (width + GAP_PX)
-        canvas[top : top + height, left : left + width] = image
+    # each with a white gap at its right and its lower edge; the last ones fall away
+    cells = np.pad(images, ((0, rows * columns - count), (0, GAP_PX), (0, GAP_PX)), constant_values=255)
+    grid = cells.reshape(rows, columns, height + GAP_PX, width + GAP_PX).swapaxes(1, 2)
+    canvas = grid.reshape(rows * (height + GAP_PX), -1)[:-GAP_PX, :-GAP_PX]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         Image.fromarray(canvas).save(part, format="PNG", optimize=True)

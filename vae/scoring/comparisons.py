@@ -44,10 +44,11 @@ def reconstruction_scores(subject: Subject, real: Features) -> dict[str, Score]:
     sums = torch.zeros(len(COMPUTED_BY), dtype=torch.float64, device=device)
 
     def reconstruct(rows: slice) -> Tensor:
-        targets = to_unit(subject.test.take(np.arange(rows.start, rows.stop)).to(device))
+        packed = subject.test.take(np.arange(rows.start, rows.stop))
+        targets = to_unit(packed.to(device), subject.dtype)
         with torch.inference_mode():
             output = subject.model(targets)
-        images = torch.sigmoid(output.logits.float())
+        images = torch.sigmoid(output.logits.float()).to(targets.dtype)
         sums.add_(paired_sums(output, images, targets).to(device))
         return to_8bit(images)
 
@@ -86,7 +87,7 @@ def generation_scores(subject: Subject, real: Features) -> dict[str, Score]:
     noise = prior_noise(subject.model, subject.seed, len(subject.test))
 
     def sample(rows: slice) -> Tensor:
-        return to_8bit(subject.model.sample(noise[rows].to(subject.extractor.device)))
+        return to_8bit(subject.model.sample(noise[rows].to(subject.extractor.device, subject.dtype)))
 
     features = subject.collect("samples", len(noise), sample)
     if not PartialState().is_main_process:

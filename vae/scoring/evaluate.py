@@ -101,9 +101,10 @@ def write_figures(run_dir: Path, subject: Subject) -> None:
     figures.write_loss_curves(figure_path(run_dir, "loss"), {run_dir.name: read_metrics(run_dir)})
     model, device = subject.model, subject.extractor.device
     originals = subject.test.take(np.arange(min(GRID_IMAGES, len(subject.test))))
-    reconstructions = model.reconstruct(to_unit(originals.to(device)))
+    reconstructions = model.reconstruct(to_unit(originals.to(device), subject.dtype))
     grids = {"originals": originals, "reconstructions": to_8bit(reconstructions)}
     if model.can_sample:
-        grids["samples"] = to_8bit(model.sample(prior_noise(model, subject.seed, len(originals)).to(device)))
+        noise = prior_noise(model, subject.seed, len(originals)).to(device, subject.dtype)
+        grids["samples"] = to_8bit(model.sample(noise))
     for name, images in grids.items():
         figures.write_grid(figure_path(run_dir, name), images[:, 0].cpu().numpy())

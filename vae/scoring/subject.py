@@ -56,6 +56,11 @@ class Subject:
         names = {"extractor": network.name, "extractor_sha256": network.weights_sha256}
         return replace(self.card, **names, label=network.label, input=network.input)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights: a run that was trained in double precision is scored in it."""
+        return next(self.model.parameters()).dtype
+
     def real_features(self, split: ImageSplit, name: str, indices: np.ndarray) -> Features:
         """Features of some images of the split `name`, from the cache if they are there."""
         # the file's name stands for everything that the features depend on

@@ -26,24 +26,6 @@ EXAMPLES = """\
 """
 
 
-def build_parser() -> _front.Parser:
-    """The command line: what to score, and by which extractor."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_target()
-    parser.add_argument(
-        "--extractor",
-        choices=EXTRACTORS,
-        help="inception: torchvision's Inception v3, as published; smoke: tiny seeded network\n"
-        "(default: what study.yaml says, else inception)",
-    )
-    parser.add_argument(
-        "--inception-weights",
-        metavar="PATH",
-        help="file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)",
-    )
-    return parser
-
-
 def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
     run = read_summary(run_dir)
@@ -57,13 +39,30 @@ def is_due(run_dir: Path, study: Study) -> bool:
 
 def main() -> int:
     """Score what the command line names; the table tells of runs of a study that are not ready."""
-    flags = build_parser().parse_args()
+    parser = _front.Parser(__doc__, EXAMPLES)
+    parser.add_target()
+    parser.add_argument(
+        "--extractor",
+        choices=EXTRACTORS,
+        help="inception: torchvision's Inception v3, as published; smoke: tiny seeded network\n"
+        "(default: what study.yaml says, else inception)",
+    )
+    parser.add_argument(
+        "--inception-weights",
+        metavar="PATH",
+        help="file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)",
+    )
+    flags = parser.parse_args()
+
+    # which runs, and by what
     study_dir, run = find_target(flags.what, flags.runs_dir)
     changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
     given = {name: value for name, value in changes.items() if value}
     study = dataclasses.replace(read_study(study_dir), **given)
     check(study)
     names = [run] if run else [name for name in study.runs if is_due(study_dir / name, study)]
+
+    # score them, and show what there is
     if names:
         # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate

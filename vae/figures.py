@@ -57,11 +57,9 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | N
     if not curves:
         return None
     # a figure of its own, not pyplot's: no global state, no display
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (name, (train, validation)) in enumerate(curves.items()):
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
@@ -72,8 +70,7 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | N
             axes.plot([], [], color=colour, alpha=0.35, label=f"{name}, training")
 
     # frame and words
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss (nats/image)")
+    axes.set(xlabel="epoch", ylabel="loss (nats/image)")
     axes.set_title("Loss per image: faint lines training batches, marked lines validation", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

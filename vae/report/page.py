@@ -5,51 +5,45 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 MISSING = "-"
 # A phone shows so many columns side by side.
 WIDE_COLUMNS = 4
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     """A title; level 1 is the page's own."""
 
     text: str
     level: int = 2
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph; a warning stands out."""
 
     text: str
     is_warning: bool = False
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under column heads; columns that hold numbers are set to the right."""
+class Table(NamedTuple):
+    """Rows of cells under column heads; columns that hold `numbers`, by index, are set to the right."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: frozenset[int] = frozenset()
-    """Indices of the columns that hold numbers."""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A PNG file with a caption; HTML embeds it, Markdown links to it."""
 
     path: Path
     caption: str
 
 
-@dataclass(frozen=True)
-class Details:
+class Details(NamedTuple):
     """Blocks that a reader opens when they want them."""
 
     title: str

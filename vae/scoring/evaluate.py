@@ -38,7 +38,7 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
 
     Raises:
         RunError: the run is not complete, or its weights are damaged or give no images.
-        DataError: the data are missing, damaged, not the ones the run was trained on, or too few to score.
+        DataError: as `load_images`, or the data are damaged.
         WeightsError: the extractor's weights are missing, truncated or unknown.
     """
     started = time.monotonic()

@@ -77,10 +77,8 @@ class Subject:
     def collect(self, what: str, num_images: int, make_images: Callable[[slice], Tensor]) -> Features:
         """Features of images in their order, on every rank; each rank takes its share of the work.
 
-        Shows this rank's images, called `what`, as a bar on a terminal, else as a line now and then.
-
-        Args:
-            make_images: uint8 [n, 1, H, W] of the rows asked for, at most BATCH_IMAGES at once.
+        `make_images` gives uint8 [n, 1, H, W] of the rows asked for, at most BATCH_IMAGES at once. Shows rank
+        0's images, called `what`, as a bar on a terminal, else as a line now and then.
         """
         state = PartialState()
         rows = rank_slice(num_images, state.process_index, state.num_processes)

@@ -26,8 +26,19 @@ EXAMPLES = """\
 """
 
 
-def build_parser() -> _front.Parser:
-    """The command line: what to score, and by which extractor."""
+def is_due(run_dir: Path, study: Study) -> bool:
+    """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
+    run = read_summary(run_dir)
+    if run.config is None or run.done is None:
+        return False  # the table of scores says why
+    if run.scores is None or run.scores.extractor != study.extractor:
+        return True
+    weights = locate(study.inception_weights)
+    return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
+
+
+def main() -> int:
+    """Score what the command line names; the table tells of runs of a study that are not ready."""
     parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_target()
     parser.add_argument(
@@ -41,35 +52,17 @@ def build_parser() -> _front.Parser:
         metavar="PATH",
         help="file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)",
     )
-    return parser
+    flags = parser.parse_args()
 
-
-def find_runs(what: str, runs_dir: Path) -> tuple[Path, Study, bool]:
-    """The study's folder, the study with the runs to score, and whether all of it was asked for."""
-    study_dir, run = find_target(what, runs_dir)
-    study = read_study(study_dir)
-    return study_dir, dataclasses.replace(study, runs=(run,)) if run else study, not run
-
-
-def is_due(run_dir: Path, study: Study) -> bool:
-    """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
-    run = read_summary(run_dir)
-    if run.config is None or run.done is None:
-        return False  # the table of scores says why
-    if run.scores is None or run.scores.extractor != study.extractor:
-        return True
-    weights = locate(study.inception_weights)
-    return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
-
-
-def main() -> int:
-    """Score what the command line names; runs of a study that are not ready are told in the table."""
-    flags = build_parser().parse_args()
-    study_dir, study, is_whole_study = find_runs(flags.what, flags.runs_dir)
+    # which runs, and by what
+    study_dir, run = find_target(flags.what, flags.runs_dir)
     changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
-    study = dataclasses.replace(study, **{name: value for name, value in changes.items() if value})
+    given = {name: value for name, value in changes.items() if value}
+    study = dataclasses.replace(read_study(study_dir), **given)
     check(study)
-    names = [name for name in study.runs if not is_whole_study or is_due(study_dir / name, study)]
+    names = [run] if run else [name for name in study.runs if is_due(study_dir / name, study)]
+
+    # score them, and show what there is
     if names:
         # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate
@@ -79,7 +72,7 @@ def main() -> int:
             evaluate(study_dir / name, study)
         destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
-        print(score_table(study_dir, study.runs))
+        print(score_table(study_dir, [run] if run else study.runs))
     return 0
 
 

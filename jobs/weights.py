@@ -31,9 +31,9 @@ def main() -> int:
     path = locate(flags.inception_weights)
     if flags.action == "fetch":
         print(f"{path}  SHA-256 {fetch(path)}")
-        return 0
-    digest, label = identify(path)
-    print(f"{path}  SHA-256 {digest}  {label or 'the published weights'}")
+    else:
+        digest, label = identify(path)
+        print(f"{path}  SHA-256 {digest}  {label or 'the published weights'}")
     return 0
 
 

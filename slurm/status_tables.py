@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slurm.state import RunStatus
 from vae.goodput import duration
-from vae.report.page import Table, to_text
+from vae.report.page import MISSING, Table, labelled_table, to_text
 from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
 from vae.scoring.score_specs import SPECS
 from vae.study import RunState, read_launches
@@ -56,24 +56,23 @@ def study_page(study_dir: Path, runs: list[RunStatus]) -> str:
 
 def states_table(runs: Iterable[RunStatus]) -> str:
     """One row per run: what it is doing and how far it is."""
-    return to_text(Table(STATES, [states_row(run) for run in runs], frozenset(range(2, 9))))
-
-
-def states_row(run: RunStatus) -> list[str]:
-    """The cells of one run."""
-    progress, has_begun = run.progress, bool(run.progress.total_steps)
-    return [
-        run.name,
-        str(run.state),
-        f"{progress.step:,} of {progress.total_steps:,}" if has_begun else "",
-        f"{progress.epoch:.1f}" if has_begun else "",
-        number(progress.loss, ",.1f"),
-        number(progress.images_per_s, ",.0f"),
-        duration(progress.eta_s) if run.state is RunState.TRAINING else "",
-        str(run.restarts),
-        number(run.goodput, ".0%"),
-        " ".join(run.detail.split()),
-    ]
+    rows = []
+    for run in runs:
+        progress, has_begun = run.progress, bool(run.progress.total_steps)
+        cells = [
+            run.name,
+            str(run.state),
+            f"{progress.step:,} of {progress.total_steps:,}" if has_begun else "",
+            f"{progress.epoch:.1f}" if has_begun else "",
+            number(progress.loss, ",.1f"),
+            number(progress.images_per_s, ",.0f"),
+            duration(progress.eta_s) if run.state is RunState.TRAINING else "",
+            str(run.restarts),
+            number(run.goodput, ".0%"),
+            " ".join(run.detail.split()),
+        ]
+        rows.append(cells)
+    return to_text(Table(STATES, rows, frozenset(range(2, 9))))
 
 
 def scores_table(runs: Iterable[RunStatus]) -> str:
@@ -82,12 +81,9 @@ def scores_table(runs: Iterable[RunStatus]) -> str:
     rows = []
     for run in runs:
         if run.scores:
-            values = [number(run.scores.get(spec.key), ".4g") or "-" for spec in specs]
+            values = [number(run.scores.get(spec.key), ".4g") or MISSING for spec in specs]
             rows.append([run.name, *values, run.label])
-    # the last column is for labels, if there are any
-    head = ["run", *(spec.short_head for spec in specs), "note"]
-    width = len(head) if any(row[-1] for row in rows) else len(head) - 1
-    return to_text(Table(head[:width], [row[:width] for row in rows], frozenset(range(1, 1 + len(specs)))))
+    return to_text(labelled_table(["run", *(spec.short_head for spec in specs), "note"], rows))
 
 
 def number(value: float | None, form: str) -> str:

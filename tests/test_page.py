@@ -8,7 +8,19 @@ from pathlib import Path
 from html_reader import HtmlReader
 from PIL import Image
 
-from vae.report.page import Block, Details, Heading, Picture, Table, Text, to_html, to_markdown, to_text
+from vae.report.page import (
+    Block,
+    Details,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    fixed,
+    number,
+    to_html,
+    to_markdown,
+    to_text,
+)
 
 EVIL = "<script>alert('x')</script> & | `code` [link](u) \"q\""
 
@@ -80,3 +92,14 @@ def test_heads_of_several_lines_stand_on_their_columns() -> None:
         "run  nats/image",
         "a           3.5",
     ]
+
+
+def test_numbers_have_four_digits_or_are_whole() -> None:
+    assert [number(value) for value in (None, 0.44671, 35912.4, 24.0, 0.0)] == [
+        "-",
+        "0.4467",
+        "35,912",
+        "24.00",
+        "0.000",
+    ]
+    assert [fixed(value, 1) for value in (None, 2.25, 1234.56)] == ["-", "2.2", "1,234.6"]

@@ -15,9 +15,9 @@ from doors import run_door
 from html_reader import HtmlReader
 from tiny import REPOSITORY, child_environment
 
-from vae.report.cells import number
+from vae.report.page import number
 from vae.report.report import score_table, write_report
-from vae.study import Study, prepare_study
+from vae.study import Study, prepare_study, read_study
 from vae.training.trainer import train
 
 
@@ -139,7 +139,7 @@ def test_smoke_scores_are_labelled_wherever_they_stand(study_dir: Path) -> None:
         if row[0] in ("linear-s0", "direct-s0", "real images") and len(row) in (6, 8) and "done" not in row:
             assert row[-1] == label
     assert f"FID and IS here: {label}." in (study_dir / "report.html").read_text()
-    assert score_table(study_dir).count(label) == 6
+    assert score_table(study_dir, read_study(study_dir).runs).count(label) == 6
     with (study_dir / "scores.csv").open() as file:
         lines = [row for row in csv.DictReader(file) if row["score"].startswith(("rfid", "gfid", "is_"))]
     assert len(lines) == 2 * 7

@@ -30,12 +30,10 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
     count, height, width = images.shape
     columns = min(GRID_COLUMNS, count)
     rows = -(-count // columns)
-    size = (rows * (height + GAP_PX) - GAP_PX, columns * (width + GAP_PX) - GAP_PX)
-    canvas = np.full(size, 255, np.uint8)
-    for number, image in enumerate(images):
-        top = number // columns * (height + GAP_PX)
-        left = number % columns * (width + GAP_PX)
-        canvas[top : top + height, left : left + width] = image
+    # each with a white gap at its right and its lower edge; the last ones fall away
+    cells = np.pad(images, ((0, rows * columns - count), (0, GAP_PX), (0, GAP_PX)), constant_values=255)
+    grid = cells.reshape(rows, columns, height + GAP_PX, width + GAP_PX).swapaxes(1, 2)
+    canvas = grid.reshape(rows * (height + GAP_PX), -1)[:-GAP_PX, :-GAP_PX]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         Image.fromarray(canvas).save(part, format="PNG", optimize=True)
@@ -59,11 +57,9 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | N
     if not curves:
         return None
     # a figure of its own, not pyplot's: no global state, no display
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (name, (train, validation)) in enumerate(curves.items()):
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
@@ -74,8 +70,7 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | N
             axes.plot([], [], color=colour, alpha=0.35, label=f"{name}, training")
 
     # frame and words
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss (nats/image)")
+    axes.set(xlabel="epoch", ylabel="loss (nats/image)")
     axes.set_title("Loss per image: faint lines training batches, marked lines validation", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,23 +16,19 @@ LOSS_CAPTION = (
 
 
 def figures_section(folder: Path, runs: list[RunSummary]) -> list[Block]:
-    """The loss curves, drawn into `folder`, and the images that scoring has left in the runs."""
-    return [*_loss_blocks(figure_path(folder, "loss"), runs), *_image_blocks(runs)]
+    """The loss curves, drawn into `folder`, and the images that scoring has left in the runs.
 
-
-def _loss_blocks(path: Path, runs: list[RunSummary]) -> list[Block]:
+    Images are the first test images as they are and as each variant's first scored run gives them back, and
+    samples.
+    """
+    path = figure_path(folder, "loss")
     has_losses = write_loss_curves(path, {run.name: run.metrics for run in runs})
     curves = Picture(path, LOSS_CAPTION) if has_losses else Text("No run has logged a loss yet.")
-    return [Heading("Loss curves"), curves]
-
-
-def _image_blocks(runs: list[RunSummary]) -> list[Block]:
-    """The same 32 test images as they are and as each variant's first scored run gives them back; samples."""
+    blocks: list[Block] = [Heading("Loss curves"), curves, Heading("Images")]
     firsts: dict[str, RunSummary] = {}
     for run in runs:
         if run.scores:
             firsts.setdefault(run.variant, run)
-    blocks: list[Block] = [Heading("Images")]
     if not firsts:
         return [*blocks, Text("There are no images before a run is scored.")]
     chosen = list(firsts.values())

@@ -1,54 +1,49 @@
-"""A page of plain blocks, written as one HTML file, as Markdown, or as text for a terminal."""
+"""A page of plain blocks and what its cells say; as one HTML file, as Markdown, or as text for a terminal."""
 
 from __future__ import annotations
 
 import base64
-import html
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
+MISSING = "-"
 # A phone shows so many columns side by side.
 WIDE_COLUMNS = 4
-STYLE_FILE = Path(__file__).with_name("page.css")
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     """A title; level 1 is the page's own."""
 
     text: str
     level: int = 2
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph; a warning stands out."""
 
     text: str
     is_warning: bool = False
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under column heads; columns that hold numbers are set to the right."""
+class Table(NamedTuple):
+    """Rows of cells under column heads; columns that hold `numbers`, by index, are set to the right."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: frozenset[int] = frozenset()
-    """Indices of the columns that hold numbers."""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A PNG file with a caption; HTML embeds it, Markdown links to it."""
 
     path: Path
     caption: str
 
 
-@dataclass(frozen=True)
-class Details:
+class Details(NamedTuple):
     """Blocks that a reader opens when they want them."""
 
     title: str
@@ -58,13 +53,31 @@ class Details:
 Block = Heading | Text | Table | Picture | Details
 
 
+def labelled_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A name, numbers and a label in each row; without the last column where no row has a label."""
+    width = len(head) if any(row[-1] for row in rows) else len(head) - 1
+    return Table(head[:width], [row[:width] for row in rows], frozenset(range(1, len(head) - 1)))
+
+
+def number(value: float | None) -> str:
+    """Four digits, or whole thousands; a dash where there is no number."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return MISSING if value is None else f"{value:,.{digits}f}"
+
+
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML file that needs nothing beside it; all text is escaped."""
-    style = STYLE_FILE.read_text(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(_html(block) for block in blocks)
         + "\n</body>\n</html>\n"
     )
@@ -72,34 +85,30 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+        return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
     if isinstance(block, Text):
         kind = ' class="warning"' if block.is_warning else ""
-        return f"<p{kind}>{html.escape(block.text)}</p>"
+        return f"<p{kind}>{escape(block.text)}</p>"
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Picture):
         data = base64.b64encode(block.path.read_bytes()).decode()
-        caption = html.escape(block.caption)
-        return (
-            f"<figure><figcaption>{caption}</figcaption>"
-            f'<img alt="{caption}" src="data:image/png;base64,{data}"></figure>'
-        )
+        caption = escape(block.caption)
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        return f"<figure><figcaption>{caption}</figcaption>{image}</figure>"
     inside = "\n".join(_html(inner) for inner in block.blocks)
-    return f"<details><summary>{html.escape(block.title)}</summary>\n{inside}\n</details>"
+    return f"<details><summary>{escape(block.title)}</summary>\n{inside}\n</details>"
 
 
 def _html_table(table: Table) -> str:
     """The table; in a wide one each cell knows its column's head, for pages too narrow for columns."""
     is_wide = len(table.head) > WIDE_COLUMNS
     kinds = [' class="number"' if i in table.numbers else "" for i in range(len(table.head))]
-    heads = [f' data-head="{html.escape(name)}"' if is_wide and name else "" for name in table.head]
+    heads = [f' data-head="{escape(name)}"' if is_wide and name else "" for name in table.head]
 
     def row(cells: Sequence[str], tag: str, attributes: Sequence[str]) -> str:
-        inside = [
-            f"<{tag}{kind}{more}>{html.escape(cell)}</{tag}>"
-            for cell, kind, more in zip(cells, kinds, attributes, strict=True)
-        ]
+        parts = zip(cells, kinds, attributes, strict=True)
+        inside = [f"<{tag}{kind}{more}>{escape(cell)}</{tag}>" for cell, kind, more in parts]
         return f"<tr>{''.join(inside)}</tr>"
 
     body = "\n".join(row(cells, "td", heads) for cells in table.rows)
@@ -131,8 +140,8 @@ def _markdown(block: Block, folder: Path) -> str:
 
 def _plain(text: str) -> str:
     """Text in which Markdown finds nothing to interpret, on one line."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in r"\`*_[]|#" else letter for letter in text)
+    text = escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", text)
 
 
 def to_text(table: Table) -> str:
@@ -141,11 +150,6 @@ def to_text(table: Table) -> str:
     heads = [("\n" * (depth - head.count("\n")) + head).split("\n") for head in table.head]
     rows = [*zip(*heads, strict=True), *table.rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [
-            cell.rjust(width) if i in table.numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
+    signs = [">" if i in table.numbers else "<" for i in range(len(widths))]
+    line = "  ".join(f"{{:{sign}{width}}}" for sign, width in zip(signs, widths, strict=True))
+    return "\n".join(line.format(*row).rstrip() for row in rows)

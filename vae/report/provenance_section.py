@@ -1,19 +1,39 @@
-"""The report's account of where each run comes from: command, code, versions, data and attempts."""
+"""Where each run comes from: settings that are not the default, command, code, versions, data, attempts."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 
 from msgspec.structs import fields
 
+from vae.config import RunConfig, to_dict
 from vae.provenance import Attempt, Provenance
-from vae.report.cells import MISSING
-from vae.report.page import Block, Details, Heading, Table, Text
+from vae.report.page import MISSING, Block, Details, Heading, Table, Text
 from vae.report.run_summary import RunSummary
 
-# Times have a section of their own.
+SETTINGS_TEXT = "Settings that some run has changed. The defaults are the published study's."
+# Facts of an attempt; times have a section of their own.
 NAMES = [field.name for field in fields(Attempt) if field.name != "work" and field.name[-2:] != "_s"]
+
+
+def settings_section(runs: list[RunSummary]) -> list[Block]:
+    """A row for each changed setting, a column for each run, and the settings that all runs left alone."""
+    configs = {run.name: to_dict(run.config) for run in runs if run.config}
+    if not configs:
+        return []
+    rows, same = [], []
+    for name, default in to_dict(RunConfig()).items():
+        values = [config[name] for config in configs.values()]
+        if all(value == default for value in values):
+            same.append(f"{name} {default}")
+        else:
+            rows.append([name, str(default), *map(str, values)])
+    return [
+        Heading("Settings"),
+        Text(SETTINGS_TEXT),
+        Table(["setting", "default", *configs], rows),
+        Text(f"As by default: {', '.join(same)}."),
+    ]
 
 
 def provenance_section(runs: list[RunSummary]) -> list[Block]:
@@ -23,31 +43,25 @@ def provenance_section(runs: list[RunSummary]) -> list[Block]:
         if run.provenance == Provenance():
             blocks.append(Text(f"{run.name}: nothing is recorded before training begins."))
             continue
-        attempts = run.provenance.attempts
-        details = Details(f"Attempts: {len(attempts)}", [_attempt_table(attempts)])
-        blocks += [Heading(run.name, 3), _fact_table(run), details]
+        attempts = [_attempt_facts(attempt) for attempt in run.provenance.attempts]
+        names = [name for name in NAMES if any(facts[name] for facts in attempts)]
+        rows = [[facts[name] for name in names] for facts in attempts]
+        table = Table([name.replace("_", " ") for name in names], rows)
+        blocks += [Heading(run.name, 3), _fact_table(run), Details(f"Attempts: {len(rows)}", [table])]
     return blocks
 
 
 def _fact_table(run: RunSummary) -> Table:
     provenance = run.provenance
-    versions = provenance.versions.items()
     facts = {
         "command": shlex.join(provenance.command),
         "commit": provenance.commit,
         "SHA-256 of uncommitted changes": provenance.diff_sha256 or "no such changes",
         "data fingerprint": provenance.data_fingerprint,
         "SHA-256 of the run's weights": run.scores.checkpoint_sha256 if run.scores else "",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions),
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions.items()),
     }
     return Table(["fact", "value"], [[name, fact or MISSING] for name, fact in facts.items()])
-
-
-def _attempt_table(attempts: Sequence[Attempt]) -> Table:
-    """A row for each attempt, a column for each fact that some attempt has."""
-    rows = [_attempt_facts(attempt) for attempt in attempts]
-    heads = [name for name in NAMES if any(row[name] for row in rows)]
-    return Table([name.replace("_", " ") for name in heads], [[row[name] for name in heads] for row in rows])
 
 
 def _attempt_facts(attempt: Attempt) -> dict[str, str]:

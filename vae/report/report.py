@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import write_text
-from vae.report.cards_section import cards_section
 from vae.report.figures_section import figures_section
 from vae.report.page import to_html, to_markdown, to_text
-from vae.report.provenance_section import provenance_section
+from vae.report.provenance_section import provenance_section, settings_section
 from vae.report.run_summary import read_summary
 from vae.report.runs_section import runs_section
-from vae.report.scores_csv import scores_csv
-from vae.report.scores_section import scores_section, section_table
-from vae.report.settings_section import settings_section
+from vae.report.scores_section import cards_section, scores_csv, scores_section, section_table
 from vae.report.times_section import times_section
 from vae.run_dir import REPORT_FILE, REPORT_MARKDOWN_FILE, SCORES_CSV_FILE
 from vae.scoring.score_specs import Section
@@ -27,12 +24,7 @@ from vae.study import read_study
 def write_report(study_dir: Path, run: str = "") -> Path:
     """Write report.md, scores.csv and report.html; returns the path of report.html.
 
-    Args:
-        study_dir: folder of the study; what is written goes there.
-        run: only this run of it; what is written goes into the run's folder.
-
-    Raises:
-        SettingsError: `study_dir` is not a study.
+    They tell of the study in `study_dir` and lie there; or of one `run` of it, and lie in the run's folder.
     """
     study = read_study(study_dir)
     runs = [read_summary(study_dir / name) for name in ([run] if run else study.runs)]
@@ -53,9 +45,9 @@ def write_report(study_dir: Path, run: str = "") -> Path:
     return path
 
 
-def score_table(study_dir: Path, names: Sequence[str] = ()) -> str:
-    """The scores of a study's runs as text for a terminal; `names` picks runs, else all of study.yaml."""
-    runs = [read_summary(study_dir / name) for name in names or read_study(study_dir).runs]
+def score_table(study_dir: Path, names: Sequence[str]) -> str:
+    """The scores of some runs of a study as text for a terminal."""
+    runs = [read_summary(study_dir / name) for name in names]
     tables = [to_text(section_table(runs, section)) for section in (Section.PAPER, Section.OTHER)]
     reasons = [f"{run.name}: {run.state}: {run.reason}" for run in runs if run.reason]
     return "\n\n".join([*tables, "\n".join(reasons)]).rstrip()

@@ -12,7 +12,7 @@ from vae.config import RunConfig
 from vae.events import AnyEvent, read_events
 from vae.metrics import MetricsLine, Progress, StartLine, progress_of, read_metrics
 from vae.provenance import Provenance, read_provenance
-from vae.report.cells import MISSING
+from vae.report.page import MISSING
 from vae.run_dir import Done, read_done
 from vae.scoring.score_cards import RunScores, read_scores
 from vae.study import RunState, read_run
@@ -59,17 +59,16 @@ def read_summary(folder: Path) -> RunSummary:
     """Whatever can be read of the run in `folder`."""
     problems: list[str] = []
 
-    def intact(read: Callable[[Path], T], otherwise: T) -> T:
+    def intact(read: Callable[[Path], T]) -> T | None:
         try:
             return read(folder)
         except ToolkitError as error:
             problems.append(f"{error}; {error.hint}" if error.hint else f"{error}")
-            return otherwise
+            return None
 
-    config, done, scores = intact(read_run, None), intact(read_done, None), intact(read_scores, None)
-    metrics: Sequence[MetricsLine] = intact(read_metrics, [])
-    events: Sequence[AnyEvent] = intact(read_events, [])
-    provenance = intact(read_provenance, Provenance())
+    config, done, scores = intact(read_run), intact(read_done), intact(read_scores)
+    metrics, events = intact(read_metrics) or [], intact(read_events) or []
+    provenance = intact(read_provenance) or Provenance()
     progress = progress_of(next((line for line in metrics if isinstance(line, StartLine)), None), metrics)
     state, reason = _state(folder, progress, done, scores)
     if problems and folder.exists():

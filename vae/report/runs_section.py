@@ -9,8 +9,7 @@ from pathlib import Path
 from data_prep.errors import ToolkitError
 from data_prep.shards import read_manifest
 from vae.metrics import EpochLine, StepLine
-from vae.report.cells import MISSING, number
-from vae.report.page import Block, Heading, Table, Text
+from vae.report.page import MISSING, Block, Heading, Table, Text, number
 from vae.report.run_summary import RunSummary
 
 NOT_CLINICAL = (
@@ -37,11 +36,10 @@ def runs_section(title: str, runs: list[RunSummary]) -> list[Block]:
 
 def _run_row(run: RunSummary) -> list[str]:
     progress, has_begun = run.progress, bool(run.progress.total_steps)
-    speeds = [line.images_per_s for line in run.metrics if isinstance(line, StepLine)]
-    val_losses = [
-        line.val_loss for line in run.metrics if isinstance(line, EpochLine) and line.val_loss is not None
-    ]
     num_attempts = len(run.provenance.attempts)
+    speeds = [line.images_per_s for line in run.metrics if isinstance(line, StepLine)]
+    losses = [line.val_loss for line in run.metrics if isinstance(line, EpochLine)]
+    val_losses = [loss for loss in losses if loss is not None]
     return [
         run.name,
         run.variant,

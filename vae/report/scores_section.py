@@ -1,11 +1,16 @@
-"""The report's tables of scores: each run, means over seeds, real images, the published figures."""
+"""The scores in the report: the tables, the card of every number, and scores.csv."""
 
 from __future__ import annotations
 
-from vae.report.cells import MISSING, in_words, number, spread
-from vae.report.page import Block, Heading, Table, Text
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+
+from vae.report.page import MISSING, Block, Details, Heading, Table, Text, labelled_table, number
 from vae.report.run_summary import RunSummary
-from vae.scoring.score_specs import SPECS, ScoreSpec, Section
+from vae.scoring.score_cards import RunScores
+from vae.scoring.score_specs import SPEC, SPECS, ScoreSpec, Section
 
 # FID and IS as the published study gives them, for its two iterations.
 PUBLISHED = {
@@ -29,9 +34,16 @@ HOW_TO_READ_SMOKE = (
     "These scores come from a tiny network with seeded random weights. They show that the scoring works, and "
     "nothing about the models: compare them with no other number.",
 )
+# What differs between the cards of a run's scores; the rest of them stands above the table.
+CARD_COLUMNS = ("images", "n_real", "n_fake", "n", "layer", "computed_by")
+CSV_COLUMNS = (
+    *("study", "run", "variant", "seed", "score", "value", "unit", "reason"),
+    *("n_real", "n_fake", "n", "split", "images", "layer", "computed_by"),
+    *("extractor", "extractor_sha256", "label", "checkpoint_sha256", "data_fingerprint"),
+)
 
 
-def scores_section(runs: list[RunSummary], is_smoke: bool) -> list[Block]:
+def scores_section(runs: Sequence[RunSummary], is_smoke: bool) -> list[Block]:
     """FID and Inception score and how to read them, the other scores, and why some are not there."""
     beside = "" if is_smoke else " beside the published figures"
     counts = {run.scores.scores["rfid_paper"].card.n_fake or 0 for run in runs if run.scores}
@@ -39,7 +51,7 @@ def scores_section(runs: list[RunSummary], is_smoke: bool) -> list[Block]:
     return [
         Heading(f"FID and Inception score{beside}"),
         *(Text(f"Scores of {count:,} test images, or as many samples.") for count in sorted(counts)),
-        section_table(runs, Section.PAPER, with_published=not is_smoke),
+        section_table(runs, Section.PAPER, {} if is_smoke else PUBLISHED),
         *(Text(paragraph) for paragraph in paragraphs),
         Heading("Other scores"),
         section_table(runs, Section.OTHER),
@@ -47,32 +59,45 @@ def scores_section(runs: list[RunSummary], is_smoke: bool) -> list[Block]:
     ]
 
 
-def _reasons(runs: list[RunSummary]) -> list[Text]:
+def _reasons(runs: Sequence[RunSummary]) -> list[Text]:
     """A sentence for each reason why some scores of a run have no value."""
-    keys_of: dict[str, list[str]] = {}
+    sentences = []
     for run in runs:
-        for key, score in run.scores.scores.items() if run.scores else ():
-            if score.value is None:
-                keys_of.setdefault(f"{run.name}: {score.reason}", []).append(key)
-    return [Text(f"No {in_words(keys)} for {reason}.") for reason, keys in keys_of.items()]
+        scores = run.scores.scores if run.scores else {}
+        missing = {key: score.reason for key, score in scores.items() if score.value is None}
+        sentences += [f"No {words} for {run.name}: {reason}." for reason, words in _by_text(missing)]
+    return [Text(sentence) for sentence in sentences]
 
 
-def section_table(runs: list[RunSummary], section: Section, with_published: bool = False) -> Table:
-    """One row per run, then means over seeds, real images and, if asked for, the published figures."""
+def _by_text(text_of: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each text once, with the scores in words that it is said of."""
+    texts = dict.fromkeys(text_of.values())
+    return [(text, in_words([key for key in text_of if text_of[key] == text])) for text in texts]
+
+
+def in_words(keys: Sequence[str]) -> str:
+    """Scores as a sentence has them: `FID of samples and Inception score of samples`."""
+    words = [SPEC[key].in_words if key in SPEC else key for key in keys]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def section_table(
+    runs: Sequence[RunSummary], section: Section, published: Mapping[str, Mapping[str, str]] | None = None
+) -> Table:
+    """One row per run, then means over seeds, real images and the published figures, by title and key."""
     specs = [spec for spec in SPECS if spec.section is section]
     rows = [[run.name, *(number(run.value(spec.key)) for spec in specs), run.label] for run in runs]
     rows += _mean_rows(runs, specs)
-    rows += _baseline_rows(runs, specs)
-    if with_published:
-        for title, values in PUBLISHED.items():
-            rows.append([title, *(values.get(spec.key, MISSING) for spec in specs), ""])
-    # the last column is for labels, if there are any
-    head = ["", *(spec.head for spec in specs), "label"]
-    width = len(head) if any(row[-1] for row in rows) else len(head) - 1
-    return Table(head[:width], [row[:width] for row in rows], frozenset(range(1, len(specs) + 1)))
+    # real images score the same for all runs, unless different extractors scored them
+    first_of = {run.scores.extractor_sha256: run for run in reversed(runs) if run.scores}
+    for run in first_of.values():
+        rows.append(["real images", *(number(run.value(spec.baseline)) for spec in specs), run.label])
+    for title, values in (published or {}).items():
+        rows.append([title, *(values.get(spec.key, MISSING) for spec in specs), ""])
+    return labelled_table(["", *(spec.head for spec in specs), "label"], rows)
 
 
-def _mean_rows(runs: list[RunSummary], specs: list[ScoreSpec]) -> list[list[str]]:
+def _mean_rows(runs: Sequence[RunSummary], specs: Sequence[ScoreSpec]) -> list[list[str]]:
     """Means over the seeds of each variant that has several scored runs."""
     rows = []
     for variant in dict.fromkeys(run.variant for run in runs):
@@ -85,10 +110,51 @@ def _mean_rows(runs: list[RunSummary], specs: list[ScoreSpec]) -> list[list[str]
     return rows
 
 
-def _baseline_rows(runs: list[RunSummary], specs: list[ScoreSpec]) -> list[list[str]]:
-    """The scores of real images: the same for all runs, unless different extractors scored them."""
-    first_of = {run.scores.extractor_sha256: run for run in reversed(runs) if run.scores}
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation over seeds."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < 2:
+        return number(numbers[0] if numbers else None)
+    return f"{number(statistics.mean(numbers))} ± {statistics.stdev(numbers):.2g}"
+
+
+def cards_section(runs: Sequence[RunSummary]) -> list[Block]:
+    """The cards of every scored run, to open."""
+    blocks: list[Block] = [Heading("Score cards")]
+    for run in runs:
+        if run.scores:
+            blocks.append(Details(f"{run.name}: how each number was made", _card_blocks(run.scores)))
+    return blocks if blocks[1:] else [*blocks, Text("No run is scored yet.")]
+
+
+def _card_blocks(run_scores: RunScores) -> list[Block]:
+    """What the cards of a run's scores have in common, a row for each score, and their notes."""
+    scores = run_scores.scores.items()
+    cards = {key: score.card.facts() for key, score in scores if score.value is not None}
+    shared = {"scored on": f"{run_scores.world_size} x {run_scores.device}"}
+    for facts in cards.values():
+        shared |= {name: facts[name] for name in facts if name not in (*CARD_COLUMNS, "note", "exact_value")}
+    rows = [[key, *(facts.get(name, "") for name in CARD_COLUMNS)] for key, facts in cards.items()]
+    notes = _by_text({key: facts["note"] for key, facts in cards.items() if "note" in facts})
     return [
-        ["real images", *(number(run.value(spec.baseline)) for spec in specs), run.label]
-        for run in first_of.values()
+        Table(["fact", "value"], [[name.replace("_", " "), fact] for name, fact in shared.items()]),
+        Table(["score", *(name.replace("_", " ") for name in CARD_COLUMNS)], rows, frozenset((2, 3, 4))),
+        *(Text(f"{words}: {note}.") for note, words in notes),
     ]
+
+
+def scores_csv(study: str, runs: Sequence[RunSummary]) -> str:
+    """Every score, one a line, with its card; a run without scores has one line with the reason."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        seed = run.config.seed if run.config else ""
+        cells = {"study": study, "run": run.name, "variant": run.variant, "seed": seed}
+        if not run.scores:
+            writer.writerow({**cells, "reason": f"{run.state}: {run.reason}"})
+            continue
+        for key, score in run.scores.scores.items():
+            number_cells = {"score": key, "value": score.value, "unit": score.unit, "reason": score.reason}
+            writer.writerow({**cells, **number_cells, **score.card.facts()})
+    return text.getvalue()

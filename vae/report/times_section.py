@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vae.goodput import Account, AttemptSpent, Spent, account, duration, suggestions, total
-from vae.report.cells import MISSING, fixed
-from vae.report.page import Block, Details, Heading, Table, Text
+from vae.report.page import MISSING, Block, Details, Heading, Table, Text, fixed
 from vae.report.run_summary import RunSummary
 
 TIMES_TEXT = (
@@ -32,12 +31,13 @@ def times_section(runs: list[RunSummary]) -> list[Block]:
     """What became of the allocated time, and what to ask for next time."""
     accounts = [_account(run) for run in runs]
     timed = [account for account in accounts if account.attempts]
+    blocks: list[Block] = [Heading("Where the time went")]
     if not timed:
-        return [Heading("Where the time went"), Text("No attempt has left times yet.")]
-    rows = [(account.run, account.spent) for account in timed]
+        return [*blocks, Text("No attempt has left times yet.")]
+    spent_by_run = {account.run: account.spent for account in timed}
     if len(timed) > 1:
-        rows.append(("all runs", total(spent for _, spent in rows)))
-    blocks: list[Block] = [Heading("Where the time went"), Text(TIMES_TEXT), _time_table("run", rows)]
+        spent_by_run["all runs"] = total(spent_by_run.values())
+    blocks += [Text(TIMES_TEXT), _time_table("run", spent_by_run.items())]
     blocks += [_attempts_block(account) for account in timed if len(account.attempts) > 1]
     if sentences := suggestions(accounts):
         blocks += [Heading("For the next launch", 3), *(Text(sentence) for sentence in sentences)]
@@ -62,21 +62,18 @@ def _attempt_name(attempt: AttemptSpent) -> str:
     return f"from step {attempt.first_step:,}, {attempt.steps:,} steps{lost}"
 
 
-def _time_table(what: str, rows: Sequence[tuple[str, Spent]]) -> Table:
+def _time_table(what: str, spent_by_name: Collection[tuple[str, Spent]]) -> Table:
     """A row of times for each name."""
-    parts = [spent for _, spent in rows]
+    parts = [spent for _, spent in spent_by_name]
     times = [head for head, name in TIMES.items() if any(getattr(part, name) is not None for part in parts)]
     hours = [head for head, name in HOURS.items() if any(getattr(part, name) for part in parts)]
-
-    def cells(spent: Spent) -> list[str]:
-        return [
-            *(duration(getattr(spent, TIMES[head])) or MISSING for head in times),
-            MISSING if spent.goodput is None else f"{spent.goodput:.0%}",
-            *(fixed(getattr(spent, HOURS[head]), 2) for head in hours),
-        ]
-
+    rows = []
+    for name, spent in spent_by_name:
+        durations = [duration(getattr(spent, TIMES[head])) or MISSING for head in times]
+        useful = MISSING if spent.goodput is None else f"{spent.goodput:.0%}"
+        rows.append([name, *durations, useful, *(fixed(getattr(spent, HOURS[head]), 2) for head in hours)])
     head = [what, *times, "useful", *hours]
-    return Table(head, [[name, *cells(spent)] for name, spent in rows], frozenset(range(1, len(head))))
+    return Table(head, rows, frozenset(range(1, len(head))))
 
 
 def _peak_table(attempts: Sequence[AttemptSpent]) -> Table:

@@ -16,11 +16,8 @@ from vae import figures
 from vae.metrics import read_metrics
 from vae.provenance import versions
 from vae.run_dir import FEATURES_DIR, SCORES_FILE, Done, figure_path
-from vae.scoring.baselines import baseline_scores
+from vae.scoring.comparisons import compute_scores, prior_noise
 from vae.scoring.extractors import load_extractor, to_8bit
-from vae.scoring.feature_cache import real_features
-from vae.scoring.generation import generation_scores, prior_noise
-from vae.scoring.reconstruction import reconstruction_scores
 from vae.scoring.score_cards import RunScores, Score, ScoreCard
 from vae.scoring.subject import Subject
 from vae.study import Study, read_run
@@ -41,7 +38,7 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
 
     Raises:
         RunError: the run is not complete, or its weights are damaged or give no images.
-        DataError: the data are missing, damaged, not the ones the run was trained on, or too few to score.
+        DataError: as `load_images`, or the data are damaged.
         WeightsError: the extractor's weights are missing, truncated or unknown.
     """
     started = time.monotonic()
@@ -54,25 +51,21 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     test, train = load_images(Path(config.data), done.data_fingerprint)
     extractor = load_extractor(study, state.device)
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
-    subject = Subject(run_dir.name, model.to(state.device), config.seed, test, extractor, card)
+    cache = run_dir.parent / FEATURES_DIR
+    subject = Subject(run_dir.name, model.to(state.device), config.seed, test, extractor, card, cache)
 
     # score it, then draw, for with scores.json the run counts as scored
-    scores = compute_scores(subject, train, run_dir.parent / FEATURES_DIR)
+    scores, result = compute_scores(subject, train), None
     if state.is_main_process:
         write_figures(run_dir, subject)
-    result = run_scores(subject, done, scores, time.monotonic() - started)
-    if state.is_main_process:
+        result = run_scores(subject, done, scores, time.monotonic() - started)
         write_record(run_dir / SCORES_FILE, result)
     final: RunScores = broadcast_object_list([result])[0]  # the others wait here
     return final
 
 
 def load_images(data: Path, fingerprint: str) -> tuple[ImageSplit, ImageSplit]:
-    """The test and the training images of the packed data with this fingerprint.
-
-    Raises:
-        DataError: they are missing, others, or too few to score.
-    """
+    """Test and training images of the packed data; DataError where they are missing, others or too few."""
     test = load_split(data, "test")
     check_fingerprint(fingerprint, test.fingerprint)
     train = load_split(data, "train")
@@ -80,16 +73,6 @@ def load_images(data: Path, fingerprint: str) -> tuple[ImageSplit, ImageSplit]:
         counts = f"{len(test)} test and {len(train)} training images"
         raise DataError(f"{data} has {counts}; a Frechet distance needs at least 2 of each")
     return test, train
-
-
-def compute_scores(subject: Subject, train: ImageSplit, cache: Path) -> dict[str, Score]:
-    """All scores on rank 0; none on the others. Every rank must call it."""
-    real = real_features(subject, subject.test, "test", np.arange(len(subject.test)), cache)
-    return {
-        **reconstruction_scores(subject, real),
-        **generation_scores(subject, real),
-        **baseline_scores(subject, real, train, cache),
-    }
 
 
 def run_scores(subject: Subject, done: Done, scores: dict[str, Score], seconds: float) -> RunScores:
@@ -117,12 +100,11 @@ def write_figures(run_dir: Path, subject: Subject) -> None:
     """Draw the losses, the first 32 test images, their reconstructions in the same order, and 32 samples."""
     figures.write_loss_curves(figure_path(run_dir, "loss"), {run_dir.name: read_metrics(run_dir)})
     model, device = subject.model, subject.extractor.device
-    count = min(GRID_IMAGES, len(subject.test))
-    originals = subject.test.take(np.arange(count))
+    originals = subject.test.take(np.arange(min(GRID_IMAGES, len(subject.test))))
     reconstructions = model.reconstruct(to_unit(originals.to(device), subject.dtype))
     grids = {"originals": originals, "reconstructions": to_8bit(reconstructions)}
     if model.can_sample:
-        noise = prior_noise(model, subject.seed, count).to(device, subject.dtype)
+        noise = prior_noise(model, subject.seed, len(originals)).to(device, subject.dtype)
         grids["samples"] = to_8bit(model.sample(noise))
     for name, images in grids.items():
         figures.write_grid(figure_path(run_dir, name), images[:, 0].cpu().numpy())

@@ -18,8 +18,6 @@ from data_prep.errors import RunError, WeightsError
 from vae.scoring import inception_weights as weights
 from vae.study import Study
 
-SMOKE_SEED = 0
-
 INCEPTION_INPUT = (
     "8-bit grey, PIL bilinear to 299 px (8-bit again), repeated to 3 channels, 0 to 1 with no ImageNet "
     "normalisation, then torchvision's transform_input, which expects it (as the published code did)"
@@ -38,10 +36,9 @@ class Features(NamedTuple):
 
 
 def to_8bit(images: Tensor) -> Tensor:
-    """Grey values in [0, 1] as uint8: x 255 and truncated, as torchvision's ToPILImage does in the report.
+    """Grey values as uint8: x 255 and truncated, as torchvision's ToPILImage does in the published code.
 
-    Raises:
-        RunError: a value is outside [0, 1] or not a number.
+    Raises RunError where a value is outside [0, 1] or not a number.
     """
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # also true for NaN
@@ -67,18 +64,13 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
-        """Features of images, on the CPU.
+        """Features of uint8 [n, 1, H, W], 0 to 255, on the CPU.
 
-        Args:
-            images: uint8 [n, 1, H, W], 0 to 255.
-
-        Raises:
-            TypeError: the images have another type or shape; floats in [0, 1] would be scored as black.
+        Raises TypeError for another type or shape; floats in [0, 1] would be scored as black.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 1:
-            raise TypeError(
-                f"an extractor takes uint8 [n, 1, H, W], given {images.dtype} {list(images.shape)}"
-            )
+            given = f"{images.dtype} {list(images.shape)}"
+            raise TypeError(f"an extractor takes uint8 [n, 1, H, W], given {given}")
         inputs = resize(images, self.size_px).to(self.device).float().div_(255)
         # TF32 would change the third digit of a feature
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -101,11 +93,7 @@ def resize(images: Tensor, size_px: int) -> Tensor:
 
 
 def load_extractor(study: Study, device: torch.device) -> Extractor:
-    """The study's extractor on `device`, in eval mode.
-
-    Raises:
-        SettingsError, WeightsError: as `weights.check`.
-    """
+    """The study's extractor on `device`, in eval mode; raises as `weights.check`."""
     weights.check(study)
     if study.extractor == "smoke":
         smoke = _Smoke()
@@ -145,17 +133,14 @@ class _Smoke(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(SMOKE_SEED)
+        generator = torch.Generator().manual_seed(0)
         self.register_buffer("first", torch.randn(32, 1, 8, 8, generator=generator) / 8)
         self.register_buffer("second", torch.randn(128, 32, 4, 4, generator=generator) / 512**0.5)
         self.register_buffer("head", torch.randn(1000, 2048, generator=generator) / 2048**0.5)
 
     def sha256(self) -> str:
         """SHA-256 of all weights, as 64 hex digits."""
-        digest = hashlib.sha256()
-        for tensor in self.buffers():
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in self.buffers())).hexdigest()
 
     def forward(self, inputs: Tensor) -> Features:
         maps = F.relu(F.conv2d((inputs - 0.5) / 0.25, self.get_buffer("first"), stride=4, padding=2))

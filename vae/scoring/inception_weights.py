@@ -5,9 +5,9 @@ Imports no torch: the launcher checks the weights before anything is queued.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+import shutil
 import sys
 import urllib.request
 from http.client import HTTPException
@@ -50,12 +50,7 @@ def locate(inception_weights: str = "") -> Path:
 
 
 def check(study: Study) -> None:
-    """Raise unless the study's extractor can be used: its weights are there and are the right ones.
-
-    Raises:
-        SettingsError: there is no such extractor.
-        WeightsError: the weights are missing, truncated or not the known ones.
-    """
+    """Raise SettingsError for an unknown extractor, WeightsError for missing, truncated or other weights."""
     if study.extractor not in EXTRACTORS:
         raise SettingsError(f"unknown extractor {study.extractor!r}; known: {', '.join(EXTRACTORS)}")
     if study.extractor == "inception":
@@ -66,10 +61,8 @@ def identify(path: Path) -> tuple[str, str]:
     """SHA-256 of a weights file, and its label: empty for the published weights.
 
     Other weights are taken only when the file PATH.sha256 beside them (as `sha256sum PATH` writes it) vouches
-    for every byte; their scores carry a label. So a truncated file never passes.
-
-    Raises:
-        WeightsError: the file is missing, truncated or unknown.
+    for every byte; their scores carry a label. So a truncated file never passes: that is a WeightsError, as
+    is a missing or an unknown one.
     """
     if not path.is_file():
         raise WeightsError(f"no Inception v3 weights at {path}", FETCH_HINT)
@@ -101,10 +94,8 @@ def _vouched_sha256(path: Path) -> str | None:
 def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str:
     """Download the weights to `path` unless they are there; return their SHA-256.
 
-    The file appears under its name only when it is whole and its SHA-256 begins with `sha256_prefix`.
-
-    Raises:
-        WeightsError: no connection, no room, or what came is not the published file.
+    The file appears under its name only when it is whole and its SHA-256 begins with `sha256_prefix`; no
+    connection, no room, or another file is a WeightsError.
     """
     if path.is_file() and (digest := sha256_file(path)).startswith(sha256_prefix):
         log.info("%s is there already", path)
@@ -112,7 +103,8 @@ def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            digest = _download(url, part)
+            _download(url, part)
+            digest = sha256_file(part)
             if not digest.startswith(sha256_prefix):
                 raise WeightsError(
                     f"{url} gave a file with SHA-256 {digest}, not {sha256_prefix}...; it was not kept",
@@ -127,17 +119,12 @@ def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str
     return digest
 
 
-def _download(url: str, target: Path) -> str:
-    """Copy `url` to `target`; returns the SHA-256 of what came."""
-    digest = hashlib.sha256()
+def _download(url: str, target: Path) -> None:
+    """Copy `url` to `target`, with a bar on a terminal."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
         num_bytes = int(answer.headers.get("Content-Length") or 0)
         log.info("fetching %s (%.0f MB)", url, num_bytes / 1e6)
         console, is_hidden = Console(stderr=True), not sys.stderr.isatty()
-        with wrap_file(
-            answer, num_bytes, description="weights", console=console, disable=is_hidden
-        ) as reader:
-            while block := reader.read(BLOCK_BYTES):
-                digest.update(block)
-                file.write(block)
-    return digest.hexdigest()
+        bar = wrap_file(answer, num_bytes, description="weights", console=console, disable=is_hidden)
+        with bar as reader:
+            shutil.copyfileobj(reader, file, BLOCK_BYTES)

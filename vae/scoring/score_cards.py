@@ -80,11 +80,7 @@ class RunScores(Record, frozen=True, kw_only=True):
 
 
 def read_scores(run_dir: Path) -> RunScores | None:
-    """A run's scores.json; None if there is none.
-
-    Raises:
-        DamagedFile: it holds anything else.
-    """
+    """A run's scores.json, None if there is none; raises DamagedFile if it holds anything else."""
     return read_record(run_dir / SCORES_FILE, RunScores)
 
 

@@ -1,22 +1,29 @@
-"""A run under test: its model, the test images, the extractor, and features of images over all ranks."""
+"""A run under test: features of its images from all ranks, and of real images from a cache."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from data_prep.files import replacing
 from vae.model import VAE
+from vae.provenance import versions
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.score_cards import ScoreCard
 from vae.training.data_loader import ImageSplit, rank_slice
@@ -39,6 +46,8 @@ class Subject:
     extractor: Extractor
     card: ScoreCard
     """What the cards of all its scores say: which split, weights and data."""
+    cache: Path
+    """Folder of the features of real images: a study computes them once, the same for every run."""
 
     @property
     def feature_card(self) -> ScoreCard:
@@ -52,23 +61,33 @@ class Subject:
         """Of its weights: a run that was trained in double precision is scored in it."""
         return next(self.model.parameters()).dtype
 
+    def real_features(self, split: ImageSplit, name: str, indices: np.ndarray) -> Features:
+        """Features of some images of the split `name`, from the cache if they are there."""
+        # the file's name stands for everything that the features depend on
+        network = (self.extractor.name, self.extractor.weights_sha256, self.extractor.input)
+        facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+        def compute() -> Features:
+            what = f"real images of the {name} split"
+            return self.collect(what, len(indices), lambda rows: split.take(indices[rows]))
+
+        return cached(self.cache / f"{key}.npz", compute)
+
     def collect(self, what: str, num_images: int, make_images: Callable[[slice], Tensor]) -> Features:
         """Features of images in their order, on every rank; each rank takes its share of the work.
 
-        Shows this rank's images, called `what`, as a bar on a terminal, else as a line now and then.
-
-        Args:
-            make_images: uint8 [n, 1, H, W] of the rows asked for, at most BATCH_IMAGES at once.
+        `make_images` gives uint8 [n, 1, H, W] of the rows asked for, at most BATCH_IMAGES at once. Shows rank
+        0's images, called `what`, as a bar on a terminal, else as a line now and then.
         """
         state = PartialState()
         rows = rank_slice(num_images, state.process_index, state.num_processes)
         title, count = f"{self.name}: {what}", rows.stop - rows.start
         has_bar = state.is_main_process and sys.stderr.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+        console, left = Console(stderr=True), TimeRemainingColumn()
         parts, logged_at = [], time.monotonic()
-        with Progress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not has_bar
-        ) as bar:
+        with Progress(*columns, left, console=console, disable=not has_bar) as bar:
             task = bar.add_task(title, total=count)
             for start in range(rows.start, rows.stop, BATCH_IMAGES):
                 stop = min(start + BATCH_IMAGES, rows.stop)
@@ -80,5 +99,32 @@ class Subject:
                     logged_at = time.monotonic()
                     log.info("%s: %d of %d images", title, stop - rows.start, count)
         # also where a rank has no images: every rank must take part
-        probabilities = gather_object([part.probabilities for part in parts])
-        return Features(torch.cat(probabilities), torch.cat(gather_object([part.pool for part in parts])))
+        return Features(*map(torch.cat, zip(*gather_object(parts), strict=True)))
+
+
+def cached(path: Path, compute: Callable[[], Features]) -> Features:
+    """The features in the file `path`, or those that `compute` gives, which are kept there.
+
+    Rank 0 reads and writes; a damaged file is as good as none. Every rank must call it.
+    """
+    is_main = PartialState().is_main_process
+    kept: Features | None = broadcast_object_list([_read(path) if is_main else None])[0]
+    if kept is not None:
+        return kept
+    features = compute()
+    if is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, **{name: tensor.numpy() for name, tensor in features._asdict().items()})
+    return features
+
+
+def _read(path: Path) -> Features | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Features(*(torch.from_numpy(file[name]) for name in Features._fields))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged and will be made again: %s", path, error)
+        return None

@@ -1,19 +1,8 @@
-"""Numbers and names as the report's cells and sentences have them."""
+"""Scores as the report's cells and sentences have them."""
 
 from __future__ import annotations
 
-from vae.report.cells import fixed, in_words, number, spread
-
-
-def test_numbers_have_four_digits_or_are_whole() -> None:
-    assert [number(value) for value in (None, 0.44671, 35912.4, 24.0, 0.0)] == [
-        "-",
-        "0.4467",
-        "35,912",
-        "24.00",
-        "0.000",
-    ]
-    assert [fixed(value, 1) for value in (None, 2.25, 1234.56)] == ["-", "2.2", "1,234.6"]
+from vae.report.scores_section import in_words, spread
 
 
 def test_seeds_have_a_mean_and_a_deviation() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vae.scoring.extractors import Features
-from vae.scoring.feature_cache import cached
+from vae.scoring.subject import cached
 
 
 def test_cached_features_are_made_once_and_again_when_damaged(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def sha256_file(path: Path) -> str:
 def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
     """Hold the lock file `path`; yields False if another process has held it for `wait_s` seconds.
 
-    The system drops the lock when its holder ends, however that happens. Without locks there is only a warning.
+    The system drops the lock when its holder ends, however it ends. Without locks there is only a warning.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     give_up = time.monotonic() + wait_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
@@ -58,16 +59,21 @@ class Audit(Record, frozen=True):
 
 def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> None:
     """Look through the shards `names` and write audit.json."""
+    # Read what the shards know.
     rows: Rows = []
     reasons: Counter[str] = Counter()
     for name in names:
         split = name.split("-")[0]
         rows += [(split, record) for record in read_records(out / name)]
         reasons.update(reject.reason.split(":")[0] for reject in read_rejects(out / name))
+    # Count it.
+    images = Counter((split, record.label) for split, record in rows)
+    splits = list(dict.fromkeys(split for split, _ in rows))
+    patients = Counter(chain.from_iterable(splits_of_patients(rows).values()))
     audit = Audit(
         num_images=len(rows),
-        splits=count_splits(rows, class_names),
-        patients=count_patients(rows),
+        splits={split: {name: images[split, i] for i, name in enumerate(class_names)} for split in splits},
+        patients={split: patients[split] for split in splits},
         patient_leaks=leaks(rows),
         duplicates=duplicates(rows),
         classes={name: describe(rows, label) for label, name in enumerate(class_names)},
@@ -85,28 +91,18 @@ def read(out: Path) -> Audit:
     return audit
 
 
-def count_splits(rows: Rows, class_names: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """Images by split and class."""
-    counts = Counter((split, record.label) for split, record in rows)
-    splits = list(dict.fromkeys(split for split, _ in rows))
-    return {split: {name: counts[split, label] for label, name in enumerate(class_names)} for split in splits}
-
-
-def count_patients(rows: Rows) -> dict[str, int]:
-    """Known patients in each split."""
-    groups: dict[str, set[str]] = defaultdict(set)
+def splits_of_patients(rows: Rows) -> dict[str, set[str]]:
+    """The splits in which each known patient has images."""
+    splits: dict[str, set[str]] = defaultdict(set)
     for split, record in rows:
-        groups[split] |= {record.group} - {""}
-    return {split: len(patients) for split, patients in groups.items()}
+        if record.group:
+            splits[record.group].add(split)
+    return splits
 
 
 def leaks(rows: Rows) -> list[str]:
     """Patients with images in more than one split."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for split, record in rows:
-        splits[record.group].add(split)
-    splits.pop("", None)  # nobody knows whose images these are
-    return sorted(patient for patient, sides in splits.items() if len(sides) > 1)
+    return sorted(patient for patient, splits in splits_of_patients(rows).items() if len(splits) > 1)
 
 
 def duplicates(rows: Rows) -> Duplicates:
@@ -157,12 +153,11 @@ def findings(audit: Audit) -> list[str]:
     """What to know before training, one line each."""
     same = audit.duplicates
     counts = Counter({split: sum(classes.values()) for split, classes in audit.splits.items()})
-    lines = [
-        f"train and val together: {counts['train'] + counts['val']:,} images; "
-        f"test: {counts['test']:,} images",
+    train_and_val = counts["train"] + counts["val"]
+    return [
+        f"train and val together: {train_and_val:,} images; test: {counts['test']:,} images",
         f"patients in more than one split: {len(audit.patient_leaks)}",
         f"duplicates: {same.groups} groups of byte-identical files ({same.files} files), "
         f"{same.across_splits} across splits, {same.across_classes} across classes",
+        *(f"quarantined: {count} x {reason}" for reason, count in audit.quarantined.items()),
     ]
-    lines += [f"quarantined: {count} x {reason}" for reason, count in audit.quarantined.items()]
-    return lines

@@ -16,13 +16,16 @@ from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from data_prep import phantom
 from data_prep.errors import DataError
 from data_prep.image import BadImageError, Picture, make_dicom_picture, make_picture, read_file
-from data_prep.pack_plan import PackOptions, Plan
+from data_prep.pack_plan import Plan
 from data_prep.shards import ImageRecord, Packed, Reject
-from data_prep.sources import Item, Kind, unescape
+from data_prep.sources import Item, unescape
 
-# Images handed to a worker at a time: enough to hide the hand-over, few enough for a smooth progress bar.
+# Images handed to a worker at a time: enough to hide the hand-over, few enough for smooth progress.
 CHUNK_IMAGES = 8
 # Chunks per worker that may wait to be written: a second of decoding, as long as a shard is synced to disk.
 AHEAD_CHUNKS = 32
@@ -30,14 +33,12 @@ AHEAD_CHUNKS = 32
 
 @contextmanager
 def decoder(plan: Plan, workers: int) -> Iterator[Callable[[Iterable[Item]], Iterator[Packed]]]:
-    """A function that decodes items in order, in this process or in `workers` others.
-
-    The workers are spawned, not forked: they share no file handles, locks or threads with this process.
-    """
-    job = partial(decode_item, plan.kind, Path(plan.root), plan.options, plan.class_names)
+    """A function that decodes items in order, in this process or in `workers` others."""
+    job = partial(decode_item, replace(plan, shards=()))  # without its items, which would go along each time
     if workers == 1:
         yield partial(map, job)
         return
+    # not forked: the workers must share no file handles, locks or threads with this process
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
         yield partial(_decode_in, pool, AHEAD_CHUNKS * workers, job)
@@ -89,23 +90,23 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def decode_item(
-    kind: Kind, root: Path, options: PackOptions, class_names: tuple[str, ...], item: Item
-) -> Packed:
+def decode_item(plan: Plan, item: Item) -> Packed:
     """One image as a record and its pixels, or as a reject with the reason."""
-    label, path = class_names.index(item.label), root / unescape(item.path or item.key)
+    label, path = plan.class_names.index(item.label), Path(plan.root, unescape(item.path or item.key))
+    size_px, aspect = plan.options.size_px, plan.options.aspect
     # Get the picture.
     content = b""
     try:
-        if kind == "phantom":
-            picture = draw(item, options)
-            content = picture.pixels.tobytes()
+        if plan.kind == "phantom":
+            number = int(item.key.rpartition("/")[2])
+            pixels = phantom.render(number, item.label == "PNEUMONIA", size_px, plan.options.seed)
+            picture, content = Picture(pixels, size_px, size_px, "L"), pixels.tobytes()
+        elif plan.kind == "dicom":
+            content = read_file(path)
+            picture = make_dicom_picture(content, size_px, aspect)
         else:
             content = read_file(path)
-            if kind == "dicom":
-                picture = make_dicom_picture(content, options.size_px, options.aspect)
-            else:
-                picture = make_picture(content, path.suffix, options.size_px, options.aspect)
+            picture = make_picture(content, path.suffix, size_px, aspect)
     except BadImageError as error:
         return Reject(item.key, label, str(error), hashlib.sha256(content).hexdigest() if content else "")
     # Note where it comes from.
@@ -120,12 +121,3 @@ def decode_item(
         source_mode=picture.mode,
     )
     return record, picture.pixels.tobytes()
-
-
-def draw(item: Item, options: PackOptions) -> Picture:
-    """A phantom radiograph."""
-    from data_prep import phantom
-
-    number = int(item.key.rpartition("/")[2])
-    pixels = phantom.render(number, item.label == "PNEUMONIA", options.size_px, options.seed)
-    return Picture(pixels, options.size_px, options.size_px, "L")

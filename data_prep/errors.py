@@ -1,13 +1,4 @@
-"""The errors a user can cause or cure; every room raises these, the front doors print them.
-
-ToolkitError
-├── DataError      images, shards, manifests
-├── SettingsError  flags, run.yaml, study.yaml, profiles
-├── RunError       a run folder, a checkpoint, a training that went wrong
-├── WeightsError   feature-extractor weights
-├── ClusterError   SLURM and local launching
-└── DamagedFile    a file of ours that is damaged, edited, or from a later version
-"""
+"""The errors a user can cause or cure; every room raises these, the front doors print them."""
 
 from __future__ import annotations
 
@@ -25,7 +16,7 @@ class DataError(ToolkitError):
 
 
 class SettingsError(ToolkitError):
-    """A flag or a settings file says something that is not allowed."""
+    """A flag or a settings file (run.yaml, study.yaml, a profile) says something that is not allowed."""
 
 
 class RunError(ToolkitError):
@@ -41,4 +32,4 @@ class ClusterError(ToolkitError):
 
 
 class DamagedFile(ToolkitError):
-    """A file does not hold what this toolkit writes there."""
+    """A file of ours is damaged, edited, or from a later version."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_prep.errors import DataError
 
@@ -40,10 +40,7 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes `path`, on error nothing changes.
-
-    Readers see the old file or the new one, never half of one, also after a power cut.
-    """
+    """A temporary path that becomes `path` in the end, also through a power cut; on error nothing changes."""
     part = temporary_path(path)
     try:
         yield part
@@ -91,24 +88,24 @@ def sha256_file(path: Path) -> str:
 def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
     """Hold the lock file `path`; yields False if another process has held it for `wait_s` seconds.
 
-    The system drops the lock when its holder ends, however it ends, so it is never stale. Where the file
-    system has no locks there is only a warning.
+    The system drops the lock when its holder ends, however it ends. Without locks there is only a warning.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     give_up = time.monotonic() + wait_s
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < give_up:
-                    time.sleep(0.2)
-                    continue
-                yield False
-                return
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                log.warning("%s has no file locks; take care to start nothing twice", path.parent)
-            yield True
-            return
+        while not (is_held := _lock(file, path)) and time.monotonic() < give_up:
+            time.sleep(0.2)
+        yield is_held
+
+
+def _lock(file: IO[str], path: Path) -> bool:
+    """Lock a file without waiting; False if another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s has no file locks; take care to start nothing twice", path.parent)
+    return True

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 Aspect = Literal["stretch", "pad", "crop"]
-ASPECTS = ("stretch", "pad", "crop")
+"""stretch fills the square and changes the proportions (as published); pad adds black borders; crop cuts."""
 
 # Suffixes that a file of each format may have.
 SUFFIXES = {
@@ -32,19 +32,14 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 16
 MAX_FILE_BYTES = 1 << 30
 REDUCING_GAP = 2.0
-EXIF_ORIENTATION = 0x0112
 
 MODE_ADVICE = {
-    "P": "has a palette; convert it to grey",
-    "PA": "has a palette; convert it to grey",
-    "RGBA": "has transparency; flatten it",
-    "LA": "has transparency; flatten it",
+    **dict.fromkeys(("P", "PA"), "has a palette; convert it to grey"),
+    **dict.fromkeys(("RGBA", "LA"), "has transparency; flatten it"),
     "CMYK": "has print colours (CMYK); convert it to grey",
     "1": "is black and white without greys",
-    "I;16": "has 16 bits; scale it to 8, or give the DICOM files",
-    "I;16B": "has 16 bits; scale it to 8, or give the DICOM files",
-    "I": "has more than 8 bits; scale it to 8, or give the DICOM files",
-    "F": "has more than 8 bits; scale it to 8, or give the DICOM files",
+    **dict.fromkeys(("I;16", "I;16B"), "has 16 bits; scale it to 8, or give the DICOM files"),
+    **dict.fromkeys(("I", "F"), "has more than 8 bits; scale it to 8, or give the DICOM files"),
 }
 
 
@@ -64,11 +59,7 @@ class Picture:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        BadImageError: it is not one, is empty, or cannot be read.
-    """
+    """The bytes of a regular file; BadImageError if it is not one, is empty or huge, or cannot be read."""
     try:
         status = path.stat()  # first, because opening a pipe would wait for ever
         if not stat.S_ISREG(status.st_mode):
@@ -86,8 +77,7 @@ def read_file(path: Path) -> bytes:
 def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> Picture:
     """Decode an image file and bring it to `size_px` squared.
 
-    Raises:
-        BadImageError: it is damaged, not what it is named, or of a kind that would be guesswork to convert.
+    Raises BadImageError if it is damaged, not what it is named, or would take guesswork to convert.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; we decide ourselves
@@ -118,28 +108,22 @@ def _check(image: Image.Image, suffix: str) -> None:
         raise BadImageError(f"has {width * height:,} pixels; the limit is {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE_PX:
         raise BadImageError(f"is {width}x{height} px; each side needs at least {MIN_SIDE_PX}")
-    if image.mode in MODE_ADVICE:
-        raise BadImageError(MODE_ADVICE[image.mode])
     if image.mode not in ("L", "RGB", "YCbCr"):
-        raise BadImageError(f"has the unusual mode {image.mode}; convert it to grey")
+        unusual = f"has the unusual mode {image.mode}; convert it to grey"
+        raise BadImageError(MODE_ADVICE.get(image.mode, unusual))
     if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         # 16 bits a colour, of which Pillow would silently drop 8
         raise BadImageError(MODE_ADVICE["I;16"])
     if getattr(image, "n_frames", 1) > 1:
         raise BadImageError("holds several pictures; save the one you mean by itself")
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation not in (0, 1):  # 0: not said
-        raise BadImageError(
-            f"is stored rotated or mirrored (EXIF orientation {orientation}); turn it upright"
-        )
+        how = f"EXIF orientation {orientation}"
+        raise BadImageError(f"is stored rotated or mirrored ({how}); turn it upright")
 
 
 def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.uint8]:
-    """A grey image as uint8 [size_px, size_px].
-
-    stretch fills the square and changes the proportions (as published); pad adds black borders; crop
-    cuts the longer side.
-    """
+    """A grey image as uint8 [size_px, size_px]."""
     width, height = image.size
     if aspect == "pad":
         scale = size_px / max(width, height)
@@ -160,8 +144,7 @@ def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.u
 def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
     """Decode a DICOM radiograph the way a viewer shows it: VOI window or LUT, inverted if MONOCHROME1.
 
-    Raises:
-        BadImageError: it is not a DICOM image of one grey frame, or its pixels cannot be decoded.
+    Raises BadImageError if it is not a DICOM image of one grey frame, or its pixels cannot be decoded.
     """
     import pydicom
 

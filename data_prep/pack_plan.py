@@ -1,4 +1,4 @@
-"""The plan of a pack, kept as plan.json: which image goes into which shard, and how its pixels are made.
+"""The plan of a pack, kept as plan.json: every image in one split and shard, and how its pixels are made.
 
 It is fixed before the first pixel is read, so a pack that was killed ends with the same bytes as one that was
 not, and many parts write the same files as one process.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,9 +23,10 @@ from data_prep.image import REDUCING_GAP, Aspect
 from data_prep.records import Record, read_record, write_record
 from data_prep.shards import SHARD_NAME, SPLITS, Recipe
 from data_prep.sources import Item, Kind, Source, find_items, keep_salt
-from data_prep.splits import cut_splits
 
 PLAN_FILE = "plan.json"
+# Below this share of the wanted size a given validation split is too small to choose by (Kaggle's: 16).
+TINY_VAL_SHARE = 0.5
 
 
 class PackOptions(Record, frozen=True):
@@ -34,7 +35,6 @@ class PackOptions(Record, frozen=True):
     size_px: int = 256
     """Side of the square images; as published."""
     aspect: Aspect = "stretch"
-    """stretch: fill the square (as published); pad: black borders; crop: cut the longer side."""
     val_fraction: float = 0.1
     """Share of the training patients' images for validation, where the source gives too few."""
     shard_images: int = 4096
@@ -106,11 +106,9 @@ def count_images(shards: Iterable[ShardPlan]) -> int:
 def plan(source: str, out: Path, options: PackOptions, write: bool = True) -> Plan:
     """Decide which image of `source` goes into which shard, and write that down as OUT/plan.json.
 
-    `source` is a folder, CSV file, DICOM folder or `phantom:N`. A dry run does not `write`.
-
-    Raises:
-        DataError: the source cannot be used, one patient is on two sides, or OUT holds another plan.
-        DamagedFile: OUT/plan.json is damaged.
+    `source` is a folder, CSV file, DICOM folder or `phantom:N`. A dry run does not `write`. Raises DataError
+    if the source cannot be used, one patient is on two sides, or OUT holds another plan; DamagedFile if that
+    is damaged.
     """
     new = make_plan(source, find_items(source, out, may_write=write), options)
     if write:
@@ -134,7 +132,7 @@ def existing_plan(out: Path, new: Plan) -> Plan | None:
     existing = read_plan(out) if (out / PLAN_FILE).exists() else None
     if existing is not None and existing.digest() != new.digest():
         raise DataError(
-            f"{out} belongs to another pack: {'; '.join(plan_differences(existing, new))}",
+            f"{out} belongs to another pack: {plan_differences(existing, new)}",
             "choose another folder for the shards, or remove this one",
         )
     return existing
@@ -150,28 +148,85 @@ def make_plan(source: str, listing: Source, options: PackOptions) -> Plan:
     return Plan(source, listing.kind, str(listing.root), options, class_names, tuple(shards))
 
 
+def cut_splits(items: Iterable[Item], fraction: float, seed: int) -> dict[str, list[Item]]:
+    """Images by split; DataError if the source itself has a patient on two sides.
+
+    Test stays as given. Validation is cut from train, about `fraction` of each class, if it is missing or
+    tiny; so is test if the source gives none.
+    """
+    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    for item in items:
+        splits[item.split or "train"].append(item)
+    train_and_val = splits["train"] + splits["val"]
+    if len(splits["val"]) < TINY_VAL_SHARE * fraction * len(train_and_val):
+        splits |= {"train": train_and_val, "val": []}
+    refuse_shared_patients(splits)
+    for split in ("test", "val"):
+        if not splits[split]:
+            splits[split], splits["train"] = cut_patients(splits["train"], split, fraction, seed)
+    return splits
+
+
+def cut_patients(items: list[Item], split: str, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """About `fraction` of each class for `split`, in whole patients; and the rest."""
+    by_class: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
+    owner: dict[str, str] = {}  # a patient with images of two classes counts for the first
+    for item in sorted(items, key=lambda item: item.key):
+        patient = item.group or item.key
+        by_class[owner.setdefault(patient, item.label)][patient].append(item)
+    cut: list[Item] = []
+    for label, patients in sorted(by_class.items()):
+        wanted = max(1, round(fraction * sum(map(len, patients.values()))))
+        order = sorted(patients)
+        random.Random(f"{split}-{label}-{seed}").shuffle(order)
+        taken: list[Item] = []
+        while len(taken) < wanted and order:
+            taken += patients[order.pop()]
+        cut += taken
+    chosen = {item.key for item in cut}
+    return cut, [item for item in items if item.key not in chosen]
+
+
+def refuse_shared_patients(splits: dict[str, list[Item]]) -> None:
+    """Raise DataError if a patient has images in two splits."""
+    first: dict[str, tuple[str, Item]] = {}
+    shared: dict[str, str] = {}  # by patient, where two of the images lie
+    for split in SPLITS:
+        for item in splits[split]:
+            other_split, other = first.setdefault(item.group, (split, item))
+            if item.group and other_split != split:
+                files = f"{other.path or other.key} in {other_split}, {item.path or item.key} in {split}"
+                shared.setdefault(item.group, files)
+    if shared:
+        some = "; ".join(f"{patient}: {files}" for patient, files in sorted(shared.items())[:3])
+        count = "1 patient has" if len(shared) == 1 else f"{len(shared)} patients have"
+        raise DataError(
+            f"{count} images in two splits, such as {some}",
+            "correct the splits of the source, or leave them out to have them cut by patient",
+        )
+
+
 def plan_shards(split: str, items: list[Item], options: PackOptions) -> Iterator[ShardPlan]:
     """The images of one split, shuffled and dealt out to its shards."""
     order = sorted(items, key=lambda item: item.key)
     random.Random(f"order-{split}-{options.seed}").shuffle(order)
-    count = math.ceil(len(order) / options.shard_images)
-    for number in range(count):
-        start = number * options.shard_images
-        images = tuple(order[start : start + options.shard_images])
-        yield ShardPlan(f"{split}-{number:05d}-of-{count:05d}.h5", split, images)
+    starts = range(0, len(order), options.shard_images)
+    for number, start in enumerate(starts):
+        name = f"{split}-{number:05d}-of-{len(starts):05d}.h5"
+        yield ShardPlan(name, split, tuple(order[start : start + options.shard_images]))
 
 
-def plan_differences(existing: Plan, new: Plan) -> list[str]:
-    """What tells two plans apart, one line each."""
+def plan_differences(existing: Plan, new: Plan) -> str:
+    """What tells two plans apart."""
     differences = []
-    for name in PackOptions.__struct_fields__:
-        old_value, new_value = getattr(existing.options, name), getattr(new.options, name)
-        if name != "max_bad" and old_value != new_value:
-            differences.append(f"{name}: {old_value} there, {new_value} asked for")
-    old_count, new_count = count_images(existing.shards), count_images(new.shards)
-    if old_count != new_count:
-        differences.append(f"images: {old_count} there, {new_count} in the source")
-    return differences or ["it was made from other files"]
+    for name, value in msgspec.structs.asdict(existing.options).items():
+        new_value = getattr(new.options, name)
+        if name != "max_bad" and value != new_value:
+            differences.append(f"{name}: {value} there, {new_value} asked for")
+    count, new_count = count_images(existing.shards), count_images(new.shards)
+    if count != new_count:
+        differences.append(f"images: {count} there, {new_count} in the source")
+    return "; ".join(differences) or "it was made from other files"
 
 
 def read_plan(out: Path) -> Plan:

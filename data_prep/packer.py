@@ -22,8 +22,6 @@ from data_prep.sources import import_pydicom
 log = logging.getLogger(__name__)
 
 QUARANTINE_FILE = "quarantine.jsonl"
-LOCK_FILE = ".packing"
-
 Progress = Callable[[int], None]
 
 
@@ -35,23 +33,20 @@ def pack_part(
     Parts may run at the same time on different nodes. A single worker decodes in this process. `progress` is
     called with how many more images are done, first with those of an earlier attempt.
 
-    Raises:
-        DataError: too many files are unusable, the disk is full, or a worker died.
+    Raises DataError if too many files are unusable, the disk is full, or a worker died.
     """
     # Refuse what cannot be packed here.
     if not 0 <= part < num_parts or workers < 1:
-        raise DataError(
-            f"--task {part} --tasks {num_parts} --workers {workers} is not allowed", "0 <= task < tasks"
-        )
+        given = f"--task {part} --tasks {num_parts} --workers {workers}"
+        raise DataError(f"{given} is not allowed", "0 <= task < tasks")
     plan = read_plan(out)
     if plan.kind == "dicom":
         import_pydicom()
     # One process a part, so that no two write the same shard.
-    with only_holder(out / f"{LOCK_FILE}-{part}-of-{num_parts}") as is_ours:
+    with only_holder(out / f".packing-{part}-of-{num_parts}") as is_ours:
         if not is_ours:
-            raise DataError(
-                f"another process is packing part {part} of {num_parts} of {out}", "wait for it, or end it"
-            )
+            this = f"part {part} of {num_parts} of {out}"
+            raise DataError(f"another process is packing {this}", "wait for it, or end it")
         pack_shards(out, plan, plan.shards[part::num_parts], workers, progress)
 
 
@@ -132,8 +127,7 @@ def remove_leftovers(path: Path) -> None:
 def finalize(out: Path) -> Manifest:
     """Join the shards of OUT's plan: quarantine.jsonl, audit.json and, last, manifest.json.
 
-    Raises:
-        DataError: shards are missing, or too many files were unusable (then the shards are removed).
+    Raises DataError if shards are missing, or too many files were unusable (then the shards are removed).
     """
     plan = read_plan(out)
     missing = missing_shards(out, plan.shards, plan.digest())

@@ -38,16 +38,14 @@ def items(count: int) -> list[tuple[str, str, str, str]]:
         for label, wanted in (("NORMAL", size - num_pneumonia), ("PNEUMONIA", num_pneumonia)):
             end = len(films) + wanted
             while len(films) < end:
-                for film in range(min(_num_films(patient), end - len(films))):
+                # most patients have one film, few have many
+                share = np.random.default_rng((1, patient)).random() ** 4
+                num_films = 1 + int(share * MAX_FILMS_PER_PATIENT)
+                for film in range(min(num_films, end - len(films))):
                     key = f"{split}/{label}/{FILMS * patient + film:07d}"
                     films.append((key, label, split, f"phantom-{patient}"))
                 patient += 1
     return films
-
-
-def _num_films(patient: int) -> int:
-    """Most patients have one film, few have many."""
-    return 1 + int(np.random.default_rng((1, patient)).random() ** 4 * MAX_FILMS_PER_PATIENT)
 
 
 def render(number: int, has_pneumonia: bool, size_px: int, seed: int = 0) -> npt.NDArray[np.uint8]:

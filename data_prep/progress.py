@@ -1,6 +1,6 @@
-"""How far a pack is: a bar on a terminal, a line in the log now and then elsewhere.
+"""How far the work on many images is: a bar on a terminal, a line in the log now and then elsewhere.
 
-The first count it is told is what an earlier attempt packed, which says nothing about the speed.
+The first count it is told is what an earlier attempt did, which says nothing about the speed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def shown_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of images that were packed since the last call."""
+def shown_progress(total: int, title: str, prefix: str = "") -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of images done since the last call: first before any is, then on.
+
+    `title` stands before the bar, `prefix` before each line in the log.
+    """
     if not sys.stderr.isatty():
-        yield LoggedProgress(total).advance
+        yield LoggedProgress(total, prefix).advance
         return
-    speed = TextColumn("{task.fields[speed]:,.0f} images/s")
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    title_column, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]:,.0f} images/s")
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("packing", total=None, speed=0.0)
 
         def advance(count: int) -> None:
-            if bar.tasks[0].total is None:
-                bar.reset(row, total=total, completed=count)
+            if not bar.tasks:
+                bar.add_task(title, total=total, completed=count, speed=0.0)
             else:
-                bar.update(row, advance=count, speed=bar.tasks[0].speed or 0.0)
+                bar.update(bar.tasks[0].id, advance=count, speed=bar.tasks[0].speed or 0.0)
 
         yield advance
 
@@ -42,8 +44,8 @@ def shown_progress(total: int) -> Iterator[Callable[[int], None]]:
 class LoggedProgress:
     """Images done, images per second and time left, at most every few seconds."""
 
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self.prefix = total, 0, prefix
         self.num_before: int | None = None  # images of an earlier attempt
         self.clock = clock
         self.start = self.last_line = clock()
@@ -54,11 +56,12 @@ class LoggedProgress:
         if self.num_before is None:
             self.num_before = count
             if count:
-                log.info("%d of %d images are packed already", count, self.total)
+                log.info("%s%d of %d images are packed already", self.prefix, count, self.total)
             return
         now = self.clock()
         if self.done == self.total or now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
             pace = (self.done - self.num_before) / max(now - self.start, 1e-9)
             left_s = (self.total - self.done) / max(pace, 1e-9)
-            log.info("%d of %d images, %.0f images/s, %.0f s left", self.done, self.total, pace, left_s)
+            images = f"{self.prefix}{self.done} of {self.total} images"
+            log.info("%s, %.0f images/s, %.0f s left", images, pace, left_s)

@@ -1,7 +1,7 @@
 """Typed records in JSON files: one strict reader and one writer for every room.
 
-Whatever in a file is not ours (damaged, edited by hand, from a later version) is one line that names the
-file, the field and what to do.
+Whatever in a file is not ours (damaged, edited by hand, from a later version) is a DamagedFile: one line that
+names the file, the field and what to do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from data_prep.files import write_json
 # How a byte of a path that is no UTF-8 stands in JSON; msgspec's own decoder refuses it.
 ODD_BYTE = b"\\udc"
 
+T = TypeVar("T")
+
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one JSON file, or one line of a JSON-lines file, holds."""
@@ -35,27 +37,15 @@ class Word(str, enum.Enum):
         return str(self.value)
 
 
-R = TypeVar("R", bound=msgspec.Struct)
-T = TypeVar("T")
-
-
-def read_record(path: Path, kind: type[R]) -> R | None:
-    """The record in a JSON file; None if there is no such file.
-
-    Raises:
-        DamagedFile: it holds anything else; names the file, the field and what to do.
-    """
+def read_record(path: Path, kind: type[T]) -> T | None:
+    """The record in a JSON file; None if there is no such file, DamagedFile if it holds anything else."""
     content = read_bytes(path)
     hint = getattr(kind, "IF_DAMAGED", Record.IF_DAMAGED)
     return None if content is None else decode(content, msgspec.json.Decoder(kind), str(path), hint)
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """A file's bytes; None if there is no such file.
-
-    Raises:
-        DamagedFile: it is there and cannot be read.
-    """
+    """A file's bytes; None if there is no such file, DamagedFile if it cannot be read."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -65,11 +55,7 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def decode(content: bytes, decoder: msgspec.json.Decoder[T], where: str, hint: str) -> T:
-    """A record from its JSON; `where` and `hint` are for the error.
-
-    Raises:
-        DamagedFile: as `read_record`.
-    """
+    """A record from its JSON; `where` and `hint` are for the DamagedFile if it is none."""
     try:
         if ODD_BYTE in content:
             return msgspec.convert(json.loads(content), decoder.type)
@@ -90,16 +76,10 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
     write_json(path, msgspec.to_builtins(record))
 
 
-# --- JSON lines ----------------------------------------------------------------------------------
-
-
 def read_lines(path: Path, decoder: msgspec.json.Decoder[T]) -> list[T]:
-    """The records of a JSON-lines file, oldest first; none if there is no such file.
+    """The records of a JSON-lines file, oldest first, without a half-written last one; none without a file.
 
-    A half-written last line is left out.
-
-    Raises:
-        DamagedFile: a line holds anything else; names the line, the field and what to do.
+    Raises DamagedFile, which names the line too, if a line holds anything else.
     """
     lines = (read_bytes(path) or b"").splitlines(keepends=True)
     whole = lines[:-1] if lines and not is_whole(lines[-1]) else lines

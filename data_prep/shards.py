@@ -50,7 +50,6 @@ SPLITS = ("train", "val", "test")
 PAGE_BYTES = 4096
 # Only the pixels are as long as this, so only they are moved to a page border.
 ALIGNED_BYTES = 1 << 16
-COPY_BYTES = 1 << 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.h5")
 REPACK_HINT = "pack the images again: python jobs/pack.py SOURCE OUT"
 
@@ -134,13 +133,9 @@ class Manifest(Record, frozen=True, kw_only=True):
 def write_shard(path: Path, size_px: int, attributes: Attributes, items: Iterable[Packed]) -> None:
     """Write one shard from images (record and size_px**2 bytes of pixels) and rejects, in order.
 
-    The file appears under its name only when it is whole and its pixels have been read back
-    and compared. Memory stays small: pixels go through an unnamed scratch file, because the
-    number of usable images is known only at the end.
-
-    Raises:
-        OSError: the disk is full, or cannot be written.
-        DataError: what was read back is not what was written.
+    The file appears under its name only when it is whole. Memory stays small: pixels go through an unnamed
+    scratch file, because the number of usable images is known only at the end. Raises OSError if the disk is
+    full, DataError if what was read back is not what was written.
     """
     rows: list[ImageRecord] = []
     crc32: list[int] = []
@@ -161,7 +156,7 @@ def write_shard(path: Path, size_px: int, attributes: Attributes, items: Iterabl
             file.write(header)
             file.seek(offset)
             scratch.seek(0)
-            shutil.copyfileobj(scratch, file, COPY_BYTES)
+            shutil.copyfileobj(scratch, file)
         # Read them back.
         damaged = damaged_images(part, offset, size_px, np.asarray(crc32, np.uint32))
         if damaged:
@@ -197,15 +192,14 @@ def _columns(rows: list[ImageRecord], crc32: list[int]) -> dict[str, npt.NDArray
     columns: dict[str, npt.NDArray[Any]] = {"crc32": np.asarray(crc32, np.uint32)}
     for field in dataclasses.fields(ImageRecord):
         values = [getattr(row, field.name) for row in rows]
-        columns[field.name] = _texts(values) if field.type == "str" else np.asarray(values, np.int64)
+        if field.type == "str":
+            texts = [value.encode() for value in values]
+            dtype = h5py.string_dtype("utf-8", max(map(len, texts), default=0) or 1)
+            columns[field.name] = np.asarray(texts, dtype)
+        else:
+            columns[field.name] = np.asarray(values, np.int64)
     columns["labels"] = columns.pop("label").astype(np.uint8)
     return columns
-
-
-def _texts(values: list[str]) -> npt.NDArray[Any]:
-    encoded = [value.encode() for value in values]
-    width = max((len(text) for text in encoded), default=0) or 1
-    return np.asarray(encoded, h5py.string_dtype("utf-8", width))
 
 
 def _reserve_images(file: h5py.File, shape: tuple[int, int, int]) -> int:
@@ -272,9 +266,7 @@ def write_manifest(
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a packed data set; every shard it names is there and has its full length.
 
-    Raises:
-        DataError: there is no manifest, or a shard is missing or short.
-        DamagedFile: the manifest was damaged or edited.
+    Raises DataError if the manifest or a shard is missing or short, DamagedFile if it was damaged or edited.
     """
     path = folder / MANIFEST_FILE
     manifest = read_record(path, Manifest)
@@ -308,12 +300,11 @@ def _check_length(folder: Path, shard: ShardInfo) -> None:
 def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
     """The shard's images as a read-only memory map, uint8 [n, H, W], 0 = black, 255 = white.
 
-    Raises:
-        DataError: the file is missing or short; mapped, it would end the process with SIGBUS.
+    Raises DataError if the file is missing or short; mapped, it would end the process with SIGBUS.
     """
     shape = (shard.num_images, shard.image_size_px, shard.image_size_px)
     _check_length(folder, shard)
-    if math.prod(shape) == 0:
+    if shard.num_images == 0:
         return np.zeros(shape, np.uint8)  # an empty map is not allowed
     if shard.data_offset + math.prod(shape) > shard.num_bytes:
         raise DataError(f"{folder / MANIFEST_FILE}: {shard.name} cannot hold its images", REPACK_HINT)
@@ -352,8 +343,7 @@ def read_rejects(path: Path) -> list[Reject]:
 
 def _column(path: Path, name: str) -> npt.NDArray[Any]:
     with _opened(path) as file:
-        column: npt.NDArray[Any] = file[name][:]
-        return column
+        return np.asarray(file[name])
 
 
 @contextmanager

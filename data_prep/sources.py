@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from data_prep import phantom
 from data_prep.errors import DataError
 from data_prep.files import temporary_path
 from data_prep.image import SUFFIXES
@@ -31,7 +32,6 @@ Utf8 = Annotated[str, msgspec.Meta(pattern="^[^\ud800-\udfff]*$")]  # what UTF-8
 PHANTOM = re.compile(r"phantom:(\d+)")
 # Folder names that mean a split; `valid` and `validation` are common for `val`.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-DICOM_SUFFIXES = (".dcm", ".dicom")
 IMAGE_SUFFIXES = {*chain.from_iterable(SUFFIXES.values())}
 IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
 NO_LABEL = "unlabelled"
@@ -41,9 +41,7 @@ SALT_FILE = ".patient-salt"
 PNEUMONIA_NAME = re.compile(r"person(\d+)_(bacteria|virus)_")
 NORMAL_NAME = re.compile(r"(NORMAL2-IM|IM)-(\d+)")
 
-SOURCES_HELP = (
-    "a folder of class folders (also split into train/val/test), a CSV, a DICOM folder, or phantom:N"
-)
+SOURCES = "a folder of class folders (also split into train/val/test), a CSV, a DICOM folder, or phantom:N"
 
 
 class Item(Record, frozen=True):
@@ -72,12 +70,11 @@ class Source:
 
 def escape(name: str) -> str:
     """A file name as printable text: bytes that are not become \\xNN, so every name survives a round trip."""
-    return "".join(
-        char
-        if char.isprintable() and char != "\\"
-        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
-        for char in name
-    )
+    return "".join(char if char.isprintable() and char != "\\" else _hex(char) for char in name)
+
+
+def _hex(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
 
 
 def unescape(key: str) -> str:
@@ -90,20 +87,18 @@ def find_items(source: str, out: Path, may_write: bool = True) -> Source:
     """List everything in `source`: a folder, a CSV file, a DICOM folder, or `phantom:N`.
 
     A DICOM source keeps its secret salt in `out`, the folder of the shards, if it `may_write` there; else
-    `keep_salt` must follow before anything is made of the names of DICOM files.
-
-    Raises:
-        DataError: there is no such source, or nothing in it that could be an image.
+    `keep_salt` must follow before anything is made of the names of DICOM files. Raises DataError if there is
+    nothing to pack.
     """
-    if phantom := PHANTOM.fullmatch(source):
-        return _phantoms(int(phantom[1]))
+    if match := PHANTOM.fullmatch(source):
+        return _phantoms(int(match[1]))
     path = Path(source).expanduser()
     try:
         root, items = _list(path)
     except (OSError, csv.Error) as error:
-        raise DataError(f"{source} cannot be listed: {error}", f"give {SOURCES_HELP}") from error
+        raise DataError(f"{source} cannot be listed: {error}", f"give {SOURCES}") from error
     if not items:
-        raise DataError(f"{source} holds no files", f"give {SOURCES_HELP}")
+        raise DataError(f"{source} holds no files", f"give {SOURCES}")
     if any(_is_dicom(root / unescape(item.key)) for item in items):
         hashed = _salted(out, may_write)
         return Source("dicom", root, tuple(_without_names(root, items, hashed, path.is_file())))
@@ -115,48 +110,36 @@ def _list(path: Path) -> tuple[Path, list[Item]]:
     if path.is_file() and path.suffix.lower() == ".csv":
         return path.parent.resolve(), list(_csv_items(path))
     if not path.is_dir():
-        raise DataError(f"no images at {str(path)!r}", f"give {SOURCES_HELP}")
-    root = _descend(path.resolve())
-    files = sorted(_walk(root))
+        raise DataError(f"no images at {str(path)!r}", f"give {SOURCES}")
+    root = path.resolve()
+    while not _split_folders(root) and (root / "chest_xray").is_dir():
+        root = root / "chest_xray"  # the Kaggle archive nests its splits in it, once or twice
+    tops = _split_folders(root) or [root]  # beside splits there may be a second copy of everything
+    files = sorted(chain.from_iterable(map(_walk, tops)))
     refuse_splits_in_classes(root, files)
     return root, [_file_item(root, file) for file in files]
 
 
+def _split_folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.name in SPLIT_NAMES]
+
+
 def _phantoms(count: int) -> Source:
     if count < 16:
-        raise DataError(
-            f"phantom:{count} is too small",
-            "16 phantoms are the least that fill every split with both classes",
-        )
-    from data_prep import phantom
-
+        least = "16 phantoms are the least that fill every split with both classes"
+        raise DataError(f"phantom:{count} is too small", least)
     return Source("phantom", Path(), tuple(Item(*row) for row in phantom.items(count)))
 
 
-def _descend(root: Path) -> Path:
-    """The folder that has the splits: the Kaggle archive nests it in `chest_xray`, once or twice."""
-    while not _split_folders(root) and (root / "chest_xray").is_dir():
-        root = root / "chest_xray"
-    return root
-
-
-def _split_folders(root: Path) -> list[str]:
-    return [path.name for path in root.iterdir() if path.name in SPLIT_NAMES]
-
-
 def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
-    """Raise DataError if a folder that would be a class holds train or test: it is a data set of its own.
-
-    Its class would be its name, and its splits would be lost.
-    """
+    """Raise DataError if a folder that would be a class holds train or test: its splits would be lost."""
     inner: dict[Path, None] = {}
     for file in files:
         folders = file.relative_to(root).parts[:-1]
-        first = 2 if folders and folders[0] in SPLIT_NAMES else 1  # below the class
-        for depth in range(first, len(folders)):
-            if folders[depth] in ("train", "test"):
-                inner[root.joinpath(*folders[:depth])] = None
-                break
+        below = 2 if folders and folders[0] in SPLIT_NAMES else 1  # the class
+        depth = next((i for i in range(below, len(folders)) if folders[i] in ("train", "test")), None)
+        if depth:
+            inner[root.joinpath(*folders[:depth])] = None
     if inner:
         raise DataError(
             f"{root} holds folders with a split of their own, which would be taken for classes",
@@ -165,13 +148,8 @@ def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
         )
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, hidden ones left out; linked folders are entered, but never in a circle."""
-    for top in _split_folders(root) or [""]:  # beside splits there may be a second copy of everything
-        yield from _walk_folder(root / top, ())
-
-
-def _walk_folder(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Every file below, hidden ones left out; linked folders are entered, but never in a circle."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -180,7 +158,7 @@ def _walk_folder(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[P
         if path.name.startswith(".") or path.name in IGNORED:
             continue
         if path.is_dir():
-            yield from _walk_folder(path, (*above, here))
+            yield from _walk(path, (*above, here))
         else:
             yield path
 
@@ -205,8 +183,7 @@ def kermany_patient(name: str) -> str:
 def _csv_items(path: Path) -> Iterator[Item]:
     """Rows of `path[,label][,split][,patient]`; paths are relative to the CSV's folder.
 
-    Raises:
-        DataError: a column is missing or unknown, a split has another name, or a path comes twice.
+    Raises DataError if a column is missing or unknown, a split has another name, or a path comes twice.
     """
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
@@ -230,15 +207,13 @@ def _csv_items(path: Path) -> Iterator[Item]:
 def _is_dicom(path: Path) -> bool:
     """By its suffix; many DICOM files have none, or a part of a UID in its place, so then by its content."""
     suffix = path.suffix.lower()
-    if suffix in DICOM_SUFFIXES:
+    if suffix in (".dcm", ".dicom"):
         return True
     if suffix in IMAGE_SUFFIXES or not path.is_file():
         return False
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False
 
 
 def _without_names(
@@ -260,9 +235,8 @@ def import_pydicom() -> None:
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
-        raise DataError(
-            "DICOM files need the `dicom` extra", "in the repository: pip install -e '.[dicom]'"
-        ) from error
+        install = "in the repository: pip install -e '.[dicom]'"
+        raise DataError("DICOM files need the `dicom` extra", install) from error
 
 
 def _dicom_patient(path: Path) -> str:
@@ -270,11 +244,10 @@ def _dicom_patient(path: Path) -> str:
 
     if not path.is_file():  # a pipe would be waited for
         return ""
-    try:
+    with suppress(Exception):  # whatever is wrong with it, the packer will say so and quarantine it
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-    except Exception:  # whatever is wrong with it, the packer will say so and quarantine it
-        return ""
-    return str(header.get("PatientID") or "")
+        return str(header.get("PatientID") or "")
+    return ""
 
 
 def _salted(out: Path, may_write: bool) -> Callable[[str], str]:

@@ -12,8 +12,7 @@ from data_prep.shards import REPACK_HINT, ShardInfo, damaged_images, read_crc32,
 def verify(folder: Path) -> int:
     """Read every byte of a packed data set and compare it with its digests; return the images checked.
 
-    Raises:
-        DataError: names the damaged shards, and in each the images whose pixels have changed.
+    Raises DataError that names the damaged shards, and in each the images whose pixels have changed.
     """
     shards = read_manifest(folder).shards()
     damaged = [shard for shard in shards if sha256_file(folder / shard.name) != shard.sha256]
@@ -28,7 +27,7 @@ def describe_damage(folder: Path, shard: ShardInfo) -> str:
     try:
         crc32 = read_crc32(folder, shard)
         images = damaged_images(folder / shard.name, shard.data_offset, shard.image_size_px, crc32)
-    except (DataError, KeyError, OSError):
+    except (DataError, OSError):
         return f"{shard.name} cannot be read"
     damage = f"in {len(images)} images {images[:5]}" if images else "outside the image data"
     return f"{shard.name} {damage}"

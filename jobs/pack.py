@@ -10,18 +10,18 @@ OUT is the folder of the shards. Run the same command again to go on after an in
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import _front
 from rich.console import Console
 
 from data_prep import audit
 from data_prep.errors import DataError
-from data_prep.image import ASPECTS
+from data_prep.image import Aspect
 from data_prep.pack_plan import PackOptions, count_images, plan
 from data_prep.packer import finalize, pack_part
 from data_prep.progress import shown_progress
@@ -50,23 +50,14 @@ def build_parser() -> _front.Parser:
     add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
     # What decides the content of the shards.
     add("--size", type=int, default=default.size_px, metavar="PX", help="side of the square images")
-    add("--aspect", choices=ASPECTS, default=default.aspect, help="stretch (as published), pad or crop")
-    add(
-        "--val-fraction",
-        type=float,
-        default=default.val_fraction,
-        metavar="SHARE",
-        help="of the training images, cut by patient if the source has (almost) no validation images",
-    )
+    text = "stretch (as published), pad or crop"
+    add("--aspect", choices=get_args(Aspect), default=default.aspect, help=text)
+    text = "of the training images, cut by patient if the source has (almost) no validation images"
+    add("--val-fraction", type=float, default=default.val_fraction, metavar="SHARE", help=text)
     add("--shard-images", type=int, default=default.shard_images, metavar="N", help="images per shard")
     add("--seed", type=int, default=default.seed, help="of splits and order")
-    add(
-        "--max-bad",
-        type=float,
-        default=default.max_bad,
-        metavar="SHARE",
-        help="of unusable files; above it nothing is packed (exit code 2)",
-    )
+    text = "of unusable files; above it nothing is packed (exit code 2)"
+    add("--max-bad", type=float, default=default.max_bad, metavar="SHARE", help=text)
     # How to pack, and what to do with packed shards.
     num_cpus = len(os.sched_getaffinity(0))
     add("--workers", type=int, default=num_cpus, metavar="N", help="processes that decode")
@@ -92,27 +83,18 @@ def main() -> int:
         raise DataError("OUT is missing", "python jobs/pack.py SOURCE OUT")
     if (flags.task is None) != (flags.tasks is None):
         raise DataError("--task and --tasks belong together", "for example --task 0 --tasks 8")
-    shards = plan(flags.source, flags.out, options_of(flags)).shards
+    options = PackOptions(
+        flags.size, flags.aspect, flags.val_fraction, flags.shard_images, flags.seed, flags.max_bad
+    )
+    shards = plan(flags.source, flags.out, options).shards
     log.info("%s: %d images for %d shards in %s", flags.source, count_images(shards), len(shards), flags.out)
     if not flags.finalize:
         part, num_parts = flags.task or 0, flags.tasks or 1
-        with shown_progress(count_images(shards[part::num_parts])) as progress:
+        with shown_progress(count_images(shards[part::num_parts]), "packing") as progress:
             pack_part(flags.out, part, num_parts, flags.workers, progress)
     if flags.task is None:
         show(finalize(flags.out), flags.out)
     return 0
-
-
-def options_of(flags: argparse.Namespace) -> PackOptions:
-    """The flags that decide the content of the shards."""
-    return PackOptions(
-        size_px=flags.size,
-        aspect=flags.aspect,
-        val_fraction=flags.val_fraction,
-        shard_images=flags.shard_images,
-        seed=flags.seed,
-        max_bad=flags.max_bad,
-    )
 
 
 def show(manifest: Manifest, out: Path) -> None:

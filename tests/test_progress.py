@@ -12,7 +12,7 @@ from data_prep.progress import LoggedProgress, shown_progress
 def test_speed_leaves_out_what_was_packed_before(caplog: pytest.LogCaptureFixture) -> None:
     clock = iter((0.0, 20.0, 40.0))
     with caplog.at_level(logging.INFO, "data_prep.progress"):
-        progress = LoggedProgress(1000, lambda: next(clock))
+        progress = LoggedProgress(1000, clock=lambda: next(clock))
         for count in (800, 100, 100):
             progress.advance(count)
     assert caplog.messages == [
@@ -25,7 +25,7 @@ def test_speed_leaves_out_what_was_packed_before(caplog: pytest.LogCaptureFixtur
 def test_lines_come_every_ten_seconds_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = iter(range(100))  # a second an image
     with caplog.at_level(logging.INFO, "data_prep.progress"):
-        progress = LoggedProgress(25, lambda: float(next(clock)))
+        progress = LoggedProgress(25, clock=lambda: float(next(clock)))
         for count in [0] + [1] * 25:
             progress.advance(count)
     assert [message.partition(" of")[0] for message in caplog.messages] == ["10", "20", "25"]
@@ -33,7 +33,7 @@ def test_lines_come_every_ten_seconds_and_at_the_end(caplog: pytest.LogCaptureFi
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with shown_progress(40) as progress:
+    with shown_progress(40, "packing") as progress:
         progress(30)
         for _ in range(10):
             progress(1)

@@ -7,9 +7,9 @@ resumes from are dropped first, so the file reads like that of an unbroken run.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +21,8 @@ from vae.run_dir import METRICS_FILE
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no mark. A thousand runs
 # are shown within half a second, so its lines are told apart before JSON is read.
 TAIL_BYTES = 16 * 1024
-MARK = re.compile(rb'^\{"kind": ?"(start|save)"', re.MULTILINE)
-STEP = re.compile(rb'\{"kind": ?"step"')
+STEPS = (b'{"kind":"step"', b'{"kind": "step"')
+MARKS = (b'{"kind":"start"', b'{"kind": "start"', b'{"kind":"save"', b'{"kind": "save"')
 
 
 class Line(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
@@ -164,23 +164,32 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
             first, tail = file.readline(), _lines_from_mark(file)
     except (FileNotFoundError, NotADirectoryError):
         return None, []
-    steps = [number for number, line in enumerate(tail) if STEP.match(line)]
-    idle = set(steps[:-2])
     start = decode_line(first, DECODER, f"{path}, line 1,") if is_whole(first) else None
-    lines = [decode_line(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
+    lines = [decode_line(line, DECODER, str(path)) for line in tail]
     return start if isinstance(start, StartLine) else None, lines
 
 
 def _lines_from_mark(file: BinaryIO) -> list[bytes]:
-    """The whole lines at the end of a file, back to a start or save line at least."""
+    """The last two step lines of a file and all others at its end, back to a start or save line at least."""
     size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
-    while not MARK.search(tail := _last_lines(file, size, length)) and length < size:
+    while True:
+        lines = _without_idle_steps(_last_lines(file, size, length))
+        if length >= size or any(line.startswith(MARKS) for line in lines):
+            return lines
         length *= 4
-    return [line for line in tail.splitlines(keepends=True) if is_whole(line)]
 
 
-def _last_lines(file: BinaryIO, size: int, length: int) -> bytes:
+def _last_lines(file: BinaryIO, size: int, length: int) -> list[bytes]:
     """The whole lines among the last `length` of `size` bytes."""
     file.seek(max(0, size - length))
-    data = file.read(length)
-    return data if length >= size else data[data.find(b"\n") + 1 :]
+    lines = file.read(length).splitlines(keepends=True)
+    first, last = int(length < size), len(lines)
+    return lines[first : last if not lines or is_whole(lines[-1]) else last - 1]
+
+
+def _without_idle_steps(lines: list[bytes]) -> list[bytes]:
+    """The lines without all step lines but the last two."""
+    steps = (number for number in reversed(range(len(lines))) if lines[number].startswith(STEPS))
+    late = list(islice(steps, 2))
+    first = late[-1] if late else 0
+    return [line for line in lines[:first] if not line.startswith(STEPS)] + lines[first:]

@@ -17,15 +17,5 @@ LOCAL = JobRecord("41", JobKind.TRAIN, Backend.LOCAL, is_array=False, indices=(0
 
 def job_env(**changes: Any) -> JobEnvironment:
     """Rank 0 of two, on one node, of SLURM's job 5; but for `changes`."""
-    rank0 = JobEnvironment(
-        backend=Backend.SLURM,
-        job="5",
-        restart=0,
-        rank=0,
-        world_size=2,
-        local_rank=0,
-        num_nodes=1,
-        node="n1",
-        cpus=1,
-    )
+    rank0 = JobEnvironment(Backend.SLURM, job="5", cpus=1, world_size=2, node="n1")
     return replace(rank0, **changes)

@@ -28,8 +28,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -37,52 +37,64 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
 sys.path.insert(0, str(REPOSITORY))
 
+# a cluster of one's own may be asked often; read when slurm.client is imported, here and in each launch
+os.environ.setdefault("CXR_SQUEUE_EVERY_S", "0.4")
+
+import msgspec
 from devcluster import NODES, DevCluster, is_alive, wait_for
 from tiny import TINY_FLAGS, make_run, make_shards
 
+from data_prep.errors import DamagedFile
 from data_prep.files import only_holder
 from data_prep.verify import verify
-from slurm.drill.drill import Drill, Target, ask_queue
-from slurm.drill.faults import Blow, Hit, SlurmWays, Strike, deal, send_all
-from slurm.drill.verdict import breaks, interval_s, judge_breaks, judge_end, judge_study, read_stretches
-from slurm.job_records import JOBS_FILE
-from vae.metrics import progress
-from vae.study import read_json
+from slurm.client import QueueWatch
+from slurm.drill.drill import Drill, Target, launch_drill, read_starts
+from slurm.drill.faults import (
+    FaultKind,
+    InjectedFault,
+    Injection,
+    Moment,
+    PlannedFault,
+    RunFaults,
+    SlurmInjector,
+    assign,
+    faults_at,
+    send_signal,
+)
+from slurm.drill.verdict import Restart, judge_run, judge_study, read_restarts
+from slurm.job_records import read_records
+from vae.metrics import read_progress
+from vae.run_dir import TRAINING_LOCK_FILE
+from vae.study import is_trained
 
 VARIANTS = ("linear", "direct")
 PROFILE = REPOSITORY / "tests" / "devcluster.yaml"
 AT_ONCE = 3
-CARDS_PER_STUDY = 15
+FAULTS_PER_STUDY = 15
 # Up to here a run is worth another interruption.
 EARLY = 0.6
-TICK_S = 0.4
+TICK_S = 0.2
 STUDY_LIMIT_S = 1200
 
 SETTINGS = {"epochs": 10_000, "log_every_steps": 10}
 FLAGS = ("--variant", "both", "--data", "shards", "--cluster", "slurm")
 
-# What is dealt out, shuffled, again and again.
-DECK = (
-    *[Blow("warned")] * 3,
-    Blow("warned", "starting"),
-    Blow("warned", "saving"),
-    Blow("warned", "ending"),
-    *[Blow("requeued")] * 2,
-    Blow("requeued", "starting"),
-    Blow("terminated"),
-    Blow("terminated", "saving"),
-    *[Blow("cancelled")] * 2,
-    *[Blow("killed")] * 2,
-    Blow("killed", "ending"),
-    Blow("rank killed"),
-    Blow("rank killed", "starting"),
-    *[Blow("rank killed", "saving")] * 2,
-    Blow("preempted"),
-    Blow("preempted at once"),
-    Blow("node lost"),
+# What is planned, shuffled, again and again.
+KINDS_TRAINING = (
+    *[FaultKind.WARNED] * 3,
+    *[FaultKind.REQUEUED, FaultKind.CANCELLED, FaultKind.KILLED] * 2,
+    *(FaultKind.TERMINATED, FaultKind.RANK_KILLED, FaultKind.NODE_LOST),
+    *(FaultKind.PREEMPTED, FaultKind.PREEMPTED_AT_ONCE),
+)
+KINDS_SAVING = (FaultKind.WARNED, FaultKind.TERMINATED, FaultKind.RANK_KILLED, FaultKind.RANK_KILLED)
+MIX = (
+    *faults_at(Moment.TRAINING, *KINDS_TRAINING),
+    *faults_at(Moment.STARTING, FaultKind.WARNED, FaultKind.REQUEUED, FaultKind.RANK_KILLED),
+    *faults_at(Moment.SAVING, *KINDS_SAVING),
+    *faults_at(Moment.ENDING, FaultKind.WARNED, FaultKind.KILLED),
 )
 # These hit every run that is training.
-WIDE = ("preempted", "preempted at once", "node lost")
+WIDE = (FaultKind.PREEMPTED, FaultKind.PREEMPTED_AT_ONCE, FaultKind.NODE_LOST)
 
 
 @dataclass(frozen=True)
@@ -117,38 +129,38 @@ CASES = (
 # --- what only root of the test cluster can do ---------------------------------------------------------
 
 
-class DevWays(SlurmWays):
-    """A user's ways and those of administrators, other users and broken machines."""
+class ClusterInjector(SlurmInjector):
+    """What a user can do to a job, and administrators, other users and broken machines."""
 
     def __init__(self, cluster: DevCluster, rng: random.Random) -> None:
         self.cluster, self.rng = cluster, rng
 
-    def aim(self, blow: Blow, job: str) -> Strike:
-        """As SlurmWays; a save is over in milliseconds, so what falls into one is sent without SLURM."""
-        if blow.what in ("preempted", "preempted at once"):
-            return partial(self.preempt, 10 if blow.what == "preempted" else 0)
-        if blow.what == "time limit":
+    def prepare(self, fault: PlannedFault, job: str) -> Injection:
+        """As SlurmInjector; a save is over in milliseconds, so what falls into one is sent without SLURM."""
+        if fault.kind in (FaultKind.PREEMPTED, FaultKind.PREEMPTED_AT_ONCE):
+            return partial(self.preempt, 10 if fault.kind is FaultKind.PREEMPTED else 0)
+        if fault.kind is FaultKind.TIME_LIMIT:
             return partial(self.limit, job)
-        if blow.what == "node lost":
-            return self.lose_node
-        if blow.what == "rank killed":
+        if fault.kind is FaultKind.NODE_LOST:
+            return partial(self.lose_node, job)
+        if fault.kind is FaultKind.RANK_KILLED:
             ranks = self.ranks(job)
-            return partial(send_all, [self.rng.choice(ranks)] if ranks else [], signal.SIGKILL)
-        numbers = {"warned": signal.SIGUSR2, "terminated": signal.SIGTERM}
-        if blow.when == "saving" and blow.what in numbers:
-            return partial(send_all, self.ranks(job), numbers[blow.what])
-        return super().aim(blow, job)
+            return partial(send_signal, [self.rng.choice(ranks)] if ranks else [], signal.SIGKILL)
+        numbers = {FaultKind.WARNED: signal.SIGUSR2, FaultKind.TERMINATED: signal.SIGTERM}
+        if fault.moment is Moment.SAVING and fault.kind in numbers:
+            return partial(send_signal, self.ranks(job), numbers[fault.kind])
+        return super().prepare(fault, job)
 
     def ranks(self, job: str) -> list[int]:
         """Processes of a job's tasks; not the srun that holds their command: TERM would let it kill them."""
         raw = self.cluster.run("squeue", "-h", "-j", job, "-o", "%A", check=False).strip()
-        found = []
+        ranks = []
         for pid in self.cluster.left_behind():
             environment, command = about(pid)
             is_task = b"submitit.core._submit" in command and b"srun" not in command.split(b"\0")[0]
             if is_task and f"SLURM_JOB_ID={raw}".encode() in environment:
-                found.append(pid)
-        return found
+                ranks.append(pid)
+        return ranks
 
     def preempt(self, grace_s: int) -> bool:
         """A job in the urgent partition takes both nodes whole: every running job is stopped and requeued."""
@@ -167,9 +179,13 @@ class DevWays(SlurmWays):
         threading.Timer(40, self.cluster.succeeds, lengthen).start()
         return self.cluster.succeeds(*shorten)
 
-    def lose_node(self) -> bool:
-        """A node dies with everything on it, and comes back."""
-        node = self.rng.choice(NODES)
+    def lose_node(self, job: str) -> bool:
+        """A node that the job runs on dies with everything on it, and comes back."""
+        nodes = self.cluster.run("squeue", "-h", "-j", job, "-o", "%N", check=False)
+        own = [node for node in NODES if node[1:] in nodes]  # as in n1, or n[1-2]
+        if not own:
+            return False
+        node = self.rng.choice(own)
         stop_hard(self.cluster.pids[f"slurmd-{node}"])
         for pid in self.cluster.left_behind():
             environment, command = about(pid)
@@ -182,8 +198,8 @@ class DevWays(SlurmWays):
 
 def share_of(target: Target) -> float:
     """How far a run is, from 0 to 1."""
-    now = progress(target.run_dir)
-    return now["step"] / max(now["total_steps"], 1)
+    progress = read_progress(target.run_dir)
+    return progress.step / max(progress.total_steps, 1)
 
 
 def about(pid: int) -> tuple[list[bytes], bytes]:
@@ -197,7 +213,7 @@ def about(pid: int) -> tuple[list[bytes], bytes]:
 
 def stop_hard(pid: int) -> None:
     """kill -9, and wait until it is gone."""
-    send_all([pid], signal.SIGKILL)
+    send_signal([pid], signal.SIGKILL)
     wait_for(lambda: not is_alive(pid), 10, lambda: f"process {pid} does not end")
 
 
@@ -210,17 +226,18 @@ class Bench:
     def __init__(self, cluster: DevCluster, folder: Path, seed: int) -> None:
         self.cluster, self.folder = cluster, folder
         self.rng = random.Random(seed)
-        self.ways = DevWays(cluster, self.rng)
-        self.deck = self.cards()
+        self.injector = ClusterInjector(cluster, self.rng)
+        self.watch = QueueWatch()
+        self.schedule = self.endless_schedule()
         self.numbers = itertools.count()
         self.drills: dict[str, tuple[Case, Drill]] = {}
-        self.done: collections.Counter[str] = collections.Counter()
+        self.injected: collections.Counter[str] = collections.Counter()
         self.launches = 0
 
-    def cards(self) -> Iterator[Blow]:
-        """The deck, shuffled anew whenever it is used up."""
+    def endless_schedule(self) -> Iterator[PlannedFault]:
+        """The mix, shuffled anew whenever it is used up."""
         while True:
-            yield from self.rng.sample(DECK, len(DECK))
+            yield from self.rng.sample(MIX, len(MIX))
 
     def launch(self, study: str, case: Case) -> bool:
         """Launch, or launch again, one study; there must be no other answer than yes."""
@@ -228,46 +245,47 @@ class Bench:
         words += ["--gpus", str(case.gpus), "--nodes", str(case.nodes)]
         words += [word for name, value in case.settings().items() for word in (f"--run.{name}", str(value))]
         command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words]
-        asked = subprocess.run(command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True)
-        if asked.returncode:
-            raise SystemExit(f"launch failed: {asked.stderr}")
+        done = subprocess.run(command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"launch failed: {done.stderr}")
         self.launches += 1
         return True
 
-    def start(self, num_cards: int) -> None:
+    def start(self, num_faults: int) -> None:
         """Launch the next study, with so many interruptions planned."""
         number = next(self.numbers)
         case = CASES[number % len(CASES)]
-        cards = list(itertools.islice(self.deck, num_cards))
+        faults = list(itertools.islice(self.schedule, num_faults))
         name = f"{case.name}-{number}"
-        plan = deal(cards, [f"{variant}-s0" for variant in VARIANTS], self.rng)
+        plan = assign(faults, [f"{variant}-s0" for variant in VARIANTS], self.rng)
         if case.has_limit:
-            for blows in plan.values():
-                blows.insert(0, Blow("time limit", share=0.01))
-        drill = Drill(self.folder / "runs" / name, partial(self.launch, name, case), self.ways, plan)
-        self.drills[name] = case, drill
+            for planned in plan.values():
+                planned.insert(0, PlannedFault(FaultKind.TIME_LIMIT, share=0.01))
+        run_faults = {run: RunFaults(tuple(planned)) for run, planned in plan.items()}
+        study_dir, launch = self.folder / "runs" / name, partial(self.launch, name, case)
+        self.drills[name] = case, launch_drill(study_dir, launch, self.injector, self.watch, run_faults)
 
     def play(self, count: int, until: float) -> list[str]:
-        """Studies until `count` interruptions are dealt out or the time is up, then the end of all."""
+        """Studies until `count` interruptions are planned or the time is up, then the end of all."""
         started: dict[str, float] = {}
         while True:
             active = [name for name, (_, drill) in self.drills.items() if not drill.is_done]
             if time.monotonic() > until:
-                self.stop_dealing()
+                self.leave_alone()
                 count = 0
-            missing = count - self.done.total() - sum(len(target.blows) for target in self.targets(active))
+            planned = sum(len(target.planned) for target in self.targets(active))
+            missing = count - self.injected.total() - planned
             if missing > 0 and (runs := self.early(active)):
-                self.add_card(self.rng.choice(runs))
+                self.plan_another(self.rng.choice(runs))
                 continue
             if missing > 0 and len(active) < AT_ONCE:
-                self.start(min(missing, CARDS_PER_STUDY, -(-count // AT_ONCE)))
+                self.start(min(missing, FAULTS_PER_STUDY, -(-count // AT_ONCE)))
                 continue
             if not active:
                 return []
-            scheduler = ask_queue()
             for name in active:
-                for target, hit in self.drills[name][1].tick(scheduler):
-                    self.note(target, hit, active)
+                for target, fault in self.drills[name][1].tick():
+                    self.note(target, fault, active)
                 if time.monotonic() - started.setdefault(name, time.monotonic()) > STUDY_LIMIT_S:
                     queue = self.cluster.run("squeue", "-r")
                     return [f"{name} was not complete after {STUDY_LIMIT_S} s:\n{queue}"]
@@ -275,76 +293,91 @@ class Bench:
 
     def targets(self, names: list[str]) -> list[Target]:
         """The runs of some studies that are not trained yet."""
-        return [target for name in names for target in self.drills[name][1].targets if not target.is_trained]
+        targets = [target for name in names for target in self.drills[name][1].targets]
+        return [target for target in targets if not is_trained(target.run_dir)]
 
     def early(self, names: list[str]) -> list[Target]:
         """The runs that have begun, have nothing planned, and are not near their end."""
-        found = [target for target in self.targets(names) if not target.blows]
-        return [target for target in found if 0 < share_of(target) < EARLY]
+        free = [target for target in self.targets(names) if not target.planned]
+        return [target for target in free if 0 < share_of(target) < EARLY]
 
-    def add_card(self, target: Target) -> None:
+    def plan_another(self, target: Target) -> None:
         """Plan one more interruption of a run, to come later than where it is."""
         share = self.rng.uniform(share_of(target), 0.95)
-        card = next(self.deck)
-        target.blows.append(replace(card, share=1.0 if card.when == "ending" else share))
+        fault = next(self.schedule)
+        share = 1.0 if fault.moment is Moment.ENDING else share
+        target.planned.append(msgspec.structs.replace(fault, share=share))
 
-    def stop_dealing(self) -> None:
-        """Leave all runs alone from now on."""
+    def leave_alone(self) -> None:
+        """Interrupt nothing from now on."""
         for _, drill in self.drills.values():
             for target in drill.targets:
-                target.blows.clear()
+                target.planned.clear()
 
-    def note(self, target: Target, hit: Hit, active: list[str]) -> None:
+    def note(self, target: Target, fault: InjectedFault, active: list[str]) -> None:
         """Count and tell an interruption, and remember whom it hit beside."""
-        self.done[f"{hit.what} while {hit.when}"] += 1
-        where = f"{target.run_dir.parent.name}/{target.run_dir.name} at step {hit.step}"
-        print(
-            f"{time.strftime('%H:%M:%S')} {self.done.total()}: {where}: {hit.what} while {hit.when}",
-            flush=True,
-        )
-        if hit.what in WIDE:
+        self.injected[str(fault)] += 1
+        where = f"{target.run_dir.parent.name}/{target.run_dir.name} at step {fault.step}"
+        print(f"{time.strftime('%H:%M:%S')} {self.injected.total()}: {where}: {fault}", flush=True)
+        if fault.kind in WIDE:
             for other in self.targets(active):
                 if other is not target and other.is_running:
-                    other.add_beside(hit)
+                    note_beside(other, fault)
 
     # --- what must hold at the end -----------------------------------------------------------------------
 
     def problems(self, unbroken: Path) -> list[str]:
         """What is not as it must be."""
-        found = [f"process {pid} is left" for pid in self.cluster.left_behind()]
-        found += [f"job {line} is left" for line in self.cluster.run("squeue", "-h").splitlines()]
+        problems = [f"process {pid} is left" for pid in self.cluster.left_behind()]
+        problems += [f"job {line} is left" for line in self.cluster.run("squeue", "-h").splitlines()]
         for name, (case, drill) in self.drills.items():
-            told = judge_study(drill.study_dir)
-            for target in drill.targets:
-                told += judge_end(target.run_dir, unbroken / f"{case.name}-{target.run_dir.name}")
-                between = breaks(read_stretches(target.run_dir), target.hits)
-                told += judge_breaks(target.run_dir.name, between, interval_s(target.run_dir))
-                with only_holder(target.run_dir / ".training") as is_free:
-                    told += [] if is_free else [f"{target.run_dir.name} is locked"]
-            before = read_json(drill.study_dir / JOBS_FILE)
-            self.launch(name, case)
-            if read_json(drill.study_dir / JOBS_FILE) != before:
-                told.append("launched once more, it did something again")
-            found += [f"{name}: {problem}" for problem in told]
+            problems += [f"{name}: {problem}" for problem in self.problems_of(name, case, drill, unbroken)]
         if verify(self.folder / "shards") == 0:
-            found.append("the shards are empty")
-        return found
+            problems.append("the shards are empty")
+        return problems
+
+    def problems_of(self, name: str, case: Case, drill: Drill, unbroken: Path) -> list[str]:
+        """What is not as it must be with one study."""
+        problems = judge_study(drill.study_dir)
+        for target in drill.targets:
+            twin = unbroken / f"{case.name}-{target.run_dir.name}"
+            problems += judge_run(target.run_dir, target.injected, twin)
+            with only_holder(target.run_dir / TRAINING_LOCK_FILE) as is_free:
+                problems += [] if is_free else [f"{target.run_dir.name} is locked"]
+        before = read_records(drill.study_dir)
+        self.launch(name, case)
+        if read_records(drill.study_dir) != before:
+            problems.append("launched once more, it did something again")
+        return problems
+
+    def restarts(self) -> list[Restart]:
+        """All restarts of all runs whose events can be read; the others are problems."""
+        restarts: list[Restart] = []
+        for _, drill in self.drills.values():
+            for target in drill.targets:
+                with suppress(DamagedFile):
+                    restarts += read_restarts(target.run_dir, target.injected)
+        return restarts
 
     def lost(self) -> str:
         """How much was redone, in all."""
-        found = [
-            one
-            for _, drill in self.drills.values()
-            for target in drill.targets
-            for one in breaks(read_stretches(target.run_dir), target.hits)
-        ]
-        warned, killed = ([one for one in found if one.was_signalled is kind] for kind in (True, False))
-        worst = max((one.lost_s for one in killed), default=0.0)
+        restarts = self.restarts()
+        warned = [restart for restart in restarts if restart.was_signalled]
+        killed = [restart for restart in restarts if not restart.was_signalled]
+        worst_s = max((restart.after.redone_s for restart in killed), default=0.0)
+        every_s = max(case.checkpoint_every_s for case in CASES)
         return (
-            f"steps redone: {sum(one.lost_steps for one in warned)} in {len(warned)} restarts after warnings,"
-            f" {sum(one.lost_steps for one in killed)} in {len(killed)} without one, at most {worst:.1f} s "
-            f"of training (a checkpoint every {max(case.checkpoint_every_s for case in CASES)} s)"
+            f"steps redone: {sum(restart.lost_steps for restart in warned)} in {len(warned)} restarts after "
+            f"warnings, {sum(restart.lost_steps for restart in killed)} in {len(killed)} without one, "
+            f"at most {worst_s:.1f} s of training (a checkpoint every {every_s} s)"
         )
+
+
+def note_beside(target: Target, fault: InjectedFault) -> None:
+    """Note what was meant for another run and may have hit this one, too, at some time until now."""
+    step, attempts = read_progress(target.run_dir).step, len(read_starts(target.run_dir))
+    beside = {"moment": Moment.BESIDE, "step": step, "attempts": attempts, "time": time.time()}
+    target.injected.append(msgspec.structs.replace(fault, **beside))
 
 
 @contextmanager
@@ -377,14 +410,12 @@ def unbroken_runs(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def main() -> int:
-    """Deal out interruptions, wait for the ends, and evaluator."""
+    """Interrupt, wait for the ends, and compare; exit code 1 if anything is not as it must be."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--count", type=int, default=100, help="interruptions in all")
-    parser.add_argument(
-        "--minutes", type=float, default=600, help="deal out interruptions for so long at most"
-    )
+    parser.add_argument("--minutes", type=float, default=600, help="interrupt for so long at most")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when")
     parser.add_argument("--no-accounting", action="store_true", help="a site without sacct")
     flags = parser.parse_args()
@@ -419,9 +450,9 @@ def tell(bench: Bench, flags: argparse.Namespace, minutes: float, cost: str, num
     """Print the summary, ready for RESULTS-interruptions.md."""
     print(f"\n`--count {flags.count} --seed {flags.seed}{' --no-accounting' if flags.no_accounting else ''}`")
     print("\n| interruption | times |\n| --- | --- |")
-    for way, times in sorted(bench.done.items()):
-        print(f"| {way} | {times} |")
-    total = bench.done.total()
+    for fault, times in sorted(bench.injected.items()):
+        print(f"| {fault} | {times} |")
+    total = bench.injected.total()
     print(f"\n{total} interruptions of {2 * len(bench.drills)} runs in {minutes:.1f} min ", end="")
     print(f"({60 * minutes / max(total, 1):.0f} s each), {bench.launches} launches; {cost}.")
     print(f"{num_problems} problems.")

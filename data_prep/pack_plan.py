@@ -22,7 +22,7 @@ from data_prep.files import writing
 from data_prep.image import REDUCING_GAP, Aspect
 from data_prep.records import Record, read_record, write_record
 from data_prep.shards import SHARD_NAME, SPLITS, Recipe
-from data_prep.sources import Item, Kind, Source, find_items
+from data_prep.sources import Item, Kind, Source, find_items, keep_salt
 from data_prep.splits import cut_splits
 
 PLAN_FILE = "plan.json"
@@ -112,19 +112,32 @@ def plan(source: str, out: Path, options: PackOptions, write: bool = True) -> Pl
         DataError: the source cannot be used, one patient is on two sides, or OUT holds another plan.
         DamagedFile: OUT/plan.json is damaged.
     """
-    path = out / PLAN_FILE
     new = make_plan(source, find_items(source, out, may_write=write), options)
-    if path.exists():
-        existing = read_plan(out)
-        if existing.digest() != new.digest():
-            raise DataError(
-                f"{out} belongs to another pack: {'; '.join(plan_differences(existing, new))}",
-                "choose another folder for the shards, or remove this one",
-            )
     if write:
-        with writing(path):
-            write_record(path, new)
+        write_plan(out, new)
+    else:
+        existing_plan(out, new)
     return new
+
+
+def write_plan(out: Path, new: Plan) -> None:
+    """Keep `new`, which may have been made without writing, as OUT/plan.json. Raises as `plan`."""
+    if new.kind == "dicom" and not keep_salt(out):
+        raise DataError(f"somebody else has just begun to pack into {out}", "run the same command again")
+    if existing_plan(out, new) != new:
+        with writing(out / PLAN_FILE):
+            write_record(out / PLAN_FILE, new)
+
+
+def existing_plan(out: Path, new: Plan) -> Plan | None:
+    """The plan that OUT holds, if any; DataError if it makes other shards than `new`."""
+    existing = read_plan(out) if (out / PLAN_FILE).exists() else None
+    if existing is not None and existing.digest() != new.digest():
+        raise DataError(
+            f"{out} belongs to another pack: {'; '.join(plan_differences(existing, new))}",
+            "choose another folder for the shards, or remove this one",
+        )
+    return existing
 
 
 def make_plan(source: str, listing: Source, options: PackOptions) -> Plan:

@@ -6,6 +6,7 @@ Listing reads names (and, for DICOM, headers), never pixels, so that it is quick
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import os
 import re
@@ -88,8 +89,8 @@ def unescape(key: str) -> str:
 def find_items(source: str, out: Path, may_write: bool = True) -> Source:
     """List everything in `source`: a folder, a CSV file, a DICOM folder, or `phantom:N`.
 
-    A DICOM source keeps its secret salt in `out`, the folder of the shards, if it `may_write` there; else, in
-    a dry run, the names of DICOM files are for once.
+    A DICOM source keeps its secret salt in `out`, the folder of the shards, if it `may_write` there; else
+    `keep_salt` must follow before anything is made of the names of DICOM files.
 
     Raises:
         DataError: there is no such source, or nothing in it that could be an image.
@@ -278,16 +279,28 @@ def _dicom_patient(path: Path) -> str:
 
 def _salted(out: Path, may_write: bool) -> Callable[[str], str]:
     """A one-way name for each text; the salt is secret, drawn once, and never part of a shard."""
+    if may_write and not keep_salt(out):  # another task of the same pack was first
+        salt_of.cache_clear()
+    salt = salt_of(out)
+    return lambda text: hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()
+
+
+@functools.cache
+def salt_of(out: Path) -> bytes:
+    """The salt of the shards in `out`; where none is kept yet, one for this process."""
     path = out / SALT_FILE
-    salt = secrets.token_bytes(32)
-    if may_write and not path.exists():
+    return path.read_bytes() if path.exists() else secrets.token_bytes(32)
+
+
+def keep_salt(out: Path) -> bool:
+    """Keep this process's salt in `out`, unless there is one; whether they are the same."""
+    path = out / SALT_FILE
+    if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         part = temporary_path(path)
         part.touch(mode=0o600)
-        part.write_bytes(salt)
-        with suppress(FileExistsError):  # another task of the same pack may have been first
+        part.write_bytes(salt_of(out))
+        with suppress(FileExistsError):
             os.link(part, path)
         part.unlink()
-    if path.exists():
-        salt = path.read_bytes()
-    return lambda text: hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()
+    return path.read_bytes() == salt_of(out)

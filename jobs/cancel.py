@@ -21,10 +21,10 @@ def main() -> int:
     """Cancel, and print what was cancelled."""
     parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_target()
-    asked = parser.parse_args()
-    study_dir, run = find_target(asked.what, asked.runs_dir)
+    flags = parser.parse_args()
+    study_dir, run = find_target(flags.what, flags.runs_dir)
     lines = cancel(study_dir, read_study(study_dir), run)
-    for line in lines or [f"nothing of {asked.what} is queued or running"]:
+    for line in lines or [f"nothing of {flags.what} is queued or running"]:
         print(line)
     return 0
 

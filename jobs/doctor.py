@@ -19,13 +19,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import _front
-from _data import SHARDS_DIR
 
 from data_prep.errors import ClusterError, SettingsError
 from slurm.client import has_programs
 from slurm.doctor.check import Check, Verdict
 from slurm.doctor.examination import Examination, examine, find_shards
 from slurm.doctor.profile_draft import new_profile_path
+from slurm.launch_data import SHARDS_DIR
 from slurm.profile import read_profile
 
 EXAMPLES = """\

@@ -8,7 +8,7 @@ from __future__ import annotations
 import _front
 
 from data_prep.errors import SettingsError
-from slurm.control import Asked, throttle
+from slurm.control import hold, release, set_throttle
 from vae.study import find_study, read_study
 
 EXAMPLES = """\
@@ -23,27 +23,20 @@ def main() -> int:
     parser = _front.Parser(__doc__, EXAMPLES)
     parser.add_target("STUDY")
     parser.add_argument("to", metavar="N|hold|release", help="runs at once, from 1; or hold, or release")
-    asked = parser.parse_args()
-    study_dir = find_study(asked.what, asked.runs_dir)
-    lines = throttle(study_dir, read_study(study_dir), read_asked(asked.to))
-    for line in lines or [f"nothing of {asked.what} is queued or running"]:
+    flags = parser.parse_args()
+    study_dir = find_study(flags.what, flags.runs_dir)
+    study = read_study(study_dir)
+    if flags.to == "hold":
+        lines = hold(study_dir, study)
+    elif flags.to == "release":
+        lines = release(study_dir, study)
+    elif flags.to.isascii() and flags.to.isdigit() and int(flags.to) > 0:
+        lines = set_throttle(study_dir, study, int(flags.to))
+    else:
+        raise SettingsError(f"{flags.to!r} is not allowed", "give a number from 1, hold or release")
+    for line in lines or [f"nothing of {flags.what} is queued or running"]:
         print(line)
     return 0
-
-
-def read_asked(text: str) -> Asked:
-    """What to do with the arrays.
-
-    Raises:
-        SettingsError: it is neither a number from 1 nor hold nor release.
-    """
-    if text == "hold":
-        return "hold"
-    if text == "release":
-        return "release"
-    if text.isascii() and text.isdigit() and int(text) > 0:
-        return int(text)
-    raise SettingsError(f"{text!r} is not allowed", "give a number from 1, hold or release")
 
 
 if __name__ == "__main__":

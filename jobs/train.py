@@ -18,6 +18,7 @@ import _front
 
 from data_prep.errors import SettingsError, ToolkitError
 from data_prep.shards import read_manifest
+from slurm.node.signals import StopFlag
 from vae.config import RunConfig, read_settings, to_dict
 from vae.run_dir import METRICS_FILE, RUN_FILE
 from vae.study import prepare_run
@@ -46,18 +47,18 @@ def build_parser() -> _front.Parser:
 def read_command() -> tuple[Path, RunConfig]:
     """The run folder and its settings: defaults, then a run.yaml (given, or the folder's own), then flags."""
     parser = build_parser()
-    known = parser.parse_args()
-    if known.config and not known.config.is_file():
+    flags = parser.parse_args()
+    if flags.config and not flags.config.is_file():
         raise SettingsError(
-            f"no settings file {known.config}", "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
+            f"no settings file {flags.config}", "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
         )
-    source = known.config or (known.run_dir / RUN_FILE if (known.run_dir / RUN_FILE).exists() else None)
+    own_file = flags.run_dir / RUN_FILE
+    source = flags.config or (own_file if own_file.exists() else None)
     if source:
-        parser.set_defaults(
-            {f"run.{name}": value for name, value in to_dict(read_settings(RunConfig, source)).items()}
-        )
-        known = parser.parse_args()
-    return known.run_dir, parser.instantiate(known).run
+        settings = to_dict(read_settings(RunConfig, source))
+        parser.set_defaults({f"run.{name}": value for name, value in settings.items()})
+        flags = parser.parse_args()
+    return flags.run_dir, parser.instantiate(flags).run
 
 
 @contextmanager
@@ -75,23 +76,6 @@ def removed_if_it_never_began(run_dir: Path) -> Iterator[None]:
         raise
 
 
-class StopRequest:
-    """Remembers that a signal asked this process to stop."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt  # asked twice: do not wait for the step to end
-        self.signal = number
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-
 def main() -> int:
     """Train until the run is complete or a signal stops it."""
     run_dir, config = read_command()
@@ -99,12 +83,11 @@ def main() -> int:
         raise SettingsError("no data to train on", "set --run.data to a folder that jobs/pack.py made")
     config = replace(config, data=str(Path(config.data).resolve()))
     read_manifest(Path(config.data))  # before anything is written
-    should_stop = StopRequest()
+    should_stop = StopFlag(signal.SIGINT, signal.SIGTERM)
     with removed_if_it_never_began(run_dir):
         prepare_run(run_dir, config)
-        from vae.training.collectives import (
-            destroy_process_group,  # these import torch: seconds that a typing error need not wait for
-        )
+        # these import torch: seconds that a typing error need not wait for
+        from vae.training.collectives import destroy_process_group
         from vae.training.trainer import train
 
         is_complete = train(run_dir, should_stop)
@@ -113,7 +96,7 @@ def main() -> int:
         print(run_dir)
         return 0
     log.info("to go on: python jobs/train.py %s", run_dir)
-    return 128 + (should_stop.signal or signal.SIGTERM)
+    return 128 + (should_stop.received or [signal.SIGTERM])[-1]
 
 
 if __name__ == "__main__":

@@ -4,31 +4,71 @@ from __future__ import annotations
 
 import collections
 import logging
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from data_prep.errors import ClusterError
 from slurm import client
-from slurm.job_records import JobRecord, note_end, read_jobs
-from slurm.local import end_local, is_running_here, ticks
-from slurm.node.environment import Backend
+from slurm.client import QueueWatch
+from slurm.job_handle import JobHandle, handle_of
+from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import shares
-from slurm.scheduler import RUNNING, Scheduler, ask_scheduler
+from slurm.scheduler import RUNNING, Scheduler, ask_scheduler, scheduler_of
 from vae.study import Study
 
 log = logging.getLogger(__name__)
-# A local process saves when it is asked to end; longer than the launcher itself waits for it.
-LOCAL_END_S = 70.0
+
 # SLURM kills what has not ended by itself after KillWait, half a minute at most sites.
 SLURM_END_S = 120.0
-
 # Those that wait come first: a report that waits for the end of a scoring would start when that is cancelled.
 LAST_FIRST = (JobKind.REPORT, JobKind.EVALUATE, JobKind.TRAIN)
+# A line names so many runs at most.
+MAX_NAMED = 6
 
-Asked = int | Literal["hold", "release"]
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A job of a study of which something is queued or running."""
+
+    record: JobRecord
+    handle: JobHandle
+    indices: list[int]
+    """The runs that it is still to work on, by position in the study."""
+
+    def describe(self, study: Study, indices: Sequence[int] = ()) -> str:
+        """Its kind, and its runs or those at `indices`; of the report, the study."""
+        if self.record.kind is JobKind.REPORT:
+            return f"{self.record.kind} of the study"
+        runs = [study.runs[index] for index in indices or self.indices]
+        if len(runs) > MAX_NAMED:
+            runs = [*runs[: MAX_NAMED - 1], f"... ({len(runs)} runs)"]
+        return f"{self.record.kind} {', '.join(runs)}"
+
+
+def live_jobs(records: list[JobRecord], scheduler: Scheduler, run: int | None = None) -> list[LiveJob]:
+    """The jobs that are queued or running, oldest first; those that work on one run if it is given.
+
+    Raises:
+        ClusterError: SLURM does not answer, and nothing may be changed blindly.
+    """
+    if scheduler.queue is None:
+        raise ClusterError(
+            "squeue does not answer, so nobody knows what is queued or running", "try again later"
+        )
+    jobs = []
+    for record in records:
+        handle = handle_of(record)
+        indices = [index for index in record.indices if run in (None, index)]
+        live = [index for index in indices if handle.is_live(index, scheduler)]
+        if live:
+            jobs.append(LiveJob(record, handle, live))
+    return jobs
+
+
+# --- cancel, and wait for the end ----------------------------------------------------------------
 
 
 def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
@@ -39,155 +79,130 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     Raises:
         ClusterError: SLURM does not answer, or will not cancel.
     """
-    records = read_jobs(study_dir, study)
-    scheduler = require_queue(records)
-    said, ended = [], list[str]()
-    for kind in LAST_FIRST:
-        for record in [record for record in records if record.kind == kind]:
-            if run and kind is JobKind.REPORT:  # it tells of the other runs too
-                continue
-            wanted = [study.runs.index(run)] if run else record.indices
-            live = [
-                index for index in record.indices if index in wanted and is_live(record, index, scheduler)
-            ]
-            if live:
-                if record.cluster is Backend.LOCAL:
-                    note_end(study_dir, record.id, "cancelled")
-                end(record, live, is_all=not run)
-                ended += [record.array_task(index) for index in live if record.cluster is Backend.SLURM]
-                said.append(f"cancelled: {kind} {names(record, live, study)} ({told(record, live, run)})")
-    wait_for_end(records, ended)  # a training saves first
-    return said
+    kinds = LAST_FIRST[1:] if run else LAST_FIRST  # the report tells of the other runs too
+    records = [record for record in read_jobs(study_dir, study) if record.kind in kinds]
+    scheduler = ask_scheduler(records, with_accounts=False)
+    jobs = live_jobs(records, scheduler, study.runs.index(run) if run else None)
+    jobs.sort(key=lambda job: LAST_FIRST.index(job.record.kind))
+    lines, ended = [], set[str]()
+    for job in jobs:
+        job.handle.end(study_dir, job.indices, is_all=not run)
+        ended |= {job.record.array_task(index) for index in job.indices}
+        label = job.handle.label(job.indices[0] if run else None)
+        lines.append(f"cancelled: {job.describe(study)} ({label})")
+    wait_for_end(records, ended, QueueWatch())  # a training saves first
+    return lines
 
 
-def cancel_unsatisfiable(records: list[JobRecord]) -> list[str]:
+def cancel_unsatisfiable(records: list[JobRecord], watch: QueueWatch) -> list[str]:
     """Cancel what waits for a job that has failed, where SLURM does not do so itself; returns the ids."""
-    never_satisfiable = ask_scheduler(records, with_accounts=False).never_satisfiable()
+    never_satisfiable = look(records, watch).never_satisfiable()
     dead = sorted(never_satisfiable.intersection(array_tasks_of(records)))
     if dead:
         client.cancel(*dead)
-        wait_for_end(records, dead)
+        watch.expire()
+        wait_for_end(records, dead, watch)
     return dead
 
 
-def wait_until_settled(records: list[JobRecord]) -> None:
+def wait_until_settled(records: list[JobRecord], watch: QueueWatch) -> None:
     """Return when SLURM has made up its mind about these jobs, or after SLURM_END_S.
 
     Nobody knows yet whether one that is just ending will run again, nor whether one that waits for what has
     ended may start.
     """
-    told = False
-    for _ in ticks(time.monotonic() + SLURM_END_S):
-        scheduler = ask_scheduler(records, with_accounts=False)
-        queue, in_transition = scheduler.queue or {}, scheduler.in_transition()
-        open_cases = [
-            one
-            for one in array_tasks_of(records)
-            if queue.get(one, ("",))[0] == "COMPLETING" or one in in_transition
-        ]
-        if not open_cases:
-            return
-        if not told:
-            log.info("waiting for SLURM to settle jobs that are just ending: %s", ", ".join(open_cases))
-        told = True
+    open_cases = unsettled(records, look(records, watch))
+    if open_cases:
+        log.info("waiting for SLURM to settle jobs that are just ending: %s", ", ".join(open_cases))
+        wait_until(lambda scheduler: not unsettled(records, scheduler), records, watch)
+
+
+def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
+    """The array tasks of which SLURM has yet to say what becomes of them."""
+    completing = {job for job, (state, _) in (scheduler.queue or {}).items() if state == "COMPLETING"}
+    open_cases = completing | scheduler.in_transition()
+    return [array_task for array_task in array_tasks_of(records) if array_task in open_cases]
+
+
+def wait_for_end(records: list[JobRecord], array_tasks: Iterable[str], watch: QueueWatch) -> None:
+    """Return when these have left the queue, or after SLURM_END_S: a launch would take them for alive."""
+    left = set(array_tasks).intersection(array_tasks_of(records))
+    if left:
+        wait_until(lambda scheduler: left.isdisjoint(scheduler.queue or {}), records, watch)
+
+
+def wait_until(is_over: Callable[[Scheduler], bool], records: list[JobRecord], watch: QueueWatch) -> None:
+    """Return when `is_over` says so of the queue, or after SLURM_END_S."""
+    give_up_s = watch.clock() + SLURM_END_S
+    while not is_over(look(records, watch)) and watch.clock() < give_up_s:
+        watch.wait()
+
+
+def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
+    """What the queue says of SLURM's jobs among these."""
+    return scheduler_of([record for record in records if not handle_of(record).is_local], watch.look())
 
 
 def array_tasks_of(records: Iterable[JobRecord]) -> list[str]:
-    """The ids of all elements of SLURM's jobs."""
-    return [r.array_task(index) for r in records if r.cluster is Backend.SLURM for index in r.indices]
+    """The ids of all array tasks of SLURM's jobs among these."""
+    ours = [record for record in records if not handle_of(record).is_local]
+    return list(chain.from_iterable(map(record.array_task, record.indices) for record in ours))
 
 
-def wait_for_end(records: list[JobRecord], ended: Iterable[str]) -> None:
-    """Return when these jobs have left the queue, or after SLURM_END_S.
-
-    A launch that still sees one in the queue takes it for alive.
-    """
-    left = set(ended)
-    for _ in ticks(time.monotonic() + SLURM_END_S):
-        left &= (ask_scheduler(records, with_accounts=False).queue or {}).keys()
-        if not left:
-            return
+# --- hold, release, throttle ---------------------------------------------------------------------
 
 
-def end(record: JobRecord, live: list[int], is_all: bool) -> None:
-    """End one job: an array at once, elements one by one, a local launch together with its process."""
-    if record.cluster is Backend.LOCAL:
-        end_local(int(record.id), with_launcher=is_all)
-    elif is_all:
-        client.cancel(record.id)
-    else:
-        client.cancel(*(record.array_task(index) for index in live))
-
-
-def told(record: JobRecord, live: list[int], run: str) -> str:
-    """The id by which a job, or its only element meant, is known."""
-    if record.cluster is Backend.LOCAL:
-        return f"process {record.id}"
-    return f"job {record.array_task(live[0]) if run else record.id}"
-
-
-def throttle(study_dir: Path, study: Study, asked: Asked) -> list[str]:
-    """Hold, release, or set how many runs may train (and be scored) at once; returns one line for each array.
+def hold(study_dir: Path, study: Study) -> list[str]:
+    """Let no more runs of a study start; returns one line for each job.
 
     Raises:
         ClusterError: SLURM does not answer or will not do it, or the study runs on this machine.
     """
-    if isinstance(asked, int) and asked < 1:
-        raise ClusterError(f"{asked} runs at once", "give 1 or more, or hold")
-    records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
-    scheduler = require_queue(records)
-    alive = {
-        record: live
-        for record in records
-        if (live := [index for index in record.indices if is_live(record, index, scheduler)])
-    }
-    arrays = collections.Counter(record.kind for record in alive if record.is_array)
-    caps = {kind: shares(asked, count) for kind, count in arrays.items()} if isinstance(asked, int) else {}
-    said = []
-    for record, live in alive.items():
-        if record.cluster is Backend.LOCAL:
-            raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
-        if asked == "hold":
-            client.hold(record.id)  # by its owner, so that the owner may release it
-            runs_on = [index for index in live if scheduler.state(record, index)[0] in RUNNING]
-            held = [index for index in live if index not in runs_on]
-            said += [f"held: {record.kind} {names(record, held, study)} (job {record.id})"] if held else []
-            if runs_on:
-                said.append(f"goes on: {record.kind} {names(record, runs_on, study)}, held if it is requeued")
-        elif asked == "release":
-            client.release(record.id)
-            said.append(f"released: {record.kind} {names(record, live, study)} (job {record.id})")
-        elif record.is_array:
-            cap = caps[record.kind].pop(0)  # several arrays of one kind share what was asked for
-            client.set_array_throttle(record.id, cap)
-            said.append(f"at most {cap} at once: {record.kind} (job {record.id})")
-    return said
+    jobs, scheduler = throttled_jobs(study_dir, study)
+    lines = []
+    for job in jobs:
+        client.hold(job.record.id)  # by its owner, so that the owner may release it
+        running = [index for index in job.indices if job.handle.state(index, scheduler)[0] in RUNNING]
+        held = [index for index in job.indices if index not in running]
+        if held:
+            lines.append(f"held: {job.describe(study, held)} ({job.handle.label()})")
+        if running:
+            lines.append(f"goes on: {job.describe(study, running)}, held if it is requeued")
+    return lines
 
 
-def require_queue(records: list[JobRecord]) -> Scheduler:
-    """The queue, which must be known before anything is changed.
+def release(study_dir: Path, study: Study) -> list[str]:
+    """Take back a hold; returns one line for each job. Raises as `hold`."""
+    jobs, _ = throttled_jobs(study_dir, study)
+    for job in jobs:
+        client.release(job.record.id)
+    return [f"released: {job.describe(study)} ({job.handle.label()})" for job in jobs]
 
-    Raises:
-        ClusterError: SLURM does not answer.
+
+def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
+    """Let at most `count` runs train (and be scored) at once; returns one line for each array.
+
+    Several arrays of one kind share it. Raises as `hold`.
     """
+    if count < 1:
+        raise ClusterError(f"{count} runs at once", "give 1 or more, or hold")
+    jobs, _ = throttled_jobs(study_dir, study)
+    arrays = [job.record for job in jobs if job.record.is_array]
+    num_arrays = collections.Counter(array.kind for array in arrays)
+    shares_left = {kind: iter(shares(count, number)) for kind, number in num_arrays.items()}
+    lines = []
+    for array in arrays:
+        share = next(shares_left[array.kind])
+        client.set_array_throttle(array.id, share)
+        lines.append(f"at most {share} at once: {array.kind} (job {array.id})")
+    return lines
+
+
+def throttled_jobs(study_dir: Path, study: Study) -> tuple[list[LiveJob], Scheduler]:
+    """The live jobs that train or score, and the queue as it is. Raises as `hold`."""
+    records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
     scheduler = ask_scheduler(records, with_accounts=False)
-    if scheduler.queue is None:
-        raise ClusterError(
-            "squeue does not answer, so nobody knows what is queued or running", "try again later"
-        )
-    return scheduler
-
-
-def is_live(record: JobRecord, index: int, scheduler: Scheduler) -> bool:
-    """Whether one element is queued or running."""
-    if record.cluster is Backend.LOCAL:
-        return is_running_here(record)
-    return record.array_task(index) in (scheduler.queue or {})
-
-
-def names(record: JobRecord, indices: Iterable[int], study: Study) -> str:
-    """The runs a job works on; of the report, the study."""
-    if record.kind is JobKind.REPORT:
-        return "of the study"
-    runs = [study.runs[index] for index in indices]
-    return ", ".join(runs) if len(runs) <= 6 else f"{', '.join(runs[:5])}, ... ({len(runs)} runs)"
+    jobs = live_jobs(records, scheduler)
+    if any(job.handle.is_local for job in jobs):
+        raise ClusterError("this study runs on this machine, one run after another", "end it with Ctrl-C")
+    return jobs, scheduler

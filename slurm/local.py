@@ -6,12 +6,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from data_prep.errors import ClusterError
 from slurm.client import clean_environment
@@ -20,13 +21,22 @@ from slurm.node.environment import Backend, single_process
 from slurm.plan import JobRequest
 from vae.run_dir import JOBS_DIR
 
+if TYPE_CHECKING:
+    from submitit.core.utils import JobPaths
+
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
 UNLIMITED_RESTARTS = 1_000_000
-
 LOCAL_LIMIT_MIN = 365 * 24 * 60
-LOCAL_POLL_S = 0.3
-LOCAL_END_S = 60.0
+# How submitit's `JobPaths.stdout` ends, after `<job>_<rank>`; importing submitit takes too long for `status`.
+LOG_ENDING = "_log.out"
 
+POLL_S = 0.3
+# A job that is asked to end saves first; after this long its launcher kills it.
+SAVE_LIMIT_S = 60.0
+# Who ends a job from outside waits a little longer than its launcher does.
+END_LIMIT_S = SAVE_LIMIT_S + 10.0
+# How often a process is asked to end: one that is just starting misses it.
+ASK_EVERY_S = 1.0
 
 Watch = Callable[[JobRequest, int], None]
 
@@ -91,58 +101,42 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
         )
         job = executor.submit(request.tasks[index])
     # this element's record alone: the others have processes of their own
-    add_record(request.folder, replace(JobRecord.of(request, job.job_id, Backend.LOCAL), indices=(index,)))
+    record = JobRecord.of(request, job.job_id, Backend.LOCAL)
+    add_record(request.folder, msgspec.structs.replace(record, indices=(index,)))
     try:
         while not job.done():
             watch(request, index)
-            time.sleep(LOCAL_POLL_S)
+            time.sleep(POLL_S)
     except BaseException:
         note_end(request.folder, job.job_id, "interrupted")
-        end_processes(job._process)  # type: ignore[attr-defined]  # submitit's cancel() saves nothing
+        end_or_kill(int(job.job_id))  # submitit's cancel() saves nothing
         raise
-    if has_succeeded(jobs_dir, job.job_id, processes):
+    results = [job_paths(jobs_dir, job.job_id, rank).result_pickle for rank in range(processes)]
+    return failure(request, index, job.job_id, results)
+
+
+def job_paths(jobs_dir: Path, job: str, rank: int = 0) -> JobPaths:
+    """Where submitit keeps what a job is to run, its result, and what it prints."""
+    from submitit.core.utils import JobPaths
+
+    return JobPaths(jobs_dir, job, rank)
+
+
+def failure(request: JobRequest, index: int, job: str, results: Sequence[Path]) -> str:
+    """One line on why a local job failed: the last line of its error, and where to read on; or nothing."""
+    from submitit.core.utils import pickle_load
+
+    outcomes = [pickle_load(path) for path in results if path.exists()]
+    if [outcome for outcome, _ in outcomes] == ["success"] * len(results):
         return ""
-    return failure(request, index, jobs_dir, job.job_id)
-
-
-def end_processes(controller: subprocess.Popen[bytes]) -> None:
-    """Let a local job's processes save and end; kill them if they do not.
-
-    The controller passes TERM on. It is sent again and again, for processes that are just starting miss it.
-    """
-    give_up = time.monotonic() + LOCAL_END_S
-    while controller.poll() is None and time.monotonic() < give_up:
-        controller.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            controller.wait(1)
-    if controller.poll() is None:
-        children = Path(f"/proc/{controller.pid}/task/{controller.pid}/children").read_text().split()
-        controller.kill()
-        for child in children:
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
-
-
-def has_succeeded(jobs_dir: Path, job: str, processes: int) -> bool:
-    """Whether every process of a local job ended well."""
-    from submitit.core.utils import pickle_load
-
-    results = [jobs_dir / f"{job}_{rank}_result.pkl" for rank in range(processes)]
-    return all(path.exists() and pickle_load(path)[0] == "success" for path in results)
-
-
-def failure(request: JobRequest, index: int, jobs_dir: Path, job: str) -> str:
-    """One line on why a local job failed: the last line of its error, and where to read on."""
-    from submitit.core.utils import pickle_load
-
     name = f"{request.kind} {Path(request.tasks[index].path).name}"
-    if end := next((record.end for record in read_records(request.folder) if record.id == job), ""):
-        return f"{name} was {end}"
-    for path in sorted(jobs_dir.glob(f"{job}_*_result.pkl")):
-        outcome, value = pickle_load(path)
+    ends = {record.id: record.end for record in read_records(request.folder)}
+    if ends.get(job):
+        return f"{name} was {ends[job]}"
+    for outcome, value in outcomes:
         if outcome == "error":
             return f"{name}: {str(value).strip().splitlines()[-1]}"
-    return f"{name} was killed; see {jobs_dir}/{job}_0_log.out"
+    return f"{name} was killed; see {job_paths(request.folder / JOBS_DIR, job).stdout}"
 
 
 def visible_gpus(request: JobRequest) -> dict[str, object]:
@@ -192,64 +186,86 @@ def _at_home(code_dir: Path) -> Iterator[None]:
         os.environ.update(environment)
 
 
+# --- processes of this machine ---------------------------------------------------------------------
+
+
 def is_running_here(record: JobRecord) -> bool:
     """Whether a local job's controlling process is alive on this machine."""
-    if record.host != socket.gethostname():
-        return False
-    try:
-        return b"submitit" in Path(f"/proc/{record.id}/cmdline").read_bytes()
-    except OSError:
-        return False
+    return record.host == socket.gethostname() and b"submitit" in _proc(record.id, "cmdline")
 
 
-def end_local(pid: int, with_launcher: bool) -> None:
-    """Ask a local job's process to save and end, and wait for that; with its launcher, nothing follows it.
-
-    Asked again and again: processes that are just starting miss it.
+def end_job(pid: int, with_launcher: bool) -> None:
+    """Have a local job's process save and end, and wait for that; with its launcher, nothing follows it.
 
     Raises:
         ClusterError: it does not end.
     """
     launcher = launcher_of(pid) if with_launcher else None
-    if launcher is not None:
-        with suppress(ProcessLookupError):
-            os.kill(launcher, signal.SIGTERM)  # ends its job as Ctrl-C does
-    give_up = time.monotonic() + LOCAL_END_S
-    for _ in ticks(give_up):
-        if launcher is None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        if not any(map(is_alive, (pid, launcher))):
-            return
-    raise ClusterError(f"process {pid} does not end", f"kill -9 {pid}")
+    if launcher is None:
+        has_ended = end_in_time([pid], END_LIMIT_S, ask=pid)
+    else:
+        send_all([launcher], signal.SIGTERM)  # once: it ends its job as at Ctrl-C
+        has_ended = end_in_time([pid, launcher], END_LIMIT_S)
+    if not has_ended:
+        raise ClusterError(f"process {pid} does not end", f"kill -9 {pid}")
 
 
-def ticks(give_up: float) -> Iterator[None]:
-    """One step a second until `give_up`, in the time of the monotonic clock."""
-    while time.monotonic() < give_up:
-        yield
-        time.sleep(1)
+def end_or_kill(pid: int) -> None:
+    """Have a job of this very process save and end; kill it and its ranks if it does not."""
+    if not end_in_time([pid], SAVE_LIMIT_S, ask=pid):
+        ranks = children(pid)
+        send_all([pid], signal.SIGKILL)
+        send_all(ranks, signal.SIGKILL)
 
 
-def is_alive(pid: int | None) -> bool:
+def end_in_time(pids: Sequence[int], limit_s: float, ask: int | None = None) -> bool:
+    """Whether all these processes end; one of them may be asked to, again and again."""
+    started_s = asked_s = time.monotonic()
+    while any(map(is_alive, pids)):
+        now_s = time.monotonic()
+        if now_s >= started_s + limit_s:
+            return False
+        if ask is not None and now_s >= asked_s:
+            send_all([ask], signal.SIGTERM)
+            asked_s = now_s + ASK_EVERY_S
+        time.sleep(ASK_EVERY_S / 10)
+    return True
+
+
+def send_all(pids: Sequence[int], number: signal.Signals) -> bool:
+    """Whether there were processes, and all got the signal."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+    return bool(pids)
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by a process; none if it is gone."""
+    return [int(child) for child in _proc(pid, f"task/{pid}/children").split()]
+
+
+def is_alive(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
-    return pid is not None and (words := stat_of(pid)) is not None and words[0] != "Z"
+    return _stat(pid)[:1] not in ([], [b"Z"])
 
 
 def launcher_of(pid: int) -> int | None:
     """The `jobs/launch.py` that started a local job; None if it is gone."""
-    words = stat_of(pid)
-    if words is None:
-        return None
-    with suppress(OSError):
-        if b"launch.py" in Path(f"/proc/{words[1]}/cmdline").read_bytes():
-            return int(words[1])
-    return None
+    parent = int(next(iter(_stat(pid)[1:2]), 0))
+    return parent if b"launch.py" in _proc(parent, "cmdline") else None
 
 
-def stat_of(pid: int) -> list[str] | None:
-    """State, parent, ... of a process, from /proc; None without it."""
+def _stat(pid: int) -> list[bytes]:
+    """State, parent, ... of a process; nothing if it is gone."""
+    return _proc(pid, "stat").rpartition(b")")[2].split()  # its name, in brackets, may hold anything
+
+
+def _proc(pid: int | str, name: str) -> bytes:
+    """What /proc says of a process; nothing if it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
-        return None
+        return b""

@@ -1,7 +1,7 @@
-"""Acts on job requests: hands them to SLURM, to processes on this machine, or to this process.
+"""Hands job requests to sbatch.
 
 submitit gives the pickle on disk, the process that runs it on the node, and the requeue; the script for
-sbatch is ours (`request.sbatch_text`), so a dry run shows exactly what would be submitted.
+sbatch is ours (`sbatch.sbatch_text`), so a dry run shows exactly what would be submitted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data_prep.errors import ClusterError
 from data_prep.files import write_text
 from slurm import client
 from slurm.job_records import JobRecord, add_record
-from slurm.local import UNLIMITED_RESTARTS
+from slurm.local import UNLIMITED_RESTARTS, job_paths
 from slurm.node.environment import Backend
 from slurm.node.task import Task
 from slurm.plan import JobRequest
@@ -26,16 +26,6 @@ from slurm.sbatch import limit_min, sbatch_text
 from vae.run_dir import JOBS_DIR
 
 log = logging.getLogger(__name__)
-
-
-def choose_backend(wanted: str, has_profile: bool) -> Backend:
-    """Where to run. `auto` takes SLURM where it is installed, and for a profile, which is about SLURM.
-
-    It does not ask whether SLURM answers: while its controller is down, nothing may begin on a login node.
-    """
-    if wanted != "auto":
-        return Backend(wanted)
-    return Backend.SLURM if has_profile or client.has_programs() else Backend.LOCAL
 
 
 def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
@@ -93,7 +83,7 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     record = JobRecord.of(request, job, Backend.SLURM)
     add_record(request.folder, record)
     for index, path in pickles.items():
-        path.rename(jobs_dir / f"{record.array_task(index)}_submitted.pkl")
+        path.rename(job_paths(jobs_dir, record.array_task(index)).submitted_pickle)
     write_text(jobs_dir / f"{job}.sbatch", text)
     return job
 

@@ -1,4 +1,4 @@
-"""slurm/control.py: cancel, hold, release and throttle, on a real cluster and on this machine."""
+"""slurm/control.py: cancel, hold, release and throttle, on a cluster in memory and on this machine."""
 
 from __future__ import annotations
 
@@ -9,156 +9,189 @@ from pathlib import Path
 
 import pytest
 from devcluster import wait_for
-from test_cluster import PROFILE, SHORT, TINY, Site, last_step, site  # noqa: F401  (site is a fixture)
-from tiny import REPOSITORY, child_environment, make_shards
+from doors import run_door
+from fake_slurm import FakeSlurm
+from tiny import REPOSITORY, TINY_FLAGS, child_environment, make_shards
 
 from data_prep.errors import ClusterError
-from slurm.client import OVER
-from slurm.control import cancel, throttle
+from slurm import local
+from slurm.client import OVER, QueueWatch
+from slurm.control import (
+    SLURM_END_S,
+    LiveJob,
+    cancel,
+    cancel_unsatisfiable,
+    hold,
+    release,
+    set_throttle,
+    wait_until_settled,
+)
 from slurm.diagnose.explain import AGAIN
+from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, add_record, read_records
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
+from vae.metrics import read_progress
 from vae.study import Study, prepare_study
 
 STUDY = Study("chest", ("linear-s0", "direct-s0"), "smoke")
+TINY = (*TINY_FLAGS, "--run.log_every_steps", "5")
 
 
-def door(name: str, *words: str, folder: Path, env: dict[str, str]) -> str:
-    """What a front door prints; it must end well."""
-    command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *words]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# --- on a cluster in memory ----------------------------------------------------------------------
 
 
-def cancelled(place: Site) -> str:
-    """What `status` calls a run whose job was cancelled: without accounts nobody knows how it ended."""
-    return "cancelled" if place.cluster.has_accounting else "stopped"
+@pytest.fixture
+def study_dir(tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study whose two runs are queued: jobs 1 (train), 2 (evaluate) and 3 (report)."""
+    fake_slurm.take_over_time(monkeypatch)
+    folder = tmp_path / STUDY.name
+    queue(fake_slurm, folder, JobKind.TRAIN)
+    queue(fake_slurm, folder, JobKind.EVALUATE, after="aftercorr:1")
+    queue(fake_slurm, folder, JobKind.REPORT, array="", after="afterany:2")
+    return folder
 
 
-class Queued:
-    """A study of two runs whose jobs wait for an hour, and the doors that act on it."""
-
-    def __init__(self, place: Site, name: str) -> None:
-        self.site = place
-        later = place.folder / "an hour later.yaml"
-        later.write_text(Path(PROFILE).read_text() + "extra: {begin: now+1hour}\n")
-        words = ("--variant", "both", "--gpus", "1", "--data", "shards/tiny", "--study", name, *SHORT)
-        done = place.launch(*words, profile=str(later))
-        assert done.returncode == 0, done.stderr
-        self.ids = place.jobs(name)
-
-    def door(self, name: str, *words: str) -> str:
-        return door(name, *words, folder=self.site.folder, env=self.site.cluster.env)
-
-    def queue(self, form: str) -> dict[str, str]:
-        """One field of squeue by element, of this study's jobs."""
-        ids = ",".join(self.ids.values())
-        shown = self.site.cluster.run("squeue", "-rh", "-j", ids, "-o", f"%i|{form}")
-        return dict(line.strip().split("|") for line in shown.splitlines())
+def queue(fake: FakeSlurm, folder: Path, kind: JobKind, array: str = "0-1", after: str = "") -> str:
+    """Queue one job of a study and put it on record; returns its id."""
+    job = fake.submit(f"chest-{kind}", array, after)
+    runs = (0, 1) if array else (0,)
+    record = JobRecord(job, kind, Backend.SLURM, bool(array), runs, "login", name=f"chest-{kind}")
+    folder.mkdir(exist_ok=True)
+    add_record(folder, record)
+    return job
 
 
-@pytest.mark.slurm
-@pytest.mark.slow
-def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site: Site) -> None:  # noqa: F811
-    study = Queued(site, "waiting")
-    train, evaluate, report = (study.ids[kind] for kind in ("train", "evaluate", "report"))
-    site.until(lambda: study.queue("%r")[f"{train}_1"] == "BeginTime", 60)
-    said = study.door("why", "waiting").splitlines()
-    assert len(said) == 2
-    pattern = r"it starts at .*\d\d:\d\d, not before its begin time \(BeginTime\); nothing to do\."
-    assert re.fullmatch(f"direct-s0: is queued: {pattern}", said[1])
+def states(fake: FakeSlurm) -> dict[str, str]:
+    return {job.id: job.state for job in fake.jobs.values()}
 
-    assert f"at most 1 at once: train (job {train})" in study.door("throttle", "waiting", "1")
-    shown = site.cluster.run("scontrol", "show", "job", train)
-    assert set(re.findall(r"ArrayTaskThrottle=(\d+)", shown)) == {"1"}
-    study.door("throttle", "waiting", "hold")
-    assert {study.queue("%r")[f"{train}_{k}"] for k in (0, 1)} == {"JobHeldUser"}
-    assert "held by its owner (JobHeldUser); python jobs/throttle.py runs/waiting release." in study.door(
-        "why", "waiting/linear-s0"
-    )
-    study.door("throttle", "waiting", "release")
-    site.until(lambda: study.queue("%r")[f"{train}_0"] == "BeginTime", 60)
 
-    said = study.door("cancel", "waiting/direct-s0").splitlines()
-    assert said == [
-        f"cancelled: evaluate direct-s0 (job {evaluate}_1)",
-        f"cancelled: train direct-s0 (job {train}_1)",
+def test_what_waits_for_others_is_cancelled_first(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    assert cancel(study_dir, STUDY) == [
+        "cancelled: report of the study (job 3)",
+        "cancelled: evaluate linear-s0, direct-s0 (job 2)",
+        "cancelled: train linear-s0, direct-s0 (job 1)",
     ]
-    site.until(lambda: set(study.queue("%t")) == {f"{train}_0", f"{evaluate}_0", report}, 60)
-    # it never ran, so the accounts have no line of it, only of its array
-    site.until(lambda: site.status("waiting")["direct-s0"] == cancelled(site), 60)
-    how = (
-        "was cancelled before it started; run" if site.cluster.has_accounting else "ended before the run was"
-    )
-    assert f"the training job {train}_1 {how}" in study.door("why", "waiting")
-
-    records = site.records("waiting")
-    assert len(study.door("cancel", "waiting").splitlines()) == 3
-    site.until(lambda: study.queue("%t") == {}, 60)
-    assert study.door("cancel", "waiting") == "nothing of waiting is queued or running\n"
-    assert site.records("waiting") == records
-    site.until(lambda: set(site.status("waiting").values()) == {cancelled(site)}, 60)
+    orders = [call.command[2:] for call in fake_slurm.calls if call.command[0] == "scancel"]
+    assert orders == [("3",), ("2",), ("1",)]
+    assert set(states(fake_slurm).values()) == {"CANCELLED"}
+    assert cancel(study_dir, STUDY) == []
 
 
-@pytest.mark.slurm
-@pytest.mark.slow
-def test_a_running_study_saves_when_cancelled_and_goes_on_and_its_logs_are_shown(
-    site: Site,  # noqa: F811
+def test_one_run_is_cancelled_and_the_report_stays(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    assert cancel(study_dir, STUDY, "direct-s0") == [
+        "cancelled: evaluate direct-s0 (job 2_1)",
+        "cancelled: train direct-s0 (job 1_1)",
+    ]
+    left = {job for job, state in states(fake_slurm).items() if state == "PENDING"}
+    assert left == {"1_0", "2_0", "3"}
+
+
+def test_cancel_returns_when_a_training_has_saved_and_asks_squeue_seldom(
+    study_dir: Path, fake_slurm: FakeSlurm
 ) -> None:
-    words = ("--variant", "both", "--gpus", "1", "--data", "shards/tiny", "--study", "ended", *TINY)
-    words = (*words, "--run.epochs", "10000", "--max-parallel", "1")
-    (site.folder / "runs" / "ended" / "direct-s0").mkdir(parents=True)
-    (site.folder / "runs" / "ended" / "direct-s0" / "logs").write_text("in the way of the folder")
-    assert site.launch(*words).returncode == 0
-    train = site.jobs("ended")["train"]
-    run_dir = site.folder / "runs" / "ended" / "linear-s0"
+    fake_slurm.start("1_0")
+    fake_slurm.jobs["1_0"].lingers = True
+    fake_slurm.at(25, lambda: fake_slurm.end("1_0", "CANCELLED"))
+    cancel(study_dir, STUDY)
+    assert states(fake_slurm)["1_0"] == "CANCELLED"
+    assert fake_slurm.now_s == 30  # looked at after 0, 10 and 30 seconds
+    assert fake_slurm.asked("squeue") == 1 + 3
 
-    def act(name: str, *more: str) -> str:
-        return door(name, *more, folder=site.folder, env=site.cluster.env)
 
-    site.until(lambda: last_step(run_dir) >= 20, 60)
-    said = act("why", "ended")
-    assert re.search(r"^linear-s0: is training at step \d+ of 80,000 in job \d+_0; nothing", said)
-    assert "as many runs of the study as allowed are running (JobArrayTaskLimit)" in said
-    act("throttle", "ended", "2")
-    failed = "failed" if site.cluster.has_accounting else "stopped"
-    site.until(lambda: site.status("ended")["direct-s0"] == failed, 60)
-    said = act("why", "ended/direct-s0")
-    assert f"the training job {train}_1 failed: FileExistsError: [Errno 17] File exists: " in said
-    assert act("logs", "ended/direct-s0", "--lines", "1").startswith("FileExistsError: ")
+def test_cancel_does_not_wait_for_ever(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.start("1_0")
+    fake_slurm.jobs["1_0"].lingers = True
+    cancel(study_dir, STUDY)
+    assert states(fake_slurm)["1_0"] == "COMPLETING"
+    assert SLURM_END_S <= fake_slurm.now_s < SLURM_END_S + 60
 
-    assert f"cancelled: train linear-s0 (job {train})" in act("cancel", "ended")
-    site.until(lambda: site.status("ended")["linear-s0"] == cancelled(site), 60)
-    said = act("why", "ended/linear-s0")
-    assert re.search(r"was cancelled at step \d+ of 80,000, saved at step \d+; run the same", said)
-    assert list(run_dir.glob("checkpoints/step_*"))
-    assert act("logs", "ended/linear-s0", "--list").startswith(
-        f"1  train, job {train}_0; rank 0; last written"
-    )
-    assert f"{train}_0" not in site.cluster.run("squeue", "-rh")
+
+def test_what_waits_is_held_and_what_runs_goes_on(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.start("1_0")
+    assert hold(study_dir, STUDY) == [
+        "held: train direct-s0 (job 1)",
+        "goes on: train linear-s0, held if it is requeued",
+        "held: evaluate linear-s0, direct-s0 (job 2)",
+    ]
+    assert [job for job, task in fake_slurm.jobs.items() if task.is_held] == ["1_0", "1_1", "2_0", "2_1"]
+    assert release(study_dir, STUDY) == [
+        "released: train linear-s0, direct-s0 (job 1)",
+        "released: evaluate linear-s0, direct-s0 (job 2)",
+    ]
+    assert not any(task.is_held for task in fake_slurm.jobs.values())
+
+
+def test_arrays_of_one_kind_share_what_may_run_at_once(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    queue(fake_slurm, study_dir, JobKind.TRAIN)
+    assert set_throttle(study_dir, STUDY, 3) == [
+        "at most 2 at once: train (job 1)",
+        "at most 3 at once: evaluate (job 2)",
+        "at most 1 at once: train (job 4)",
+    ]
+    fake_slurm.start("4_0")
+    assert fake_slurm.reason(fake_slurm.jobs["4_1"]) == "JobArrayTaskLimit"
+    with pytest.raises(ClusterError, match="0 runs at once"):
+        set_throttle(study_dir, STUDY, 0)
+
+
+def test_a_study_on_this_machine_cannot_be_throttled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_record(tmp_path, JobRecord("4711", JobKind.TRAIN, Backend.LOCAL, False, (0,), "here"))
+    monkeypatch.setattr(local, "is_running_here", lambda record: True)
+    for change in (hold, release, lambda *study: set_throttle(*study, 2)):
+        with pytest.raises(ClusterError, match="this study runs on this machine"):
+            change(tmp_path, STUDY)
+
+
+def test_many_runs_are_counted() -> None:
+    study = Study("chest", tuple(f"linear-s{seed}" for seed in range(7)), "smoke")
+    record = JobRecord("8", JobKind.TRAIN, Backend.SLURM, True, tuple(range(7)), "login")
+    few, many = LiveJob(record, handle_of(record), [0, 2]), LiveJob(record, handle_of(record), [*range(7)])
+    assert few.describe(study) == "train linear-s0, linear-s2"
+    assert many.describe(study).endswith("linear-s3, linear-s4, ... (7 runs)")
+
+
+def test_a_launch_waits_until_slurm_has_looked_at_what_has_just_ended(
+    study_dir: Path, fake_slurm: FakeSlurm, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fake_slurm.settles_at_once = False
+    fake_slurm.start("1")
+    fake_slurm.end("1_0", "FAILED")
+    fake_slurm.completing("1_1")
+    fake_slurm.at(15, lambda: fake_slurm.end("1_1"))
+    fake_slurm.at(25, fake_slurm.settle)
+    wait_until_settled(read_records(study_dir), QueueWatch())
+    assert fake_slurm.now_s >= 25
+    assert caplog.messages == ["waiting for SLURM to settle jobs that are just ending: 1_1, 2_0"]
+
+
+def test_what_can_never_start_is_cancelled(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.start("1")
+    fake_slurm.end("1_0", "FAILED")
+    assert cancel_unsatisfiable(read_records(study_dir), QueueWatch()) == ["2_0"]
+    assert states(fake_slurm)["2_0"] == "CANCELLED"
+    assert cancel_unsatisfiable(read_records(study_dir), QueueWatch()) == []
+
+
+def test_nothing_is_changed_while_nobody_knows_what_is_queued(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.controller_down()
+    for change in (cancel, hold, release, lambda *study: set_throttle(*study, 2)):
+        with pytest.raises(ClusterError, match="nobody knows what is queued or running"):
+            change(study_dir, STUDY)
+    assert {call.command[0] for call in fake_slurm.calls} == {"squeue"}
 
 
 # --- without SLURM -------------------------------------------------------------------------------
 
 
-def test_nothing_is_changed_while_nobody_knows_what_is_queued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    add_record(tmp_path, JobRecord("8", "train", "slurm", True, (0, 1), "login"))
-    with pytest.raises(ClusterError, match="nobody knows what is queued or running"):
-        cancel(tmp_path, STUDY)
-    with pytest.raises(ClusterError, match="nobody knows what is queued or running"):
-        throttle(tmp_path, STUDY, "hold")
-
-
 def test_a_study_without_jobs_has_nothing_to_cancel(tmp_path: Path) -> None:
     assert cancel(tmp_path, STUDY) == []
-    assert throttle(tmp_path, STUDY, 2) == []
+    assert set_throttle(tmp_path, STUDY, 2) == []
 
 
 @pytest.mark.parametrize(
-    ("said", "is_over"),
+    ("words", "is_over"),
     [
         ("4_0-1: Job has already finished", True),
         ("scancel: error: Kill job error on job id 9: Invalid job id specified", True),
@@ -167,17 +200,21 @@ def test_a_study_without_jobs_has_nothing_to_cancel(tmp_path: Path) -> None:
         ("Unable to contact slurm controller (connect failure)", False),
     ],
 )
-def test_only_a_job_that_has_ended_may_refuse(said: str, is_over: bool) -> None:
-    assert bool(OVER.search(said)) is is_over
+def test_only_a_job_that_has_ended_may_refuse(words: str, is_over: bool) -> None:
+    assert bool(OVER.search(words)) is is_over
 
 
-@pytest.mark.parametrize("asked", ["0", "-1", "1.5", "stop", ""])
-def test_a_throttle_is_a_number_hold_or_release(tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "stop", ""])
+def test_a_throttle_is_a_number_hold_or_release(tmp_path: Path, count: str) -> None:
     prepare_study(tmp_path / "chest", STUDY)
-    command = [sys.executable, str(REPOSITORY / "jobs" / "throttle.py"), str(tmp_path / "chest"), "--", asked]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+    done = run_door("throttle", tmp_path / "chest", "--", count)
     assert done.returncode == 2
-    assert done.stderr == f"error: {asked!r} is not allowed\nhint: give a number from 1, hold or release\n"
+    assert done.stderr == f"error: {count!r} is not allowed\nhint: give a number from 1, hold or release\n"
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step in metrics.jsonl; 0 before there is one."""
+    return read_progress(run_dir).step
 
 
 def launch_here(folder: Path, variant: str, study: str) -> subprocess.Popen[str]:
@@ -190,43 +227,49 @@ def launch_here(folder: Path, variant: str, study: str) -> subprocess.Popen[str]
 
 @pytest.mark.slow
 def test_a_local_study_is_cancelled_with_its_launcher_and_goes_on(tmp_path: Path) -> None:
-    env, launcher = child_environment(), launch_here(tmp_path, "both", "here")
+    launcher = launch_here(tmp_path, "both", "here")
     study_dir = tmp_path / "runs" / "here"
+
+    def here(name: str, *words: str) -> str:
+        done = run_door(name, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     try:
         wait_for(lambda: last_step(study_dir / "linear-s0") >= 20, 120, lambda: str(launcher.poll()))
         (record,) = read_records(study_dir)
-        said = door("why", "here", folder=tmp_path, env=env).splitlines()
-        assert re.fullmatch(r"linear-s0: is training at step \d+ of 80,000; nothing to do\.", said[0])
-        assert f"direct-s0: is not trained and waits for its turn after process {record.id}," in said[1]
-        said = door("cancel", "here", folder=tmp_path, env=env).splitlines()
-        assert said == [f"cancelled: train linear-s0 (process {record.id})"]
+        lines = here("why", "here").splitlines()
+        assert re.fullmatch(r"linear-s0: is training at step \d+ of 80,000; nothing to do\.", lines[0])
+        assert f"direct-s0: is not trained and waits for its turn after process {record.id}," in lines[1]
+        lines = here("cancel", "here").splitlines()
+        assert lines == [f"cancelled: train linear-s0 (process {record.id})"]
         assert launcher.wait(60) == 130
     finally:
         launcher.terminate()  # ends its job, too
         launcher.communicate()
-    assert [known.id for known in read_records(study_dir)] == [record.id]  # the other run was not begun
+    assert [job.id for job in read_records(study_dir)] == [record.id]  # the other run was not begun
     assert list((study_dir / "linear-s0").glob("checkpoints/step_*"))
-    assert door("cancel", "here", folder=tmp_path, env=env) == "nothing of here is queued or running\n"
-    said = door("why", "here", folder=tmp_path, env=env).splitlines()
+    assert here("cancel", "here") == "nothing of here is queued or running\n"
+    lines = here("why", "here").splitlines()
     step = last_step(study_dir / "linear-s0")
     cause = f"was cancelled at step {step:,} of 80,000, saved at step {step:,}"
-    assert said[0] == f"linear-s0: the training process {record.id} {cause}; {AGAIN}."
-    shown = door("status", "here", folder=tmp_path, env=env)
+    assert lines[0] == f"linear-s0: the training process {record.id} {cause}; {AGAIN}."
+    shown = here("status", "here")
     assert re.search(rf"^linear-s0 +cancelled .* saved at step {step:,}$", shown, re.M)
-    assert said[1] == "direct-s0: has not been launched yet; launch it."
-    assert "step 5 of 80000" in door("logs", "here/linear-s0", folder=tmp_path, env=env)
+    assert lines[1] == "direct-s0: has not been launched yet; launch it."
+    assert "step 5 of 80000" in here("logs", "here/linear-s0")
 
 
 @pytest.mark.slow
 def test_one_local_run_is_cancelled_and_its_launcher_says_so_and_goes_on(tmp_path: Path) -> None:
-    env, launcher = child_environment(), launch_here(tmp_path, "linear", "one")
+    launcher = launch_here(tmp_path, "linear", "one")
     run_dir = tmp_path / "runs" / "one" / "linear-s0"
     try:
         wait_for(lambda: last_step(run_dir) >= 20, 120, lambda: str(launcher.poll()))
-        door("cancel", "one/linear-s0", folder=tmp_path, env=env)
-        _, said = launcher.communicate(timeout=60)
+        assert run_door("cancel", "one/linear-s0", cwd=tmp_path).returncode == 0
+        _, text = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
     assert launcher.returncode == 1
-    assert "failed: train linear-s0 was cancelled\n" in said
+    assert "failed: train linear-s0 was cancelled\n" in text
     assert (tmp_path / "runs" / "one" / "report.html").exists()

@@ -68,6 +68,14 @@ def test_every_score_is_there_with_its_card(scored_study: Path) -> None:
             assert "PIL bilinear" in card.input
 
 
+def test_a_run_in_double_precision_is_scored_in_it(tmp_path: Path, shards: Path) -> None:
+    study = Study("double", ("linear-s0",), extractor="smoke")
+    prepare_study(tmp_path, study)
+    train(make_run(tmp_path / "linear-s0", shards, precision="fp64", epochs=1))
+    evaluate(tmp_path / "linear-s0", study)
+    assert all(math.isfinite(value or math.nan) for value in values_of(tmp_path / "linear-s0").values())
+
+
 def test_two_ranks_score_every_image_once(scored_study: Path, tmp_path: Path) -> None:
     """13 test images on two ranks: padding, or a rank counted twice, would show in every score."""
     copy = tmp_path / "study"

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import errno
 import re
-import subprocess
-import sys
 
 import pytest
-from tiny import REPOSITORY, child_environment
-
-
-def call(door: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / f"{door}.py"), *words]
-    return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=60)
+from doors import like_a_process, run_door
+from tiny import REPOSITORY
 
 
 def entries(door: str) -> dict[str, str]:
     """What --help says of each flag."""
-    text = call(door, "--help").stdout.partition("examples:")[0]
+    text = run_door(door, "--help").stdout.partition("examples:")[0]
     return {entry.split()[0]: entry for entry in re.split(r"\n  (?=--)", text)}
 
 
@@ -33,35 +27,43 @@ def entries(door: str) -> dict[str, str]:
     ],
 )
 def test_help_shows_each_default_once(door: str, shown: tuple[str, ...]) -> None:
-    known = entries(door)
+    texts = entries(door)
     for flag, default in (line.split(" ", 1) for line in shown):
-        assert re.findall(r"\(default: (.*?)\)", known[flag]) == [default]
+        assert re.findall(r"\(default: (.*?)\)", texts[flag]) == [default]
 
 
 def test_a_switch_and_what_has_no_default_show_none() -> None:
-    known = entries("launch")
+    texts = entries("launch")
     for flag in ("--dry-run", "--profile", "--variant"):
-        assert "default" not in known[flag]
+        assert "default" not in texts[flag]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
+def test_a_disk_that_refuses_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_front(OSError(number, "it refuses", "/data/x"))
+    assert capsys.readouterr().err.startswith("error: it refuses: /data/x\nhint: ")
+
+
+def test_an_error_that_no_disk_is_to_blame_for_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="it refuses"):
+        run_front(OSError(errno.EIO, "it refuses", "/data/x"))
+
+
+def run_front(error: OSError) -> None:
+    """What every front door does with an error."""
+
+    def main() -> int:
+        raise error
+
+    with like_a_process("report", (), REPOSITORY):
+        import _front
+
+        _front.run(main)
 
 
 @pytest.mark.parametrize(
-    ("number", "is_told"), [(errno.EACCES, True), (errno.ENOSPC, True), (errno.EIO, False)]
-)
-def test_a_disk_that_refuses_is_one_line(number: int, is_told: bool) -> None:
-    code = (
-        "import sys; sys.path.insert(0, 'jobs'); import _front\n"
-        f"def main(): raise OSError({number}, 'it refuses', '/data/x')\n"
-        "_front.run(main)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True
-    )
-    assert (done.returncode, "Traceback" in done.stderr) == ((2, False) if is_told else (1, True))
-    assert not is_told or done.stderr.startswith("error: it refuses: /data/x\nhint: ")
-
-
-@pytest.mark.parametrize(
-    ("door", "words", "told"),
+    ("door", "words", "expected"),
     [
         ("launch", (), "error: the following arguments are required: --variant\nhint: python jobs/launch.py"),
         ("why", (), "error: the following arguments are required: STUDY|STUDY/RUN\nhint: python jobs/why.py"),
@@ -93,8 +95,8 @@ def test_a_disk_that_refuses_is_one_line(number: int, is_told: bool) -> None:
     ],
 )
 def test_a_wrong_command_is_answered_in_words_one_can_type(
-    door: str, words: tuple[str, ...], told: str
+    door: str, words: tuple[str, ...], expected: str
 ) -> None:
-    done = call(door, *words)
+    done = run_door(door, *words)
     assert done.returncode == 2
-    assert done.stderr.startswith(told), done.stderr
+    assert done.stderr.startswith(expected), done.stderr

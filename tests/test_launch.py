@@ -1,4 +1,4 @@
-"""jobs/launch.py as a user meets it, without SLURM: answers, mistakes, and whole studies on this machine."""
+"""slurm/launch.py and jobs/launch.py without SLURM: answers, mistakes, and whole studies on this machine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,37 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import REPOSITORY, TINY_FLAGS, child_environment
+from doors import Result, run_door
+from fake_slurm import FakeSlurm
+from tiny import REPOSITORY, TINY_FLAGS
 
 from data_prep.pack_plan import PackOptions, plan
+from slurm.job_records import only_launcher
 from vae.config import read_settings
-from vae.metrics import read_metrics
-from vae.study import Study, is_trained, read_json, read_launches, read_run
+from vae.metrics import StepLine, read_metrics
+from vae.provenance import read_attempts, read_provenance
+from vae.study import Study, is_trained, read_launches, read_run
 
-SHORT = (*TINY_FLAGS, "--run.epochs", "1")
-
-
-def environment() -> dict[str, str]:
-    """No SLURM to be found, whatever is installed here."""
-    return {k: v for k, v in child_environment().items() if not k.startswith(("SLURM", "PYTHONPATH"))}
+# A study of one epoch in this very process.
+DEBUG = ("--cluster", "debug", *TINY_FLAGS, "--run.epochs", "1")
 
 
-def launch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+@pytest.fixture(autouse=True)
+def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No SLURM around these tests, whatever is installed here; one thread for each process."""
+    for name in os.environ:
+        if name.startswith(("SLURM", "PYTHONPATH")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def launch(folder: Path, *words: str) -> Result:
+    return run_door("launch", *words, cwd=folder)
+
+
+def script(name: str) -> list[str]:
+    """A front door as a command of its own."""
+    return [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py")]
 
 
 @pytest.fixture
@@ -40,19 +53,20 @@ def folder(tmp_path: Path, shards: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--dry-run", "--cluster", "slurm")])
-def test_help_and_dry_run_import_no_torch(folder: Path, words: tuple[str, ...]) -> None:
-    script = str(REPOSITORY / "jobs" / "launch.py")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(("--help",), "vae.config"), (("--dry-run", "--cluster", "slurm"), "slurm.plan")],
+)
+def test_help_and_dry_run_import_no_torch(folder: Path, words: tuple[str, ...], expected: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", script, "--variant", "both", "--gpus", "2", *TINY_FLAGS, *words],
+        [sys.executable, "-X", "importtime", *script("launch")[1:], "--variant", "both", *TINY_FLAGS, *words],
         cwd=folder,
-        env=environment(),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "slurm.plan" in imported
+    assert expected in imported
     assert not imported & {"torch", "accelerate", "ignite", "torchvision", "matplotlib"}
 
 
@@ -135,10 +149,8 @@ def test_a_source_that_is_packed_in_another_size_is_refused_before_anything_is_w
     for given, size in ((("--size", "64"), 64), ((), 256)):
         done = launch(tmp_path, *words, *given)
         assert done.returncode == 2
-        said = (
-            f"error: the images in {out} are 32 px wide, not the {size} px asked for\nhint: use --size 32, or"
-        )
-        assert done.stderr.startswith(said)
+        error = f"error: the images in {out} are 32 px wide, not the {size} px asked for\n"
+        assert done.stderr.startswith(f"{error}hint: use --size 32, or")
     assert "linear-s0" in launch(tmp_path, *words, "--size", "32").stdout
     assert (out / "plan.json").read_text() == before
 
@@ -157,8 +169,116 @@ def test_several_data_sets_must_be_chosen_from(folder: Path, shards: Path) -> No
     )
 
 
+# --- on a cluster in memory ----------------------------------------------------------------------
+
+ON_SLURM = ("--cluster", "slurm", "--study", "chest", *TINY_FLAGS)
+
+
+def file_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_queued_is_left_alone_and_no_file_is_touched(folder: Path, fake_slurm: FakeSlurm) -> None:
+    words = ("--variant", "both", *ON_SLURM)
+    done = launch(folder, *words)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^direct-s0 +queued", done.stdout, re.M)
+    assert done.stdout.endswith(f"to see how far it is: python jobs/status.py {folder}/runs/chest\n")
+    assert [job.id for job in fake_slurm.jobs.values()] == ["1_0", "1_1", "2_0", "2_1", "3"]
+
+    before, submitted = file_times(folder / "runs"), fake_slurm.asked("sbatch")
+    again = launch(folder, *words)
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert file_times(folder / "runs") == before
+    assert fake_slurm.asked("sbatch") == submitted
+
+    more = launch(folder, "--variant", "all", "--max-parallel", "1", *ON_SLURM)
+    assert more.returncode == 0, more.stderr
+    assert {job for job in fake_slurm.jobs if job.startswith("4")} == {"4_2"}  # spatial-s0 alone
+
+
+def test_what_slurm_refuses_leaves_no_folder(folder: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.refuse("Invalid account or account/partition combination specified")
+    done = launch(folder, "--variant", "linear", *ON_SLURM)
+    assert done.returncode == 2
+    error = "error: SLURM does not accept the job chest-train: Batch job submission failed"
+    assert re.search(f"^{error}: Invalid account", done.stderr, re.M)
+    assert not (folder / "runs").exists()
+
+
+def test_only_one_launcher_is_at_work(folder: Path, fake_slurm: FakeSlurm) -> None:
+    (folder / "runs" / "chest").mkdir(parents=True)
+    with only_launcher(folder / "runs" / "chest"):
+        done = launch(folder, "--variant", "linear", *ON_SLURM)
+    assert done.returncode == 2
+    error = r"^error: another launch of .*/runs/chest is at work\nhint: wait for it"
+    assert re.search(error, done.stderr, re.M)
+    assert fake_slurm.jobs == {}
+
+
+def test_images_are_packed_first_and_their_plan_is_there(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    words = ("--variant", "linear", "--data", "phantom:48", "--size", "32", *ON_SLURM)
+    done = launch(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert [job.name for job in fake_slurm.jobs.values() if job.index in ("", "0")] == [
+        "phantom-48-pack",
+        "phantom-48-finalize",
+        "chest-train",
+        "chest-evaluate",
+        "chest-report",
+    ]
+    assert (tmp_path / "shards" / "phantom-48" / "plan.json").exists()
+    before = file_times(tmp_path)
+    assert launch(tmp_path, *words).returncode == 0
+    assert file_times(tmp_path) == before
+
+
+def test_who_waits_is_told_of_every_change_and_of_the_end(
+    folder: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(folder, "--variant", "linear", *ON_SLURM)
+    fake_slurm.take_over_time(monkeypatch)
+    fake_slurm.at(20, lambda: fake_slurm.start("1"))
+    fake_slurm.at(100, lambda: fake_slurm.end("1", "FAILED"))
+    fake_slurm.at(200, lambda: fake_slurm.start("3"))
+    fake_slurm.at(300, lambda: fake_slurm.end("3"))
+    done = launch(folder, "--variant", "linear", "--wait", *ON_SLURM)
+    assert done.returncode == 1
+    changes = re.findall(r"^linear-s0: (\w+)", done.stderr, re.M)
+    assert changes == ["queued", "training", "failed"]
+    assert re.search(r"^linear-s0 +failed", done.stdout, re.M)
+    assert "to see how far it is" not in done.stdout
+
+
+def test_who_stops_waiting_leaves_the_jobs_alone(
+    folder: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    launch(folder, "--variant", "linear", *ON_SLURM)
+    fake_slurm.take_over_time(monkeypatch)
+    fake_slurm.at(20, ctrl_c)
+    done = launch(folder, "--variant", "linear", "--wait", *ON_SLURM)
+    assert done.returncode == 130
+    assert f"the jobs go on; python jobs/cancel.py {folder}/runs/chest ends them\n" in done.stderr
+    assert {job.state for job in fake_slurm.jobs.values()} == {"PENDING"}
+
+
+def test_three_hundred_queued_runs_are_left_alone_quickly(folder: Path, fake_slurm: FakeSlurm) -> None:
+    words = ("--variant", "linear", "--seeds", *map(str, range(300)), *ON_SLURM)
+    assert launch(folder, *words).returncode == 0
+    before, begun_s = file_times(folder / "runs"), time.process_time()
+    assert launch(folder, *words).returncode == 0
+    assert time.process_time() - begun_s < 1.5
+    assert file_times(folder / "runs") == before
+
+
+# --- on this machine -----------------------------------------------------------------------------
+
+
 def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_do(folder: Path) -> None:
-    words = ("--variant", "both", "--gpus", "1", "--cluster", "debug", *SHORT)
+    words = ("--variant", "both", "--gpus", "1", *DEBUG)
     done = launch(folder, *words)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^linear-s0 +done", done.stdout, re.M)
@@ -169,66 +289,36 @@ def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_
     assert report.exists()
 
     (started,) = read_launches(report.parent)
-    assert started["command"] == ["python", "jobs/launch.py", *words]
-    assert started["runs"] == ["linear-s0", "direct-s0"]
-    provenance = read_json(report.parent / "linear-s0" / "provenance.json") or {}
-    assert provenance["command"] == started["command"]
+    assert started.command == ["python", "jobs/launch.py", *words]
+    assert started.runs == ["linear-s0", "direct-s0"]
+    assert list(read_provenance(report.parent / "linear-s0").command) == started.command
 
-    stamps = {path: path.stat().st_mtime_ns for path in report.parent.rglob("*") if path.is_file()}
+    before = file_times(report.parent)
     again = launch(folder, *words, "--dry-run")
     assert again.stdout.endswith("\nnothing is missing\n")
     again = launch(folder, *words)
     assert again.returncode == 0
-    changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
-    assert changed in ([], ["study.yaml"])
+    assert file_times(report.parent) == before
 
     other = launch(folder, *words, "--run.lr", "0.01")
     assert other.returncode == 2
     assert "holds a run with other settings: lr: 0.001 -> 0.01" in other.stderr
 
 
-def test_local_processes_train_and_later_launches_add_runs(folder: Path) -> None:
-    words = ("--gpus", "2", "--cluster", "local", "--study", "grow", *SHORT)
-    done = launch(folder, "--variant", "linear", *words)
-    assert done.returncode == 0, done.stderr
-    if shutil.which("nvidia-smi") is None:
-        assert done.stderr.count("no NVIDIA GPU here; --gpus 2 means as many processes on the CPU") == 1
-    study_dir = folder / "runs" / "grow"
-    assert read_run(study_dir / "linear-s0").image_size_px == 32
-    attempt = (read_json(study_dir / "linear-s0" / "provenance.json") or {})["attempts"][0]
-    assert (attempt["cluster"], attempt["world_size"]) == ("local", 2)
-    logs = sorted(path.name for path in (study_dir / "linear-s0" / "logs").iterdir())
-    assert [re.sub(r"\d+-r0", "N", name) for name in logs] == [
-        "evaluate-local-N-rank0.log",
-        "evaluate-local-N-rank1.log",
-        "train-local-N-rank0.log",
-        "train-local-N-rank1.log",
-    ]
-    more = launch(folder, "--variant", "linear", "--seeds", "0", "1", *words, "--dry-run")
-    assert re.search(r"^train: linear-s1$", more.stdout, re.M)
-    assert re.search(r"^linear-s0 +done", more.stdout, re.M)
-    assert read_settings(Study, study_dir / "study.yaml").runs == ("linear-s0",)
-
-
-def test_ctrl_c_saves_and_the_same_command_goes_on_at_that_step(folder: Path) -> None:
-    words = ("--variant", "direct", "--gpus", "1", "--cluster", "local", "--study", "cut", *TINY_FLAGS)
-    words = (*words, "--run.log_every_steps", "1", "--run.epochs", "400")
-    command = [sys.executable, str(REPOSITORY / "jobs" / "launch.py"), *words, "--run.max_steps", "200"]
+def test_ctrl_c_saves_and_the_same_command_goes_on_and_later_launches_add_runs(folder: Path) -> None:
+    words = ("--gpus", "2", "--cluster", "local", "--study", "cut", *TINY_FLAGS)
+    words = (*words, "--run.log_every_steps", "1", "--run.epochs", "400", "--run.max_steps", "100")
+    command = [*script("launch"), "--variant", "linear", *words]
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-
-    def door(name: str, *more: str) -> str:
-        words = [sys.executable, str(REPOSITORY / "jobs" / name), *more]
-        return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True).stdout
-
-    run_dir = folder / "runs" / "cut" / "direct-s0"
+    study_dir = folder / "runs" / "cut"
+    run_dir = study_dir / "linear-s0"
     give_up = time.monotonic() + 60
     while len(read_metrics(run_dir)) < 10:
         assert process.poll() is None
@@ -239,12 +329,28 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_at_that_step(folder: Path) ->
     assert process.returncode == 130, text
     assert "run the same command again to go on" in text
     assert not is_trained(run_dir)
-    stopped_at = read_metrics(run_dir)[-1]["step"]
-    told = f"interrupted, saved at step {stopped_at}"
-    assert told in door("status.py", "cut")
-    assert f"was interrupted at step {stopped_at} of 200, saved at step {stopped_at}; run" in door(
-        "why.py", "cut"
-    )
-    assert subprocess.run(command, cwd=folder, env=environment(), capture_output=True).returncode == 0
-    attempts = (read_json(run_dir / "provenance.json") or {})["attempts"]
-    assert [attempt["from_step"] for attempt in attempts] == [0, stopped_at]
+    stopped_at = [line.step for line in read_metrics(run_dir) if isinstance(line, StepLine)][-1]
+    place = f"saved at step {stopped_at}"
+    assert f"interrupted, {place}" in run_door("status", "cut", cwd=folder).stdout
+    cause = f"was interrupted at step {stopped_at} of 100, {place}; run"
+    assert cause in run_door("why", "cut", cwd=folder).stdout
+
+    done = launch(folder, "--variant", "linear", *words)
+    assert done.returncode == 0, done.stderr
+    if shutil.which("nvidia-smi") is None:
+        assert done.stderr.count("no NVIDIA GPU here; --gpus 2 means as many processes on the CPU") == 1
+    attempts = read_attempts(run_dir)
+    assert [attempt.from_step for attempt in attempts] == [0, stopped_at]
+    assert {(attempt.cluster, attempt.world_size) for attempt in attempts} == {("local", 2)}
+    assert read_run(run_dir).image_size_px == 32
+    logs = sorted(re.sub(r"\d+-r0", "N", path.name) for path in (run_dir / "logs").iterdir())
+    assert logs == [
+        "evaluate-local-N-rank0.log",
+        "evaluate-local-N-rank1.log",
+        *["train-local-N-rank0.log"] * 2,
+        *["train-local-N-rank1.log"] * 2,
+    ]
+    more = launch(folder, "--variant", "linear", "--seeds", "0", "1", *words, "--dry-run")
+    assert re.search(r"^train: linear-s1$", more.stdout, re.M)
+    assert re.search(r"^linear-s0 +done", more.stdout, re.M)
+    assert read_settings(Study, study_dir / "study.yaml").runs == ("linear-s0",)

@@ -1,78 +1,110 @@
-"""slurm/submit.py without SLURM: what sbatch is told and does not inherit; the same order done here."""
+"""slurm/submit.py: what sbatch is told, and what is written down of it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fake_slurm import FakeSlurm
 
 from data_prep.errors import ClusterError
-from slurm.client import PROGRAMS, require_slurm, slurm_answers
+from slurm.client import clean_environment, slurm_answers
 from slurm.job_records import read_records
-from slurm.local import run_debug, run_local, visible_gpus
-from slurm.node.environment import JobEnvironment
-from slurm.node.task import Task
+from slurm.node.environment import Backend
+from slurm.node.task import EvaluateTask, JobKind, ReportTask, TrainTask
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
-from slurm.submit import as_shell, choose_cluster, clean_environment, sbatch_command, script
+from slurm.submit import as_shell, check_accepted, sbatch_options, script, submit
 
 STUDY = Path("/shared/runs/chest")
 CODE = Path("/shared/runs/chest/code/0123456789ab")
 TESTS = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Note(Task):
-    """Writes down who it is; fails if its folder is called bad."""
-
-    def work(self, place: JobEnvironment) -> None:
-        folder = Path(self.path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"rank-{place.rank}-of-{place.world_size}").write_text(
-            os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
-        )
-        if folder.name == "bad":
-            raise ValueError("bad folder\nwith a second line")
-        if folder.name == "slow":
-            time.sleep(60)
-
-
-def plan(folder: Path, *names: str, gpus: int = 1) -> list[JobRequest]:
+def plan(folder: Path, *names: str) -> list[JobRequest]:
     """A training array, an evaluation array after it, and a report after that."""
-    train = {i: Note(str(folder / "train" / name)) for i, name in enumerate(names)}
-    score = {i: Note(str(folder / "score" / name)) for i, name in enumerate(names)}
-    resources = Resources(gpus)
+    train = {index: TrainTask(str(folder / name)) for index, name in enumerate(names)}
+    score = {index: EvaluateTask(str(folder / name)) for index, name in enumerate(names)}
+    report, gpu = {0: ReportTask(str(folder))}, Resources(1)
     return [
-        JobRequest("train", "train", folder, train, resources=resources),
-        JobRequest("evaluate", "evaluate", folder, score, ("aftercorr:train",), resources=resources),
-        JobRequest(
-            "report", "report", folder, {0: Note(str(folder / "report"))}, ("afterany:evaluate",), False
-        ),
+        JobRequest("train", JobKind.TRAIN, folder, train, resources=gpu),
+        JobRequest("evaluate", JobKind.EVALUATE, folder, score, ("aftercorr:train",), resources=gpu),
+        JobRequest("report", JobKind.REPORT, folder, report, ("afterany:evaluate",), is_array=False),
     ]
-
-
-def watch_nothing(request: JobRequest, index: int) -> None:
-    """Say nothing while local jobs run."""
 
 
 def test_dependencies_name_the_ids_of_jobs_submitted_before() -> None:
     after = ("afterany:evaluate", "afterany:9_3")
-    request = JobRequest("report", "report", STUDY, {}, after, is_array=False)
-    assert sbatch_command(request, {"evaluate": "12"}) == [
-        "sbatch",
+    request = JobRequest("report", JobKind.REPORT, STUDY, {}, after, is_array=False)
+    assert sbatch_options(request, {"evaluate": "12"}) == [
         "--parsable",
         "--dependency=afterany:12,afterany:9_3",
     ]
 
 
 def test_a_dry_run_writes_ids_it_does_not_know_as_shell_variables() -> None:
-    request = JobRequest("evaluate-1", "evaluate", STUDY, {}, ("aftercorr:train",))
+    request = JobRequest("evaluate-1", JobKind.EVALUATE, STUDY, {}, ("aftercorr:train",))
     text = as_shell(request, ["train", "evaluate-1"])
     assert text == "evaluate_1=$(sbatch --parsable --dependency=aftercorr:$train <<'EOF'"
+
+
+def test_jobs_wait_for_those_before_and_each_is_on_record_with_its_script_and_pickles(
+    tmp_path: Path, fake_slurm: FakeSlurm
+) -> None:
+    requests = plan(tmp_path, "linear-s0", "direct-s0")
+    assert submit(requests, ClusterProfile(), CODE) == {"train": "1", "evaluate": "2", "report": "3"}
+    assert {job.id: job.needs for job in fake_slurm.jobs.values()} == {
+        "1_0": [],
+        "1_1": [],
+        "2_0": [("aftercorr", "1")],
+        "2_1": [("aftercorr", "1")],
+        "3": [("afterany", "2")],
+    }
+    assert [(record.id, record.kind, record.cluster, record.name) for record in read_records(tmp_path)] == [
+        ("1", JobKind.TRAIN, Backend.SLURM, f"{tmp_path.name}-train"),
+        ("2", JobKind.EVALUATE, Backend.SLURM, f"{tmp_path.name}-evaluate"),
+        ("3", JobKind.REPORT, Backend.SLURM, f"{tmp_path.name}-report"),
+    ]
+    tasks = ("1_0", "1_1", "2_0", "2_1", "3")
+    pickles = [f"{task}_submitted.pkl" for task in tasks]  # where submitit's process looks for them
+    scripts = ["1.sbatch", "2.sbatch", "3.sbatch"]
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == sorted([*pickles, *scripts])
+    assert (tmp_path / "jobs" / "1.sbatch").read_text() == script(requests[0], ClusterProfile(), CODE)
+
+
+def test_a_job_that_is_refused_leaves_no_pickle_and_those_before_it_stay(
+    tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = plan(tmp_path, "linear-s0")
+    submit(requests[:1], ClusterProfile(), CODE)
+    fake_slurm.refuse("Invalid partition specified")
+    with pytest.raises(ClusterError, match=r"does not accept the job .*-evaluate: .*Invalid partition"):
+        submit(requests[1:2], ClusterProfile(), CODE)
+    assert [record.id for record in read_records(tmp_path)] == ["1"]
+    assert {path.name for path in (tmp_path / "jobs").iterdir()} == {"1_0_submitted.pkl", "1.sbatch"}
+
+
+def test_a_check_submits_nothing(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    (request, *_) = plan(tmp_path, "linear-s0")
+    check_accepted(request, ClusterProfile(), CODE)
+    fake_slurm.refuse("error: Requested node configuration is not available")
+    with pytest.raises(ClusterError, match=r"failed: Requested node configuration is not available$"):
+        check_accepted(request, ClusterProfile(), CODE)
+    assert fake_slurm.jobs == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_sbatch_in_the_environment_are_said_not_to_count(
+    tmp_path: Path,
+    fake_slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "old")
+    submit([], ClusterProfile(), CODE)
+    assert caplog.messages == ["not passed on: SBATCH_PARTITION; put such settings into a cluster profile"]
 
 
 def test_the_script_is_bash() -> None:
@@ -142,98 +174,7 @@ def test_an_outer_job_does_not_leak_into_the_new_one(monkeypatch: pytest.MonkeyP
     assert set(os.environ) - set(cleaned) == set(leaked)
 
 
-def test_auto_is_slurm_where_it_is_installed_or_a_profile_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert choose_cluster("auto", has_profile=False) == "local"
-    assert choose_cluster("auto", has_profile=True) == "slurm"
-    assert choose_cluster("debug", has_profile=True) == "debug"
-    with pytest.raises(ClusterError, match="sbatch, squeue, scontrol, scancel not in PATH"):
-        require_slurm()
-    for program in PROGRAMS:  # all there, but no controller
-        (tmp_path / program).write_text("#!/bin/sh\nexit 1\n")
-        (tmp_path / program).chmod(0o755)
-    assert choose_cluster("auto", has_profile=False) == "slurm"
-    with pytest.raises(ClusterError, match="its controller is not reached"):
-        require_slurm()
-    (tmp_path / "squeue").unlink()
-    with pytest.raises(ClusterError, match="here: squeue not in PATH"):
-        require_slurm()
-
-
 def test_without_slurm_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CONF", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     assert not slurm_answers()
-
-
-def test_debug_runs_everything_here_in_order(tmp_path: Path) -> None:
-    assert run_debug(plan(tmp_path, "a", "b")) == []
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("rank*")) == [
-        "report/rank-0-of-1",
-        "score/a/rank-0-of-1",
-        "score/b/rank-0-of-1",
-        "train/a/rank-0-of-1",
-        "train/b/rank-0-of-1",
-    ]
-
-
-def test_local_runs_one_process_per_gpu_and_blocks_only_what_depends_on_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,8")
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # so that the jobs find this module
-    reasons = run_local(plan(tmp_path, "bad", "good", gpus=2), TESTS.parent, watch_nothing)
-    assert len(reasons) == 1
-    assert reasons[0].startswith("train bad: ")
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("rank*")) == [
-        "report/rank-0-of-1",
-        "score/good/rank-0-of-2",
-        "score/good/rank-1-of-2",
-        "train/bad/rank-0-of-2",
-        "train/bad/rank-1-of-2",
-        "train/good/rank-0-of-2",
-        "train/good/rank-1-of-2",
-    ]
-    assert (tmp_path / "train" / "good" / "rank-1-of-2").read_text() == "5,7"
-    assert [record.kind for record in read_records(tmp_path)] == ["train", "train", "evaluate", "report"]
-
-
-def test_an_interrupted_local_launch_leaves_no_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # so that the jobs find this module
-
-    def interrupt(request: JobRequest, index: int) -> None:
-        if (tmp_path / "train" / "slow" / "rank-1-of-2").exists():
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_local(plan(tmp_path, "slow", gpus=2), TESTS.parent, interrupt)
-    mark = str(tmp_path / "jobs").encode()
-    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if mark in _read(p)]
-    assert left == []
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def test_visible_gpus_stay_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = plan(STUDY, "x", gpus=2)[0]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible_gpus(request) == {"gpus_per_node": 2}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus(request) == {"gpus_per_node": 0}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,2")
-    assert visible_gpus(request) == {"gpus_per_node": 2, "visible_gpus": [3, 1, 2]}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with pytest.raises(ClusterError, match="--gpus 2, but CUDA_VISIBLE_DEVICES=3"):
-        visible_gpus(request)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f3c")
-    with pytest.raises(ClusterError, match="cannot be passed on"):
-        visible_gpus(request)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from doors import Result, run_door
 from tiny import REPOSITORY, child_environment, make_run
 
+from vae.metrics import read_metrics
+from vae.provenance import read_attempts
+from vae.run_dir import saved_step
 
-def train(run_dir: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "train.py"), str(run_dir), *map(str, words)]
-    return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
+
+def train(run_dir: Path, *words: str | Path) -> Result:
+    return run_door("train", run_dir, *words)
 
 
 def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, shards: Path) -> None:
@@ -37,5 +43,25 @@ def test_a_run_that_was_there_before_stays(tmp_path: Path, shards: Path) -> None
 def test_a_settings_file_that_is_not_there_is_told_with_what_would_be(tmp_path: Path, file: str) -> None:
     done = train(tmp_path / "a", "--config", tmp_path / file)
     assert done.returncode == 2
-    told = f"error: no settings file {tmp_path / file}\nhint: give the run.yaml of a run"
-    assert done.stderr.startswith(told)
+    expected = f"error: no settings file {tmp_path / file}\nhint: give the run.yaml of a run"
+    assert done.stderr.startswith(expected)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, shards: Path) -> None:
+    run_dir = make_run(tmp_path / "linear-s0", shards, epochs=10_000, max_steps=400, log_every_steps=1)
+    command = [sys.executable, str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
+    process = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 60
+    while len(read_metrics(run_dir)) < 10:
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, text
+    assert f"to go on: python jobs/train.py {run_dir}\n" in text
+    step = saved_step(run_dir)
+    assert 0 < step < 400
+    done = train(run_dir)
+    assert (done.returncode, done.stdout) == (0, f"{run_dir}\n"), done.stderr
+    assert [attempt.from_step for attempt in read_attempts(run_dir)] == [0, step]

@@ -22,6 +22,8 @@ CODE_DIR = "code"
 JOBS_DIR = "jobs"
 JOBS_FILE = "jobs.json"
 JOBS_LOCK_FILE = ".jobs.lock"
+# The faults that a drill has planned for the study, and those it has injected.
+DRILL_FILE = "drill.json"
 
 # --- a run: runs/<study>/<variant>-s<seed>/
 RUN_FILE = "run.yaml"

@@ -1,208 +1,255 @@
-"""Plays a plan of faults on a study, and launches it again until it is done."""
+"""One study under fault injection: faults are injected as planned, and it is launched until it is done."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import ClusterError
-from slurm import client
-from slurm.drill.faults import Blow, Hit, Refused, Ways
-from slurm.job_records import read_jobs
+from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
+from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
+from slurm.drill.verdict import training_logs
+from slurm.job_handle import handle_of
+from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.scheduler import Scheduler, live_job, newest_job, scheduler_of
+from vae.events import AttemptStarted, by_attempt, read_events
 from vae.metrics import read_progress
-from vae.provenance import read_attempts
-from vae.run_dir import DONE_FILE
-from vae.study import (
-    Study,
-    has_report,
-    is_scored,
-    is_trained,
-    read_study,
-)
+from vae.run_dir import DONE_FILE, is_saving
+from vae.study import Study, has_report, is_scored, is_trained, read_study
 
-# How long a moment is waited for: the next save, and the end of a run that is at its last steps.
+# How long a moment is waited for: the next save, which shared disks may show too late (then the fault comes
+# anyway), and the end of a run that is at its last steps.
 SAVE_LIMIT_S = 4.0
 END_LIMIT_S = 4.0
 LAST_STEPS = 0.98
-GLANCE_S = 0.001
-# A job that is starting is struck this much later at most; importing torch takes longer.
+POLL_S = 0.001
+# A fault that comes while a job is starting comes this much later at most; importing torch takes longer.
 START_DELAY_S = 1.5
-# Shared disks may show a save, or the end of a run, too late: then strike anyway.
-MAX_MISSES = 2
-# More launches than interruptions by so many mean that something else goes wrong.
+# More launches than faults by so many mean that something else goes wrong.
 MAX_IDLE_LAUNCHES = 8
 # squeue may show a job a moment later than sbatch has accepted it.
 LAUNCH_PAUSE_S = 3.0
 
 
 class Target:
-    """One run, and what is still to be done to it."""
+    """One run, the faults that are still to come to it, and those it has got.
 
-    def __init__(self, run_dir: Path, index: int, blows: Sequence[Blow]) -> None:
+    What it does is read from its own files first: what squeue has said may be a minute old.
+    """
+
+    def __init__(self, run_dir: Path, index: int, faults: RunFaults, attempts: int) -> None:
+        """`attempts` have begun, and are over."""
         self.run_dir, self.index = run_dir, index
-        self.blows = deque(blows)
-        self.hits: list[Hit] = []
+        self.planned, self.injected = deque(faults.planned), list(faults.injected)
+        self.attempts = attempts
         self.is_running = self.is_training = False
-        self._over = 0  # attempts that have ended, or have been hit
-        self._seen_s: float | None = None  # since when its job has been seen to run
+        self.job = ""
+        """The job that trains it, or is about to."""
+        self._attempts_over = attempts  # or ended by the last fault in a moment
+        self._logs_over: set[tuple[str, int]] = set()
         self._must_restart = False
-        self._misses = 0
+        self._started_s = math.inf  # since when its job has been seen to start
+        self.not_before_s = 0.0
 
-    def look(self, is_running: bool) -> bool:
-        """Whether it is time for the next blow."""
-        self.is_running, self.is_training = is_running, False
-        attempts = len(read_attempts(self.run_dir))
-        if not is_running:
-            self._over, self._seen_s, self._must_restart = attempts, None, False
-        if not is_running or not self.blows:
+    def is_due(self, queued_job: str) -> bool:
+        """Whether it is time for the next fault; `queued_job` is the job that squeue shows as running."""
+        starts, now_s = read_starts(self.run_dir), time.monotonic()
+        self.attempts, self.is_training = len(starts), len(starts) > self._attempts_over
+        self._must_restart = self._must_restart and bool(queued_job)
+        self.job = starts[-1].job if self.is_training else self._starting_job(starts, queued_job)
+        self.is_running = bool(self.job or queued_job)
+        self._started_s = min(self._started_s, now_s) if self.job and not self.is_training else math.inf
+        if not (self.job and self.planned and now_s >= self.not_before_s):
             return False
-        blow = self.blows[0]
-        self._seen_s = self._seen_s or time.monotonic()
-        self.is_training = attempts > self._over
-        if not self.is_training:
-            waited_s = time.monotonic() - self._seen_s
-            is_fresh = blow.when == "starting" and not self._must_restart
-            return is_fresh and waited_s >= blow.share * START_DELAY_S
-        now = read_progress(self.run_dir)
-        return 0 < min(blow.share, LAST_STEPS) * now.total_steps <= now.step
+        fault = self.planned[0]
+        if self.is_training:
+            progress = read_progress(self.run_dir)
+            return 0 < min(fault.share, LAST_STEPS) * progress.total_steps <= progress.step
+        return fault.moment is Moment.STARTING and now_s - self._started_s >= fault.share * START_DELAY_S
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether there is nothing left to interrupt."""
-        return is_trained(self.run_dir)
+    def _starting_job(self, starts: list[AttemptStarted], queued_job: str) -> str:
+        """The job that is about to train: the one whose log has just begun, or what squeue shows."""
+        logs = (
+            training_logs(self.run_dir) - self._logs_over - {(start.job, start.restart) for start in starts}
+        )
+        return max(logs)[0] if logs else "" if self._must_restart else queued_job
 
-    def await_moment(self) -> bool:
-        """Whether the moment of the next blow is now, waiting for it a little."""
-        when = self.blows[0].when
-        if when == "ending":
-            return glance(lambda: (self.run_dir / DONE_FILE).exists(), END_LIMIT_S)
-        if when != "saving" or glance(lambda: is_saving(self.run_dir), SAVE_LIMIT_S):
-            self._misses = 0
-            return True
-        self._misses += 1
-        if self._misses == MAX_MISSES:
-            self.blows[0] = replace(self.blows[0], when="training")
-        return False
+    def wait_for_moment(self) -> Moment | None:
+        """The moment that has come for the next fault, after a short wait; None if it is still to come."""
+        moment = self.planned[0].moment
+        if moment is Moment.ENDING:
+            return moment if comes_true((self.run_dir / DONE_FILE).exists, END_LIMIT_S) else None
+        is_missed = moment is Moment.SAVING and not comes_true(lambda: is_saving(self.run_dir), SAVE_LIMIT_S)
+        is_late = moment is Moment.STARTING and self.is_training
+        return Moment.TRAINING if is_missed or is_late else moment
 
-    def add(self, hit: Hit) -> None:
-        """Note a hit: the attempt it fell into will end."""
-        self.hits.append(hit)
-        self._over = len(read_attempts(self.run_dir))
+    def faults(self) -> RunFaults:
+        """What is still to come, and what has come."""
+        return RunFaults(tuple(self.planned), tuple(self.injected))
+
+    def note(self, fault: InjectedFault) -> None:
+        """Note that the next fault was injected: the attempt it fell into is about to end."""
+        self.planned.popleft()
+        self.injected.append(fault)
+        self._attempts_over, self._logs_over = fault.attempts, training_logs(self.run_dir)
         self._must_restart = True
 
-    def add_beside(self, hit: Hit) -> None:
-        """Note what was meant for another run and may have hit this one, too, at some time until now."""
-        step = read_progress(self.run_dir).step
-        self.hits.append(replace(hit, when="beside", step=step, time=time.time()))
+
+def read_starts(run_dir: Path) -> list[AttemptStarted]:
+    """The attempts at a run that have begun, oldest first."""
+    return [course.started for course in by_attempt(read_events(run_dir))]
 
 
-def glance(is_now: Callable[[], bool], limit_s: float) -> bool:
+def comes_true(is_now: Callable[[], bool], limit_s: float) -> bool:
     """Whether something comes true soon; looks often, for it may be over in milliseconds."""
     give_up = time.monotonic() + limit_s
     while not is_now():
         if time.monotonic() > give_up:
             return False
-        time.sleep(GLANCE_S)
+        time.sleep(POLL_S)
     return True
 
 
-def is_saving(run_dir: Path) -> bool:
-    """Whether a checkpoint is being written."""
-    with suppress(FileNotFoundError):
-        return any(path.suffix == ".part" for path in (run_dir / "checkpoints").iterdir())
-    return False
-
-
+@dataclass
 class Drill:
-    """One study that is launched, interrupted as planned, and launched again until it is done."""
+    """A study that was launched, and what is still to be done to it."""
 
-    def __init__(
-        self, study_dir: Path, launch: Callable[[], bool], ways: Ways, plan: dict[str, list[Blow]]
-    ) -> None:
-        """`launch` runs the command that a user would run, unless it is running already (False)."""
-        self.study_dir = study_dir
-        self.refused: dict[str, str] = {}
-        """The site's words on each way that it does not allow."""
-        self._launch, self._ways = launch, ways
-        self._launched_s = time.monotonic()
-        self._launches = 1
-        launch()
-        self.study: Study = read_study(study_dir)
-        self.targets = [
-            Target(study_dir / run, index, plan.get(run, ())) for index, run in enumerate(self.study.runs)
-        ]
+    study_dir: Path
+    study: Study
+    targets: list[Target]
+    launch: Callable[[], bool]
+    """Runs the command that a user would run, unless it is at work already (False)."""
+    injector: FaultInjector
+    watch: QueueWatch | None
+    """The queue; None on a machine without SLURM."""
+    refused: dict[FaultKind, str] = field(default_factory=dict)
+    """The site's words on each kind of fault that it does not allow."""
+    launches: int = 1
+    _next_check_s: float = field(default_factory=lambda: time.monotonic() + LAUNCH_PAUSE_S)
 
     @property
     def is_done(self) -> bool:
         """Whether every run is trained and scored, and the report is there."""
-        return all(is_scored(target.run_dir, self.study) for target in self.targets) and has_report(
-            self.study_dir, self.study
-        )
+        runs = [target.run_dir for target in self.targets]
+        return all(is_scored(run, self.study) for run in runs) and has_report(self.study_dir, self.study)
 
-    def tick(self, scheduler: Scheduler) -> list[tuple[Target, Hit]]:
-        """Strike what is due, launch what is missing; returns the new hits."""
-        records = read_jobs(self.study_dir, self.study)
-        hits = []
+    def jobs(self) -> tuple[list[JobRecord], Scheduler]:
+        """The jobs of the study, and the queue as it was a moment ago, but after all that was done here."""
+        scheduler = Scheduler({}, {}) if self.watch is None else scheduler_of((), self.watch.look())
+        return read_jobs(self.study_dir, self.study), scheduler
+
+    def is_busy(self) -> bool:
+        """Whether anything of the study is queued or running, or nobody knows."""
+        records, scheduler = self.jobs()
+        for record in records:
+            if scheduler.queue is None or any(
+                handle_of(record).is_live(index, scheduler) for index in record.indices
+            ):
+                return True
+        return False
+
+    def tick(self) -> list[tuple[Target, InjectedFault]]:
+        """Inject what is due, launch what is missing; returns the new faults.
+
+        Raises:
+            ClusterError: the study is launched over and over, and does not get done.
+        """
+        records, scheduler = self.jobs()
+        faults = []
         for target in self.targets:
-            if target.is_trained:
-                target.is_running = False
+            if is_trained(target.run_dir) or not target.is_due(running_job(records, target.index, scheduler)):
                 continue
-            record = newest_job(JobKind.TRAIN, target.index, records, scheduler)
-            state = scheduler.state(record, target.index)[0] if record else ""
-            if target.look(state == "RUNNING") and record:
-                hits += [(target, hit) for hit in self._strike(target, record.array_task(target.index))]
-        if not hits and time.monotonic() - self._launched_s > LAUNCH_PAUSE_S and self._is_missing(scheduler):
-            self._launches += self._launch()
-            self._launched_s = time.monotonic()
-            if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.hits) for target in self.targets):
-                raise ClusterError(
-                    f"{self.study_dir.name} was launched {self._launches} times and does not get done",
-                    f"python jobs/why.py {self.study_dir}",
-                )
-        return hits
+            if fault := self._inject(target):
+                faults.append((target, fault))
+        if not faults and time.monotonic() > self._next_check_s:
+            if self._is_missing(records, scheduler):
+                self._launch_again()
+            self._next_check_s = time.monotonic() + LAUNCH_PAUSE_S
+        return faults
 
-    def _strike(self, target: Target, job: str) -> list[Hit]:
-        blow = target.blows[0]
-        when = "training" if blow.when == "starting" and target.is_training else blow.when
+    def _inject(self, target: Target) -> InjectedFault | None:
+        """Inject the next fault of a run when its moment has come; returns it, if anything was hit."""
+        kind = target.planned[0].kind
         try:
-            strike = self._ways.aim(blow, job)
-            step = read_progress(target.run_dir).step
-            if not target.await_moment():
-                return []
-            hit = Hit(blow.what, when, step, time.time())
-            if not strike():
-                return []
-        except Refused as error:
-            self.refused[blow.what] = str(error)
-            target.blows = deque(other for other in target.blows if other.what != blow.what)
-            return []
-        target.blows.popleft()
-        target.add(hit)
-        return [hit]
+            inject = self.injector.prepare(target.planned[0], target.job)
+            if not (moment := target.wait_for_moment()):
+                return None
+            now_s, was_hit = time.time(), inject()
+        except SlurmRefused as error:
+            self.refused[kind] = str(error)
+            target.planned = deque(fault for fault in target.planned if fault.kind is not kind)
+            return None
+        self._expire()
+        if not was_hit:
+            target.not_before_s = time.monotonic() + LEAST_EVERY_S  # it has ended by itself
+            return None
+        step = read_progress(target.run_dir).step
+        # a job that was starting may have begun to train in the meantime
+        attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts
+        fault = InjectedFault(kind, moment, step=step, attempts=attempts, time=now_s)
+        target.note(fault)
+        return fault
 
-    def _is_missing(self, scheduler: Scheduler) -> bool:
+    def _is_missing(self, records: list[JobRecord], scheduler: Scheduler) -> bool:
         """Whether something is neither done nor queued nor running."""
-        records = read_jobs(self.study_dir, self.study)
+        wanted = []
+        for target in self.targets:
+            if not is_scored(target.run_dir, self.study):
+                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
+                wanted.append((kind, target.index))
+        if not has_report(self.study_dir, self.study):
+            wanted.append((JobKind.REPORT, 0))
         try:
-            for target in self.targets:
-                kind = JobKind.EVALUATE if target.is_trained else JobKind.TRAIN
-                if is_scored(target.run_dir, self.study):
-                    continue
-                if not live_job(kind, target.index, records, scheduler):
-                    return True
-            if has_report(self.study_dir, self.study):
-                return False
-            return not live_job(JobKind.REPORT, 0, records, scheduler)
+            return not all(live_job(kind, index, records, scheduler) for kind, index in wanted)
         except ClusterError:  # at work on this machine, or squeue does not answer
             return False
 
+    def _launch_again(self) -> None:
+        self.launches += self.launch()
+        self._expire()
+        if self.launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):
+            raise ClusterError(
+                f"{self.study_dir.name} was launched {self.launches} times and does not get done",
+                f"python jobs/why.py {self.study_dir}",
+            )
 
-def ask_queue() -> Scheduler:
-    """One look at the queue alone: accounts are asked for much too often otherwise."""
-    return scheduler_of((), client.queue())
+    def _expire(self) -> None:
+        """Have squeue asked before anything is decided about jobs that were just changed."""
+        if self.watch is not None:
+            self.watch.expire()
+
+
+def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> str:
+    """The job that trains a run as far as the scheduler tells; empty without one."""
+    record = newest_job(JobKind.TRAIN, index, records, scheduler)
+    is_running = record is not None and scheduler.state(record, index)[0] == "RUNNING"
+    return record.array_task(index) if record and is_running else ""
+
+
+def launch_drill(
+    study_dir: Path,
+    launch: Callable[[], bool],
+    injector: FaultInjector,
+    watch: QueueWatch | None,
+    plan: Mapping[str, RunFaults],
+) -> Drill:
+    """Launch a study, for the first time or once more, and return its drill.
+
+    Raises:
+        ClusterError: launch's own words on why it does not.
+    """
+    attempts = {run: len(read_starts(study_dir / run)) for run in plan}  # those of an earlier drill are over
+    launch()
+    if watch is not None:
+        watch.expire()
+    study = read_study(study_dir)
+    targets = [
+        Target(study_dir / run, index, plan.get(run, RunFaults()), attempts.get(run, 0))
+        for index, run in enumerate(study.runs)
+    ]
+    return Drill(study_dir, study, targets, launch, injector, watch)

@@ -1,185 +1,210 @@
-"""Interrupts a study at planned moments in every way its site allows, and launches it until it is done.
-
-A plan is a list of blows for each run: what is done to it, and when. `proof.py` then says what that cost, and
-whether the result is still that of an unbroken run.
-"""
+"""Fault injection: which faults there are, which run gets which of them when, and how they get into a job."""
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import re
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from data_prep.errors import ClusterError
+import msgspec
 
-log = logging.getLogger(__name__)
-
-Moment = Literal["training", "starting", "saving", "ending"]
-
-# After these a run has been asked to stop, and must have lost nothing.
-WARNINGS = ("warned", "terminated", "requeued", "cancelled", "time limit", "preempted", "preempted at once")
-
-# What the owner of a job can do to it at most sites, and on this machine.
-SLURM_DECK: tuple[tuple[str, Moment], ...] = (
-    ("warned", "training"),
-    ("requeued", "training"),
-    ("killed", "training"),
-    ("cancelled", "training"),
-    ("warned", "starting"),
-    ("terminated", "training"),
-    ("warned", "saving"),
-    ("killed", "saving"),
-    ("requeued", "starting"),
-    ("warned", "ending"),
-)
-LOCAL_DECK: tuple[tuple[str, Moment], ...] = (
-    ("warned", "training"),
-    ("killed", "training"),
-    ("terminated", "training"),
-    ("killed", "saving"),
-    ("terminated", "starting"),
-    ("killed", "starting"),
-    ("warned", "saving"),
-    ("launcher killed", "training"),
-)
-# The last planned blow that is not one at the end comes after this share of the steps.
-LATEST = 0.67
-
-COMMAND_LIMIT_S = 60
-# SLURM's words for a job that has just ended, is just ending or has not begun: no refusal, only too late.
-TOO_LATE = re.compile(
-    r"invalid job|already|completing|pending|not running|no error|invalid step", re.IGNORECASE
-)
+from data_prep.records import Record, Word
+from slurm import client
 
 
-@dataclass(frozen=True)
-class Blow:
-    """One interruption as planned."""
+class FaultKind(Word):
+    """What is done to a job; the last five need an administrator's rights, or a broken machine."""
 
-    what: str
-    """Name of a way to interrupt."""
-    when: Moment = "training"
-    share: float = 0.0
-    """At which of the run's steps, as a share of all; of a blow at the start, how late."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One interruption that has happened."""
-
-    what: str
-    when: str
-    """A Moment, or `beside`: meant for another run, it hit this one too."""
-    step: int
-    """The last step that was written down."""
-    time: float
-    """Unix seconds."""
+    WARNED = "warned"
+    """It gets the stop signal, as before a time limit."""
+    TERMINATED = "terminated"
+    REQUEUED = "requeued"
+    CANCELLED = "cancelled"
+    KILLED = "killed"
+    LAUNCHER_KILLED = "launcher killed"
+    """The job itself goes on."""
+    TIME_LIMIT = "time limit"
+    PREEMPTED = "preempted"
+    PREEMPTED_AT_ONCE = "preempted at once"
+    RANK_KILLED = "rank killed"
+    NODE_LOST = "node lost"
 
     @property
     def is_warning(self) -> bool:
-        """Whether the run could save before it ended."""
-        return self.what in WARNINGS
+        """Whether a run can save before it ends, so that nothing may be lost."""
+        return "killed" not in self and self is not FaultKind.NODE_LOST
 
 
-def shuffled(deck: Sequence[tuple[str, Moment]], count: int, rng: random.Random) -> list[Blow]:
-    """So many cards: the deck in random order, as often as it takes."""
-    cards: list[Blow] = []
-    while len(cards) < count:
-        cards += [Blow(what, when) for what, when in rng.sample(deck, len(deck))]
-    return cards[:count]
+class Moment(Word):
+    """What a run is doing when a fault comes."""
+
+    TRAINING = "training"
+    STARTING = "starting"
+    SAVING = "saving"
+    ENDING = "ending"
+    BESIDE = "beside"
+    """Whatever it was doing: the fault was meant for another run."""
 
 
-def deal(cards: Sequence[Blow], runs: Sequence[str], rng: random.Random) -> dict[str, list[Blow]]:
-    """The cards shared out among the runs, at random steps of each; at most one blow ends a run's plan.
+class Fault(Record, frozen=True):
+    """What every fault has."""
 
-    The last steps are left alone: a run is looked at every few seconds, and must still be training then.
+    kind: FaultKind
+    moment: Moment = Moment.TRAINING
+
+    def __str__(self) -> str:
+        return f"{self.kind} while {self.moment}"
+
+
+class PlannedFault(Fault, frozen=True):
+    """One that is still to come."""
+
+    share: float = 0.0
+    """At which of the run's steps, as a share of all; of a fault at the start, how late."""
+
+
+class InjectedFault(Fault, frozen=True, kw_only=True):
+    """One that a run has got."""
+
+    step: int
+    """The last step that was written down."""
+    attempts: int
+    """So many attempts at the run had begun; it fell into the last of them, or into the start of the next."""
+    time: float
+    """Unix seconds."""
+
+
+class RunFaults(Record, frozen=True):
+    """The faults of one run."""
+
+    planned: tuple[PlannedFault, ...] = ()
+    injected: tuple[InjectedFault, ...] = ()
+
+
+# --- planning --------------------------------------------------------------------------------------
+
+
+def faults_at(moment: Moment, *kinds: FaultKind) -> list[PlannedFault]:
+    """One fault of each kind, all at the same moment; at which steps is still open."""
+    return [PlannedFault(kind, moment) for kind in kinds]
+
+
+# What the owner of a job can do to it at most sites, and on this machine.
+SLURM_FAULTS = (
+    *faults_at(Moment.TRAINING, FaultKind.WARNED, FaultKind.REQUEUED, FaultKind.TERMINATED),
+    *faults_at(Moment.TRAINING, FaultKind.CANCELLED, FaultKind.KILLED),
+    *faults_at(Moment.STARTING, FaultKind.WARNED, FaultKind.REQUEUED),
+    *faults_at(Moment.SAVING, FaultKind.WARNED, FaultKind.KILLED),
+    *faults_at(Moment.ENDING, FaultKind.WARNED),
+)
+LOCAL_FAULTS = (
+    *faults_at(Moment.TRAINING, FaultKind.WARNED, FaultKind.TERMINATED),
+    *faults_at(Moment.TRAINING, FaultKind.KILLED, FaultKind.LAUNCHER_KILLED),
+    *faults_at(Moment.STARTING, FaultKind.TERMINATED, FaultKind.KILLED),
+    *faults_at(Moment.SAVING, FaultKind.WARNED, FaultKind.KILLED),
+)
+# The last planned fault that is not one at the end comes after this share of the steps.
+LATEST_SHARE = 0.67
+
+
+def schedule(mix: Sequence[PlannedFault], count: int, rng: random.Random) -> list[PlannedFault]:
+    """So many faults: the whole mix in random order, as often as it takes."""
+    faults: list[PlannedFault] = []
+    while len(faults) < count:
+        faults += rng.sample(mix, len(mix))
+    return faults[:count]
+
+
+def assign(
+    faults: Sequence[PlannedFault], runs: Sequence[str], rng: random.Random
+) -> dict[str, list[PlannedFault]]:
+    """The faults shared out among the runs, at random steps of each; at most one of a run is at its end.
+
+    The last steps are left alone: a fault takes a moment to arrive, and the run must still be training then.
     """
-    plan: dict[str, list[Blow]] = {run: [] for run in runs}
-    for number, card in enumerate(cards):
-        mine = plan[runs[number % len(runs)]]
-        if card.when == "ending" and any(blow.when == "ending" for blow in mine):
-            card = replace(card, when="training")
-        mine.append(replace(card, share=1.0 if card.when == "ending" else rng.uniform(0.01, LATEST)))
-    return {run: sorted(blows, key=lambda blow: blow.share) for run, blows in plan.items()}
+    plan: dict[str, list[PlannedFault]] = {run: [] for run in runs}
+    for number, fault in enumerate(faults):
+        own = plan[runs[number % len(runs)]]
+        if fault.moment is Moment.ENDING and any(other.moment is Moment.ENDING for other in own):
+            fault = msgspec.structs.replace(fault, moment=Moment.TRAINING)
+        share = 1.0 if fault.moment is Moment.ENDING else rng.uniform(0.01, LATEST_SHARE)
+        own.append(msgspec.structs.replace(fault, share=share))
+    return {run: sorted(own, key=lambda fault: fault.share) for run, own in plan.items()}
 
 
-class Refused(ClusterError):
-    """The site does not allow this way to interrupt a job."""
+# --- injecting -------------------------------------------------------------------------------------
 
 
-Strike = Callable[[], bool]
+# Raises SlurmRefused where the site does not allow that kind of fault.
+Injection = Callable[[], bool]
 
 
-class Ways(Protocol):
-    """How jobs of one site can be interrupted."""
+class FaultInjector(Protocol):
+    """How faults get into the jobs of one site."""
 
-    def aim(self, blow: Blow, job: str) -> Strike:
-        """Get everything ready; what comes back strikes at once, and says whether anything was hit.
-
-        Raises (from the strike): Refused.
-        """
+    def prepare(self, fault: PlannedFault, job: str) -> Injection:
+        """Get everything ready; what comes back injects at once, and tells whether anything was hit."""
 
 
 # What SLURM lets the owner of a job do to it.
-SLURM_COMMANDS = {
-    "warned": ("scancel", "--signal=USR2", "{job}"),
-    "terminated": ("scancel", "--signal=TERM", "{job}"),
-    "killed": ("scancel", "--signal=KILL", "{job}.0"),
-    "requeued": ("scontrol", "requeue", "{job}"),
-    "cancelled": ("scancel", "{job}"),
+SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
+    FaultKind.WARNED: lambda job: client.signal_job(job, "USR2"),
+    FaultKind.TERMINATED: lambda job: client.signal_job(job, "TERM"),
+    FaultKind.KILLED: lambda job: client.signal_job(f"{job}.0", "KILL"),
+    FaultKind.REQUEUED: client.requeue,
+    FaultKind.CANCELLED: client.cancel_running,
 }
 
 
-class SlurmWays:
-    """Commands of SLURM, given by the owner of a job."""
+class SlurmInjector:
+    """Orders to SLURM, given by the owner of a job."""
 
-    def aim(self, blow: Blow, job: str) -> Strike:
-        """The command for a job or an element of an array."""
-        command = [word.format(job=job) for word in SLURM_COMMANDS[blow.what]]
-        return lambda: run_command(command)
+    def prepare(self, fault: PlannedFault, job: str) -> Injection:
+        """The order for a job or an array task."""
+        return partial(has_obeyed, SLURM_ORDERS[fault.kind], job)
 
 
-def run_command(command: Sequence[str]) -> bool:
-    """Whether SLURM has done it; False if the job had just ended.
+def has_obeyed(order: Callable[[str], None], job: str) -> bool:
+    """Whether SLURM has carried out an order; False if the job had just ended, or had not begun.
 
     Raises:
-        Refused: SLURM's own words on why not.
+        SlurmRefused: SLURM's own words on why not.
     """
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S)
-    said = " ".join((done.stderr + done.stdout).split())
-    if done.returncode and not TOO_LATE.search(said):
-        raise Refused(f"`{' '.join(command)}`: {said}")
-    return done.returncode == 0
+    try:
+        order(job)
+    except client.SlurmRefused as error:
+        if client.NOT_RUNNING.search(error.words):
+            return False
+        raise
+    return True
 
 
-class LocalWays:
-    """Signals to the processes of a job on this machine; `job` is its controller's process id."""
+class LocalInjector:
+    """Signals to the processes of a job on this machine, which is named after its controller, `local-PID`."""
 
     def __init__(self, launcher: Callable[[], int | None]) -> None:
         """`launcher` gives the process id of the launch command that is at work, if any."""
         self._launcher = launcher
 
-    def aim(self, blow: Blow, job: str) -> Strike:
+    def prepare(self, fault: PlannedFault, job: str) -> Injection:
         """The signal to the ranks, or to the launch command."""
-        if blow.what == "warned":  # as a scheduler does: every rank
-            return lambda: send_all(children(int(job)), signal.SIGUSR2)
-        if blow.what == "killed":
-            return lambda: send_all(children(int(job))[:1], signal.SIGKILL)
+        controller = int(job.removeprefix("local-"))
+        if fault.kind is FaultKind.WARNED:  # as a scheduler does: every rank
+            return lambda: send_signal(ranks_of(controller), signal.SIGUSR2)
+        if fault.kind is FaultKind.KILLED:
+            return lambda: send_signal(ranks_of(controller)[:1], signal.SIGKILL)
         # as Ctrl-C, or a lost terminal
-        number = signal.SIGTERM if blow.what == "terminated" else signal.SIGKILL
+        number = signal.SIGTERM if fault.kind is FaultKind.TERMINATED else signal.SIGKILL
         launcher = self._launcher()
-        return lambda: launcher is not None and send_all([launcher], number)
+        return partial(send_signal, [] if launcher is None else [launcher], number)
 
 
-def send_all(pids: Sequence[int], number: int) -> bool:
+def send_signal(pids: Sequence[int], number: int) -> bool:
     """Whether there were processes, and all got the signal."""
     try:
         for pid in pids:
@@ -189,8 +214,11 @@ def send_all(pids: Sequence[int], number: int) -> bool:
     return bool(pids)
 
 
-def children(pid: int) -> list[int]:
-    """Processes started by a process; none if it is gone."""
+def ranks_of(controller: int) -> list[int]:
+    """Processes that the controller of a local job has started; none if it is gone."""
+    process = Path(f"/proc/{controller}")
     with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        if b"submitit" in (process / "cmdline").read_bytes():
+            children = (process / "task" / str(controller) / "children").read_text()
+            return [int(child) for child in children.split()]
     return []

@@ -119,9 +119,10 @@ def write_figures(run_dir: Path, subject: Subject) -> None:
     model, device = subject.model, subject.extractor.device
     count = min(GRID_IMAGES, len(subject.test))
     originals = subject.test.take(np.arange(count))
-    reconstructions = model.reconstruct(to_unit(originals.to(device)))
+    reconstructions = model.reconstruct(to_unit(originals.to(device), subject.dtype))
     grids = {"originals": originals, "reconstructions": to_8bit(reconstructions)}
     if model.can_sample:
-        grids["samples"] = to_8bit(model.sample(prior_noise(model, subject.seed, count).to(device)))
+        noise = prior_noise(model, subject.seed, count).to(device, subject.dtype)
+        grids["samples"] = to_8bit(model.sample(noise))
     for name, images in grids.items():
         figures.write_grid(figure_path(run_dir, name), images[:, 0].cpu().numpy())

@@ -25,7 +25,7 @@ def generation_scores(subject: Subject, real: Features) -> dict[str, Score]:
     noise = prior_noise(subject.model, subject.seed, len(subject.test))
 
     def sample(rows: slice) -> Tensor:
-        return to_8bit(subject.model.sample(noise[rows].to(subject.extractor.device)))
+        return to_8bit(subject.model.sample(noise[rows].to(subject.extractor.device, subject.dtype)))
 
     features = subject.collect("samples", len(noise), sample)
     if not PartialState().is_main_process:

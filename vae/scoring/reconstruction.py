@@ -32,10 +32,10 @@ def reconstruction_scores(subject: Subject, real: Features) -> dict[str, Score]:
 
     def reconstruct(rows: slice) -> Tensor:
         packed = subject.test.take(np.arange(rows.start, rows.stop))
-        targets = to_unit(packed.to(subject.extractor.device))
+        targets = to_unit(packed.to(subject.extractor.device), subject.dtype)
         with torch.inference_mode():
             output = subject.model(targets)
-        images = torch.sigmoid(output.logits.float())
+        images = torch.sigmoid(output.logits.float()).to(targets.dtype)
         sums.add_(paired_sums(output, images, targets).to(sums.device))
         return to_8bit(images)
 

@@ -47,6 +47,11 @@ class Subject:
         names = {"extractor": network.name, "extractor_sha256": network.weights_sha256}
         return replace(self.card, **names, label=network.label, input=network.input)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights: a run that was trained in double precision is scored in it."""
+        return next(self.model.parameters()).dtype
+
     def collect(self, what: str, num_images: int, make_images: Callable[[slice], Tensor]) -> Features:
         """Features of images in their order, on every rank; each rank takes its share of the work.
 

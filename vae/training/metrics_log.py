@@ -74,7 +74,7 @@ class MetricsLog:
         Drops the lines after `step`, and returns what they told.
         """
         self._epoch_sums += torch.tensor(epoch_sums, dtype=torch.float64, device=self._epoch_sums.device)
-        redone = self._drop_lines_after(step)
+        redone = self.drop_lines_after(step)
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
         totals = {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
         self._write(StartLine(step=step, time=self._start_s, restarts=restarts, **totals))
@@ -87,7 +87,8 @@ class MetricsLog:
             )
         return redone
 
-    def _drop_lines_after(self, step: int) -> Redone:
+    def drop_lines_after(self, step: int) -> Redone:
+        """Have metrics.jsonl end at `step`; returns what it held beyond."""
         lines = read_metrics(self.run_dir)
         dropped = [line for line in lines if line.step > step]
         kept = b"".join(encode_line(line) for line in lines if line.step <= step)

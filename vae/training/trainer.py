@@ -21,16 +21,17 @@ from data_prep.errors import RunError, SettingsError
 from data_prep.files import only_holder
 from data_prep.records import write_record
 from vae.config import RunConfig
-from vae.events import AttemptStarted, Completed, Saved, StopSignalled, add_event
+from vae.events import AttemptStarted, Completed, Saved, StopSignalled, add_event, by_attempt, read_events
 from vae.losses import bce_per_image, kl_per_image
-from vae.provenance import Attempt, record_attempt, this_attempt
+from vae.metrics import StartLine, read_metrics
+from vae.provenance import Attempt, read_attempts, record_attempt, this_attempt
 from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, Done, checkpoint_dir
 from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
 from vae.training.collectives import HostCollectives
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
-from vae.training.metrics_log import MetricsLog
+from vae.training.metrics_log import MetricsLog, Redone
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
 from vae.training.validation import validate
 
@@ -200,18 +201,34 @@ def start_attempt(
     accelerator = metrics_log.accelerator
     ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
     attempt = msgspec.structs.replace(attempt, **ranks)
+    add_missing_start(run_dir, metrics_log)
     # reads the lines of the attempt before, which the metrics log is about to drop
     restarts = record_attempt(run_dir, data_fingerprint, attempt)
     redone = metrics_log.start(step, epoch_sums, restarts)
-    add_event(
-        run_dir,
-        AttemptStarted(
-            step=step,
-            job=attempt.job,
-            restart=attempt.restart,
-            reached_step=redone.reached_step,
-            redone_s=redone.seconds,
-        ),
+    add_event(run_dir, start_event(attempt, redone, time.time()))
+
+
+def add_missing_start(run_dir: Path, metrics_log: MetricsLog) -> None:
+    """Note an attempt that was killed when provenance.json knew of it, and events.jsonl did not yet."""
+    attempts, starts = read_attempts(run_dir), by_attempt(read_events(run_dir))
+    if len(attempts) != len(starts) + 1:
+        return
+    killed = attempts[-1]
+    own = [line for line in read_metrics(run_dir) if line.time >= (killed.started_s or 0.0)]
+    if all(isinstance(line, StartLine) for line in own):
+        redone = metrics_log.drop_lines_after(killed.from_step or 0)
+        add_event(run_dir, start_event(killed, redone, killed.started_s or 0.0))
+
+
+def start_event(attempt: Attempt, redone: Redone, started_s: float) -> AttemptStarted:
+    """The event by which an attempt begins."""
+    return AttemptStarted(
+        step=attempt.from_step or 0,
+        time=started_s,
+        job=attempt.job,
+        restart=attempt.restart,
+        reached_step=redone.reached_step,
+        redone_s=redone.seconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""slurm/snapshot.py: what was launched is what runs."""
+"""slurm/code_snapshot.py: what was launched is what runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-from slurm.code_snapshot import FOLDER, take_snapshot
+from slurm.code_snapshot import take_snapshot
+from vae.run_dir import CODE_DIR
 
 CODE = {
     "vae/model.py": "LAYERS = 4\n",
@@ -35,12 +36,12 @@ def repository(tmp_path: Path) -> Path:
 
 def test_the_copy_holds_the_code_and_nothing_else(repository: Path, tmp_path: Path) -> None:
     snapshot = take_snapshot(tmp_path, repository)
-    assert not (tmp_path / FOLDER).exists()
+    assert not (tmp_path / CODE_DIR).exists()
     snapshot.write()
-    found = {str(path.relative_to(snapshot.folder)) for path in snapshot.folder.rglob("*") if path.is_file()}
-    assert found == {*CODE, "snapshot.json"}
+    copied = {str(path.relative_to(snapshot.folder)) for path in snapshot.folder.rglob("*") if path.is_file()}
+    assert copied == {*CODE, "snapshot.json"}
     assert (snapshot.folder / "vae" / "model.py").read_text() == "LAYERS = 4\n"
-    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [snapshot.folder.name]
+    assert [path.name for path in (tmp_path / CODE_DIR).iterdir()] == [snapshot.folder.name]
 
 
 def test_same_code_same_folder_and_any_change_another(repository: Path, tmp_path: Path) -> None:
@@ -63,13 +64,16 @@ def test_same_code_same_folder_and_any_change_another(repository: Path, tmp_path
 def test_code_in_the_copy_knows_what_was_launched(tmp_path: Path) -> None:
     snapshot = take_snapshot(tmp_path)
     snapshot.write()
-    said = json.loads((snapshot.folder / "snapshot.json").read_text())
-    ask = "import json, vae.provenance as p; print(json.dumps([str(p.REPOSITORY), p.code()]))"
+    snapshot_json = json.loads((snapshot.folder / "snapshot.json").read_text())
+    ask = (
+        "import json, msgspec, vae.provenance as p; "
+        "print(json.dumps([str(p.REPOSITORY), msgspec.to_builtins(p.code_version())]))"
+    )
     command = [sys.executable, "-c", ask]
     done = subprocess.run(command, cwd=snapshot.folder, capture_output=True, check=True)
     folder, code = json.loads(done.stdout)
     assert folder == str(snapshot.folder)
-    assert code == said
+    assert code == snapshot_json
     assert code["snapshot"] == snapshot.folder.name
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     assert code["commit"] == (head.stdout.strip() or "unknown: not a git checkout")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.errors import DataError, SettingsError
 from data_prep.shards import MANIFEST_FILE, read_manifest
+
+if TYPE_CHECKING:
+    from data_prep.pack_plan import Plan
 
 SHARDS_DIR = Path("shards")
 
@@ -19,38 +23,48 @@ class Data:
     folder: Path
     image_size_px: int
     num_train_images: int
-    num_shards: int | None
-    """Shards to be packed; None when that is done."""
-    source: str = ""
-    """What they are packed from."""
+    plan: Plan | None = None
+    """How they are going to be packed; None when that is done."""
+
+    @property
+    def num_shards(self) -> int | None:
+        """Shards to be packed; None when that is done."""
+        return None if self.plan is None else len(self.plan.shards)
 
 
-def find_data(asked: str | None, size_px: int | None) -> Data:
+def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
     """The data asked for, or the only packed ones; without a size, packed images keep theirs.
 
     Raises:
         SettingsError, DataError: there are none, they cannot be used, or they are packed in another size.
     """
-    if asked is None or (Path(asked) / MANIFEST_FILE).exists():
-        data = packed_data(only_packed(SHARDS_DIR) if asked is None else Path(asked))
+    if shards_or_source is None or (Path(shards_or_source) / MANIFEST_FILE).exists():
+        folder = only_packed(SHARDS_DIR) if shards_or_source is None else Path(shards_or_source)
+        data = packed_data(folder)
         refuse_other_size(data.folder, data.image_size_px, size_px)
         return data
+    return data_of_source(shards_or_source, size_px)
+
+
+def data_of_source(source: str, size_px: int | None) -> Data:
+    """Packed images of a source, or the plan by which they will be packed. Raises as `find_data`."""
     from data_prep.pack_plan import PLAN_FILE, PackOptions, plan, read_plan
 
-    if (Path(asked) / PLAN_FILE).exists():
+    if (Path(source) / PLAN_FILE).exists():
         raise DataError(
-            f"{asked} holds images that are not packed to the end: {MANIFEST_FILE} is missing",
-            f"python jobs/pack.py {read_plan(Path(asked)).source} {asked} goes on",
+            f"{source} holds images that are not packed to the end: {MANIFEST_FILE} is missing",
+            f"python jobs/pack.py {read_plan(Path(source)).source} {source} goes on",
         )
     options = PackOptions(size_px=size_px or PackOptions().size_px)
-    out = (SHARDS_DIR / safe_name(Path(asked).stem if asked.endswith(".csv") else Path(asked).name)).resolve()
+    name = Path(source).stem if source.endswith(".csv") else Path(source).name
+    out = (SHARDS_DIR / safe_name(name)).resolve()
     if (out / PLAN_FILE).exists():
         refuse_other_size(out, read_plan(out).options.size_px, options.size_px)
-    planned = plan(asked, out, options, write=False)
+    new = plan(source, out, options, write=False)
     if (out / MANIFEST_FILE).exists():
         return packed_data(out)
-    num_train_images = sum(len(shard.items) for shard in planned.shards if shard.split == "train")
-    return Data(out, options.size_px, num_train_images, len(planned.shards), asked)
+    num_train_images = sum(len(shard.items) for shard in new.shards if shard.split == "train")
+    return Data(out, options.size_px, num_train_images, new)
 
 
 def refuse_other_size(folder: Path, size_px: int, asked_px: int | None) -> None:
@@ -63,32 +77,32 @@ def refuse_other_size(folder: Path, size_px: int, asked_px: int | None) -> None:
         )
 
 
-def write_plan(data: Data) -> None:
+def write_data_plan(data: Data) -> None:
     """Write down how the images will be packed, if they are not yet; the packing jobs read that."""
-    if data.source:
-        from data_prep.pack_plan import PackOptions, plan
+    if data.plan is not None:
+        from data_prep.pack_plan import write_plan
 
-        plan(data.source, data.folder, PackOptions(size_px=data.image_size_px))
+        write_plan(data.folder, data.plan)
 
 
 def only_packed(folder: Path) -> Path:
     """The one packed data set below `folder`."""
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
-    if not found:
+    folders = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
+    if not folders:
         raise SettingsError(
             f"no packed images under {folder}/",
             "give --data a folder of images, a packed folder, or phantom:200 for made-up ones",
         )
-    if len(found) > 1:
-        names = ", ".join(map(str, found))
+    if len(folders) > 1:
+        names = ", ".join(map(str, folders))
         raise SettingsError(f"several packed data sets under {folder}/: {names}", "choose one with --data")
-    return found[0]
+    return folders[0]
 
 
 def packed_data(folder: Path) -> Data:
     """Packed shards, from their manifest."""
     manifest = read_manifest(folder)
-    return Data(folder.resolve(), manifest.image_size_px, manifest.num_images("train"), None)
+    return Data(folder.resolve(), manifest.image_size_px, manifest.num_images("train"))
 
 
 def safe_name(text: str) -> str:

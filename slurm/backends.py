@@ -1,0 +1,167 @@
+"""Where the jobs of a launch run: on SLURM, as processes of this machine, or in this very process."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from data_prep.errors import ClusterError, SettingsError
+from slurm import client
+from slurm.client import QueueWatch
+from slurm.code_snapshot import Snapshot
+from slurm.control import array_tasks_of, cancel_unsatisfiable, wait_until_settled
+from slurm.diagnose.follow import LocalFollower, follow_jobs
+from slurm.job_records import JobRecord
+from slurm.local import run_debug, run_local
+from slurm.node.environment import Backend
+from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
+from slurm.preflight import check_this_machine, warn_of_private_folders
+from slurm.profile import ClusterProfile
+from slurm.submit import as_shell, check_accepted, script, submit
+from vae.study import Study
+
+log = logging.getLogger(__name__)
+
+
+class LaunchBackend(Protocol):
+    """What a launch asks of whatever runs its jobs."""
+
+    def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
+        """Raise a ToolkitError for what would only fail in a job; `folders` are those that jobs work in."""
+
+    def settle(self, records: list[JobRecord]) -> None:
+        """Return when it is certain what becomes of earlier jobs."""
+
+    def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
+        """The jobs that a study still needs, in order.
+
+        Raises:
+            ClusterError: they cannot be added to what is at work.
+        """
+
+    def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
+        """Raise ClusterError if a job would be refused."""
+
+    def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
+        """What `start` would do; scripts to the letter."""
+
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+        """Submit the jobs, or run them to their end; whether nothing is left to wait for."""
+
+    def wait(self, study_dir: Path, study: Study) -> None:
+        """Stay until no job of the study is queued or running."""
+
+
+@dataclass(frozen=True)
+class SlurmBackend(LaunchBackend):
+    """Jobs and arrays of SLURM, asked for as a site's profile says."""
+
+    profile: ClusterProfile
+    max_parallel: int = 0
+    """Runs that may train at once; 0 = as many as there is room for."""
+    watch: QueueWatch = field(default_factory=QueueWatch)
+
+    def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
+        if not is_dry:
+            client.require_slurm()
+        warn_of_private_folders(folders)
+
+    def settle(self, records: list[JobRecord]) -> None:
+        if not array_tasks_of(records):
+            return
+        wait_until_settled(records, self.watch)
+        if dead := cancel_unsatisfiable(records, self.watch):
+            log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
+
+    def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
+        requests = decide(facts, resources, self.profile.pack_jobs, client.max_array_size())
+        return with_cap(requests, self.max_parallel)
+
+    def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
+        for request in requests:
+            check_accepted(request, self.profile, code_dir)
+
+    def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
+        keys = [request.key for request in requests]
+        calls = [(as_shell(request, keys), script(request, self.profile, code_dir)) for request in requests]
+        return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in calls)
+
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+        if requests:
+            code.write()
+        submit(requests, self.profile, code.folder)
+        return False
+
+    def wait(self, study_dir: Path, study: Study) -> None:
+        try:
+            follow_jobs(study_dir, study)
+        except KeyboardInterrupt:
+            log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(study_dir)))
+            raise
+
+
+class LocalBackend(LaunchBackend):
+    """Processes of this machine, one run after another, for as long as the launcher stays."""
+
+    def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
+        check_this_machine(resources)
+
+    def settle(self, records: list[JobRecord]) -> None:
+        """There is no queue."""
+
+    def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
+        if job := facts.any_job():
+            raise ClusterError(
+                f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
+            )
+        return decide(facts, resources, pack_jobs=1)
+
+    def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
+        """Nobody could refuse them."""
+
+    def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
+        names = [", ".join(Path(task.path).name for task in request.tasks.values()) for request in requests]
+        return "".join(f"{request.kind}: {text}\n" for request, text in zip(requests, names, strict=True))
+
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+        if requests:
+            code.write()
+        for reason in run_local(requests, code.folder, LocalFollower()):
+            log.error("failed: %s", reason)
+        return True
+
+    def wait(self, study_dir: Path, study: Study) -> None:
+        """`start` has waited."""
+
+
+class DebugBackend(LocalBackend):
+    """This very process, with the code it has loaded; an error is raised where it happens."""
+
+    def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
+        if resources.gpus != 1:
+            raise SettingsError("--cluster debug is one process", "use --gpus 1, or --cluster local")
+
+    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> bool:
+        run_debug(requests)
+        return True
+
+
+def choose_backend(wanted: str, has_profile: bool) -> Backend:
+    """Where to run. `auto` takes SLURM where it is installed, and for a profile, which is about SLURM.
+
+    It does not ask whether SLURM answers: while its controller is down, nothing may begin on a login node.
+    """
+    if wanted != "auto":
+        return Backend(wanted)
+    return Backend.SLURM if has_profile or client.has_programs() else Backend.LOCAL
+
+
+def backend_of(kind: Backend, profile: ClusterProfile, max_parallel: int = 0) -> LaunchBackend:
+    """What runs the jobs of a launch."""
+    if kind is Backend.SLURM:
+        return SlurmBackend(profile, max_parallel)
+    return LocalBackend() if kind is Backend.LOCAL else DebugBackend()

@@ -1,0 +1,296 @@
+"""A drill from its options to its verdict: the study that gets faults, and its unbroken twin."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from data_prep import pack_plan, packer
+from data_prep.errors import ClusterError, DamagedFile, SettingsError
+from data_prep.records import Record, read_record, write_record
+from data_prep.shards import MANIFEST_FILE
+from slurm.client import QueueWatch
+from slurm.control import cancel
+from slurm.drill import faults, verdict
+from slurm.drill.drill import Drill, launch_drill
+from slurm.drill.faults import RunFaults
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
+from slurm.plan import Resources
+from slurm.scheduler import newest_job
+from vae.config import VARIANT_GROUPS
+from vae.metrics import read_progress
+from vae.run_dir import DRILL_FILE, STUDY_FILE
+from vae.study import is_trained, read_study, run_name
+
+# Quick on anything: what is tested is the cluster.
+IMAGE_PX = 32
+TINY_RUNS = (
+    *("--extractor=smoke", "--run.widths=[4,8,8,16]", "--run.latent_dim=8", "--run.trackers=[]"),
+    *("--run.epochs=1000000", "--run.log_every_steps=5", "--run.precision=fp64"),
+    "--run.checkpoint_every_min=0.05",
+)
+# Many more than a run makes between two looks, which is about 300 a second on a fast machine.
+STEPS_PER_FAULT = {Backend.SLURM: 2000, Backend.LOCAL: 500}
+# How often the files of the runs are looked at; squeue is asked as rarely as its watch wants it.
+TICK_S = 0.3
+TELL_EVERY_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DrillOptions:
+    """What a drill is asked to do: `count` faults in all; `seed` decides what happens when."""
+
+    variant: str
+    resources: Resources
+    data: Path
+    count: int
+    seed: int
+    backend: Backend
+    profile: str
+    runs_dir: Path
+
+    @property
+    def study_dir(self) -> Path:
+        """The study that gets faults."""
+        return self.runs_dir.resolve() / f"drill-{self.seed}"
+
+    @property
+    def unbroken_dir(self) -> Path:
+        """Its twin, which is left alone."""
+        return self.runs_dir.resolve() / f"drill-{self.seed}-unbroken"
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs of each of the two."""
+        return [run_name(variant, 0) for variant in VARIANT_GROUPS[self.variant]]
+
+    @property
+    def faults_per_run(self) -> int:
+        """As many as the run with the most gets."""
+        return -(-self.count // len(self.runs))
+
+    def launch_flags(self) -> list[str]:
+        """The flags of both launches, which differ in --study alone."""
+        gpus, nodes = self.resources.gpus, self.resources.nodes
+        steps = STEPS_PER_FAULT[self.backend] * (1 + self.faults_per_run)
+        flags = [f"--variant={self.variant}", f"--gpus={gpus}", f"--nodes={nodes}", f"--data={self.data}"]
+        flags += [f"--cluster={self.backend}", f"--runs-dir={self.runs_dir}", f"--profile={self.profile}"]
+        return [*flags, *TINY_RUNS, f"--run.max_steps={steps}", f"--run.batch_size={max(8, gpus)}"]
+
+    def expectation(self) -> str:
+        """How long this is going to take."""
+        if self.backend is Backend.LOCAL:
+            return f"{self.count} interruptions on this machine: about {1 + self.count // 3} minutes"
+        each = self.faults_per_run
+        return (
+            f"{self.count} interruptions, {each} of each run: {2 + each} to {3 + 3 * each} minutes where "
+            "jobs start at once (many clusters hold a requeued job for two minutes), longer where there is a "
+            "queue"
+        )
+
+
+def prepare_data(source: str, out: Path) -> Path:
+    """Packed images: the user's, or made-up ones that are packed into `out` here, which takes seconds.
+
+    Raises:
+        SettingsError: neither.
+    """
+    if not source.startswith("phantom:"):
+        if not (Path(source) / MANIFEST_FILE).exists():
+            raise SettingsError(f"--data {source}: no packed images there", "give packed ones, or phantom:96")
+        return Path(source)
+    if not (out / MANIFEST_FILE).exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pack_plan.plan(source, out, pack_plan.PackOptions(size_px=IMAGE_PX))
+        packer.pack_part(out, 0, 1, workers=1)
+        packer.finalize(out)
+    return out
+
+
+# --- launching -------------------------------------------------------------------------------------
+
+
+class Launcher:
+    """Runs `launch` for one study, as a user would; on this machine it stays in the background."""
+
+    def __init__(self, command: Sequence[str], study_dir: Path, options: DrillOptions) -> None:
+        self.command = [*command, *options.launch_flags(), f"--study={study_dir.name}"]
+        self.output = study_dir.with_name(f"{study_dir.name}.log")
+        self.study_file = study_dir / STUDY_FILE
+        self.is_local = options.backend is Backend.LOCAL
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> bool:
+        """Launch, unless that is going on already (False).
+
+        Raises:
+            ClusterError: launch's own words on why it does not.
+        """
+        if self.pid() is not None:
+            return False
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with self.output.open("ab") as file:
+            begins = file.tell()
+            self._process = subprocess.Popen(self.command, stdout=file, stderr=file, start_new_session=True)
+        while self.pid() is not None and not (self.is_local and self.study_file.exists()):
+            time.sleep(0.1)
+        if self._process.returncode and not self.study_file.exists():
+            raise refusal(self.output.read_bytes()[begins:].decode(errors="replace"))
+        return True
+
+    def pid(self) -> int | None:
+        """The launch command that is at work, if any."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+
+def refusal(text: str) -> ClusterError:
+    """The error that `launch` has told of."""
+    lines = dict(re.findall(r"^(error|hint): (.*)$", text, re.M))
+    return ClusterError(f"launch: {lines.get('error', text[-300:].strip())}", lines.get("hint"))
+
+
+# --- the drill -------------------------------------------------------------------------------------
+
+
+class DrillRecord(Record, frozen=True):
+    """drill.json: the faults of each run, with which the same command goes on later."""
+
+    IF_DAMAGED = "remove the folders of the drill's two studies: it begins anew"
+
+    runs: dict[str, RunFaults]
+
+
+def read_plan(options: DrillOptions) -> dict[str, RunFaults]:
+    """The faults of each run: as an earlier command has left them, or planned anew from the seed.
+
+    Raises:
+        DamagedFile: drill.json is not what a drill has written.
+    """
+    if record := read_record(options.study_dir / DRILL_FILE, DrillRecord):
+        return record.runs
+    rng = random.Random(options.seed)
+    mix = faults.LOCAL_FAULTS if options.backend is Backend.LOCAL else faults.SLURM_FAULTS
+    plan = faults.assign(faults.schedule(mix, options.count, rng), options.runs, rng)
+    return {run: RunFaults(tuple(planned)) for run, planned in plan.items()}
+
+
+def begin_session(options: DrillOptions, launch_command: Sequence[str]) -> Session:
+    """Plan the faults, or read what is left of them, and launch both studies.
+
+    Raises:
+        ClusterError: a launch is refused.
+        DamagedFile: as `read_plan`.
+    """
+    plan, is_local = read_plan(options), options.backend is Backend.LOCAL
+    watch = None if is_local else QueueWatch()
+    launcher = Launcher(launch_command, options.study_dir, options)
+    twin_launcher = Launcher(launch_command, options.unbroken_dir, options)
+    injector = faults.LocalInjector(launcher.pid) if is_local else faults.SlurmInjector()
+    twin = launch_drill(options.unbroken_dir, twin_launcher.launch, injector, watch, {})
+    drill = launch_drill(options.study_dir, launcher.launch, injector, watch, plan)
+    session = Session(drill, twin, (launcher, twin_launcher))
+    session.remember()
+    return session
+
+
+def stop_session(options: DrillOptions) -> None:
+    """Cancel whatever is queued or running of both studies."""
+    for study_dir in (options.study_dir, options.unbroken_dir):
+        if (study_dir / STUDY_FILE).exists():
+            for line in cancel(study_dir, read_study(study_dir)):
+                log.info("%s", line)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The two studies, side by side; the same command goes on where an earlier one has stopped."""
+
+    drill: Drill
+    twin: Drill
+    launchers: tuple[Launcher, Launcher]
+
+    def remember(self) -> None:
+        """Write down what is still to be done and what was done, for the same command later."""
+        runs = {target.run_dir.name: target.faults() for target in self.drill.targets}
+        write_record(self.drill.study_dir / DRILL_FILE, DrillRecord(runs))
+
+    def play(self) -> None:
+        """Inject and launch until both studies are done and nothing of them is queued or running."""
+        told_s = time.monotonic()
+        while not (self.drill.is_done and self.twin.is_done) or self.is_busy():
+            self.twin.tick()
+            for target, fault in self.drill.tick():
+                log.info("%s: %s, at step %d", target.run_dir.name, fault, fault.step)
+                self.remember()
+            if time.monotonic() - told_s > TELL_EVERY_S:
+                told_s = time.monotonic()
+                log.info("%s", "; ".join([*positions(self.drill), *positions(self.twin)]))
+            time.sleep(TICK_S)
+
+    def is_busy(self) -> bool:
+        """Whether anything of the two studies is queued or running."""
+        is_launching = any(launcher.pid() for launcher in self.launchers)
+        return is_launching or self.drill.is_busy() or self.twin.is_busy()
+
+    # --- what came of it -----------------------------------------------------------------------------
+
+    def lines(self) -> list[str]:
+        """A line for each fault: what it cost, or why there was none; damage is told as a problem."""
+        lines = []
+        for target in self.drill.targets:
+            name = target.run_dir.name
+            with suppress(DamagedFile):
+                restarts = verdict.read_restarts(target.run_dir, target.injected)
+                lines += [f"{name}: {verdict.describe(fault, restarts)}" for fault in target.injected]
+            lines += [f"{name}: {fault}: the run was done before" for fault in target.planned]
+        refused = self.drill.refused.items()
+        return lines + [f"{kind}: left out, for this site does not allow it: {why}" for kind, why in refused]
+
+    def problems(self) -> list[str]:
+        """What is not as it must be."""
+        problems = verdict.judge_study(self.drill.study_dir)
+        for target in self.drill.targets:
+            unbroken = self.twin.study_dir / target.run_dir.name
+            problems += verdict.judge_run(target.run_dir, target.injected, unbroken)
+        return problems
+
+    def summary(self, problems: Sequence[str]) -> str:
+        """Whether the drill passed, in one sentence."""
+        injected = list(chain.from_iterable(target.injected for target in self.drill.targets))
+        count = len(injected)
+        if problems:
+            return (
+                f"The drill failed: {len(problems)} of the promises did not hold after {count} interruptions."
+            )
+        is_exact = all(verdict.must_be_exact(target.run_dir) for target in self.drill.targets)
+        how = "bit for bit" if is_exact else f"losses within {verdict.TOLERANCE} of their value"
+        kinds = ", ".join(sorted({fault.kind for fault in injected}))
+        return (
+            f"The drill passed: {count} interruptions ({kinds}) changed nothing ({how}), "
+            "and no warning cost a step."
+        )
+
+
+def positions(drill: Drill) -> list[str]:
+    """How far each run is, and what it waits for."""
+    lines, (records, scheduler) = [], drill.jobs()
+    for target in drill.targets:
+        progress = read_progress(target.run_dir)
+        record = newest_job(JobKind.TRAIN, target.index, records, scheduler)
+        state, reason = scheduler.state(record, target.index) if record else ("", "")
+        waits = f" ({reason or state})" if state == "PENDING" else ""
+        step = f"step {progress.step} of {progress.total_steps}{waits}"
+        position = "trained" if is_trained(target.run_dir) else step
+        lines.append(f"{drill.study_dir.name}/{target.run_dir.name} {position}")
+    return lines

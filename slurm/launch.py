@@ -1,0 +1,186 @@
+"""One launch of a study: what its flags decide, the checks before it, the files it prepares, its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import SettingsError
+from slurm.backends import LaunchBackend, backend_of, choose_backend
+from slurm.code_snapshot import Snapshot, take_snapshot
+from slurm.job_records import JobRecord, only_launcher, read_jobs, read_records
+from slurm.launch_data import Data, find_data, safe_name, write_data_plan
+from slurm.plan import JobRequest, Resources
+from slurm.preflight import check_batch, check_writable
+from slurm.profile import read_profile
+from slurm.sbatch import check_path
+from slurm.state import RunStatus, study_facts, study_states
+from vae.config import VARIANT_GROUPS, RunConfig
+from vae.run_dir import REPORT_FILE
+from vae.scoring import inception_weights
+from vae.study import (
+    RunState,
+    Study,
+    add_launch,
+    check_name,
+    check_run,
+    is_trained,
+    prepare_run,
+    prepare_study,
+    run_name,
+    with_earlier_runs,
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything the flags decide."""
+
+    study_dir: Path
+    study: Study
+    """All runs of the study, those of earlier launches first."""
+    configs: dict[str, RunConfig]
+    """The runs asked for, by name."""
+    data: Data
+    resources: Resources
+    backend: LaunchBackend
+    code: Snapshot
+    """What the jobs will run."""
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        """The folders that its jobs work in."""
+        return self.study_dir, self.data.folder
+
+    @property
+    def report_path(self) -> Path:
+        """Where the study's report is, or will be."""
+        return self.study_dir / REPORT_FILE
+
+    def missing_jobs(self) -> tuple[JobRequest, ...]:
+        """The jobs that are missing now."""
+        names, data = tuple(self.configs), self.data
+        facts = study_facts(self.study_dir, self.study, names, data.folder, data.num_shards)
+        return self.backend.missing_jobs(facts, self.resources)
+
+    def states(self) -> list[RunStatus]:
+        """What the runs asked for are doing."""
+        return [state for state in study_states(self.study_dir, self.study) if state.name in self.configs]
+
+    def is_complete(self, states: Sequence[RunStatus]) -> bool:
+        """Whether all the runs asked for are done, and reported."""
+        return all(state.state is RunState.DONE for state in states) and self.report_path.exists()
+
+
+def read_launch(flags: Any) -> Launch:
+    """Turn flags of jobs/launch.py into a launch; reads what is there, writes nothing."""
+    # What it costs, and where.
+    resources = Resources(flags.gpus, flags.nodes)
+    if flags.max_parallel is not None and flags.max_parallel < 1:
+        raise SettingsError(f"--max-parallel {flags.max_parallel}; allowed: at least 1")
+    kind = choose_backend(flags.cluster, bool(flags.profile))
+    backend = backend_of(kind, read_profile(flags.profile), flags.max_parallel or 0)
+    # On which images, in which study.
+    data = find_data(flags.data, flags.size)
+    name = check_name(safe_name(data.folder.name) if flags.study is None else flags.study)
+    study_dir = (flags.runs_dir / name).resolve()
+    configs = read_configs(flags, data)
+    weights_path = str(Path(flags.inception_weights).resolve()) if flags.inception_weights else ""
+    study = with_earlier_runs(study_dir, Study(name, tuple(configs), flags.extractor, weights_path))
+    return Launch(study_dir, study, configs, data, resources, backend, take_snapshot(study_dir))
+
+
+def read_configs(flags: Any, data: Data) -> dict[str, RunConfig]:
+    """The runs asked for: every variant with every seed, by name."""
+    configs = {}
+    for variant in VARIANT_GROUPS[flags.variant]:
+        for seed in flags.seeds:
+            own = {"variant": variant, "seed": seed}
+            images = {"data": str(data.folder), "image_size_px": data.image_size_px}
+            configs[run_name(variant, seed)] = RunConfig(**{**flags.run.as_dict(), **own, **images})
+    return configs
+
+
+def check(launch: Launch, is_dry: bool) -> None:
+    """Raise a ToolkitError for anything that would only fail in a job."""
+    for folder in launch.folders:
+        check_path(folder)
+    for name, config in launch.configs.items():
+        check_run(launch.study_dir / name, config)
+        check_batch(config, launch.resources.gpus, launch.data.num_train_images)
+    inception_weights.check(launch.study)
+    check_writable(launch.study_dir)
+    if launch.data.plan is not None:
+        check_writable(launch.data.folder)
+    launch.backend.check(launch.resources, launch.folders, is_dry)
+
+
+def accepted_jobs(launch: Launch) -> tuple[JobRequest, ...]:
+    """The jobs that are missing.
+
+    Raises:
+        ClusterError: SLURM would not take one of them.
+    """
+    requests = launch.missing_jobs()
+    launch.backend.check_accepted(requests, launch.code.folder)
+    return requests
+
+
+def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
+    """Submit or run the jobs that are missing; whether nothing is left to wait for.
+
+    Raises:
+        ClusterError: another launch is at work on the study, or SLURM would not take a job.
+    """
+    if not launch.study_dir.exists():
+        accepted_jobs(launch)  # what SLURM refuses leaves no folder behind
+    with sole_launcher(launch):
+        # Another launch may have added runs, and its jobs may have ended, until a moment ago.
+        launch = replace(launch, study=with_earlier_runs(launch.study_dir, launch.study))
+        launch.backend.settle(job_records(launch))
+        requests = accepted_jobs(launch)
+        # Write down what the jobs will read, then start them.
+        prepare(launch)
+        note_launch(launch, requests, command)
+        is_over = launch.backend.start(requests, launch.code)
+        if must_wait:
+            launch.backend.wait(launch.study_dir, launch.study)
+        return is_over or must_wait
+
+
+@contextmanager
+def sole_launcher(launch: Launch) -> Iterator[None]:
+    """Nobody else launches this study, or packs its images, in the meantime."""
+    with ExitStack() as locks:
+        locks.enter_context(only_launcher(launch.study_dir))
+        if launch.data.plan is not None:
+            locks.enter_context(only_launcher(launch.data.folder))
+        yield
+
+
+def job_records(launch: Launch) -> list[JobRecord]:
+    """Earlier jobs of the study, and those that pack its images."""
+    records = read_jobs(launch.study_dir, launch.study)
+    return records + (read_records(launch.data.folder) if launch.data.plan is not None else [])
+
+
+def prepare(launch: Launch) -> None:
+    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
+    write_data_plan(launch.data)
+    prepare_study(launch.study_dir, launch.study)
+    for name, config in launch.configs.items():
+        if not is_trained(launch.study_dir / name):
+            prepare_run(launch.study_dir / name, config)
+
+
+def note_launch(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
+    """Keep the command with the study, if it is about to start anything."""
+    runs: dict[str, None] = {}  # in order, once each: a run is trained, then scored
+    for request in requests:
+        if request.resources:
+            runs |= dict.fromkeys(Path(task.path).name for task in request.tasks.values())
+    if requests:
+        add_launch(launch.study_dir, command, list(runs))

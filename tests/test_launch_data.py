@@ -1,0 +1,72 @@
+"""slurm/launch_data.py: which images a launch trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pictures import kaggle
+
+from data_prep import pack_plan
+from data_prep.errors import DataError, SettingsError
+from data_prep.pack_plan import PackOptions, plan, read_plan
+from slurm.launch_data import find_data, safe_name, write_data_plan
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_packed_images_say_themselves_what_they_are(shards: Path) -> None:
+    data = find_data(str(shards), None)
+    assert (data.folder, data.image_size_px, data.num_train_images) == (shards, 32, 70)
+    assert data.num_shards is None
+    write_data_plan(data)  # nothing to do
+    with pytest.raises(SettingsError, match="are 32 px wide, not the 64 px asked for"):
+        find_data(str(shards), 64)
+
+
+def test_a_source_is_planned_and_nothing_is_written_until_it_is_wanted(here: Path) -> None:
+    data = find_data("phantom:48", 64)
+    assert (data.folder, data.image_size_px) == (here / "shards" / "phantom-48", 64)
+    assert (data.num_train_images, data.num_shards) == (39, 3)
+    assert list(here.iterdir()) == []
+    write_data_plan(data)
+    assert read_plan(data.folder) == data.plan
+
+
+def test_a_plan_that_is_there_is_not_written_again(here: Path) -> None:
+    write_data_plan(find_data("phantom:48", 64))
+    stamp = (here / "shards" / "phantom-48" / "plan.json").stat().st_mtime_ns
+    write_data_plan(find_data("phantom:48", 64))
+    assert (here / "shards" / "phantom-48" / "plan.json").stat().st_mtime_ns == stamp
+
+
+def test_a_source_is_listed_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    find_items = pack_plan.find_items
+
+    def count(source: str, out: Path, may_write: bool = True) -> object:
+        listed.append(source)
+        return find_items(source, out, may_write)
+
+    monkeypatch.setattr(pack_plan, "find_items", count)
+    source = kaggle(here / "source", train=20, test=10)
+    data = find_data(str(source), 32)
+    write_data_plan(data)
+    assert listed == [str(source)]
+
+
+def test_another_plan_in_that_folder_is_noticed_however_late(here: Path) -> None:
+    data = find_data("phantom:48", 64)
+    plan("phantom:64", data.folder, PackOptions(size_px=64))  # somebody else, in the meantime
+    with pytest.raises(DataError, match="belongs to another pack: images: 64 there, 48 in the source"):
+        write_data_plan(data)
+
+
+def test_a_csv_is_named_without_its_ending() -> None:
+    assert safe_name("phantom:48") == "phantom-48"
+    assert safe_name("..") == "data"
+    assert safe_name("my X-rays (1)") == "my-X-rays-1"

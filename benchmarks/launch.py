@@ -4,8 +4,8 @@
 
 Yardsticks in seconds: 1.5 for each command, 0.5 for the status of 1,000 runs, and 1.5 of CPU to launch 300
 queued runs again, on a SLURM whose programs answer at once. `python -c pass` shows what Python itself takes.
-Each round runs every case once, in turns. Prints the median and the slowest of each; the exit code is 1 if one
-of the medians misses its yardstick.
+Each round runs every case once, in turns. Prints the median and the slowest of each; the exit code is 1 if
+one of the medians misses its yardstick.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def wait_until_settled(records: list[JobRecord], watch: QueueWatch) -> None:
 
 def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
     """The array tasks of which SLURM has yet to say what becomes of them."""
-    completing = {job for job, (state, _) in (scheduler.queue or {}).items() if state == "COMPLETING"}
+    completing = {id for id, job in (scheduler.queue or {}).items() if job.state == "COMPLETING"}
     open_cases = completing | scheduler.in_transition()
     return [array_task for array_task in array_tasks_of(records) if array_task in open_cases]
 

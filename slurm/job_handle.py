@@ -12,7 +12,7 @@ from slurm import client, local
 from slurm.job_records import JobRecord, note_end
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
-from slurm.scheduler import QUEUED, RUNNING, Scheduler
+from slurm.scheduler import GONE, JobState, Scheduler
 from vae.run_dir import JOBS_FILE
 
 
@@ -23,11 +23,8 @@ class JobHandle(Protocol):
     log_ending: ClassVar[str]
     """How the names of files with what its ranks have printed end, after `<job>_<rank>`."""
 
-    def state(self, index: int, scheduler: Scheduler) -> tuple[str, str]:
-        """(state, reason) in SLURM's words; or UNKNOWN; or GONE: ended, nobody knows how.
-
-        A local job that was ended on purpose is CANCELLED or INTERRUPTED.
-        """
+    def state(self, index: int, scheduler: Scheduler) -> JobState:
+        """What it is doing; a local job that was ended on purpose is CANCELLED or INTERRUPTED."""
 
     def is_live(self, index: int, scheduler: Scheduler) -> bool:
         """Whether it is queued or running."""
@@ -57,7 +54,7 @@ class SlurmJob(JobHandle):
     is_local = False
     log_ending = ".log"
 
-    def state(self, index: int, scheduler: Scheduler) -> tuple[str, str]:
+    def state(self, index: int, scheduler: Scheduler) -> JobState:
         return scheduler.state(self.record, index)
 
     def is_live(self, index: int, scheduler: Scheduler) -> bool:
@@ -92,8 +89,8 @@ class LocalJob(JobHandle):
     is_local = True
     log_ending = local.LOG_ENDING
 
-    def state(self, index: int, scheduler: Scheduler) -> tuple[str, str]:
-        return ("RUNNING" if self.is_live(index, scheduler) else self.record.end.upper() or "GONE"), ""
+    def state(self, index: int, scheduler: Scheduler) -> JobState:
+        return JobState("RUNNING" if self.is_live(index, scheduler) else self.record.end.upper() or GONE)
 
     def is_live(self, index: int, scheduler: Scheduler) -> bool:
         return local.is_running_here(self.record)
@@ -123,7 +120,7 @@ def handle_of(record: JobRecord) -> JobHandle:
 def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
     """The live job of that kind for one run, else the newest; None without any."""
     jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
-    live = (record for record in jobs if handle_of(record).state(index, scheduler)[0] in RUNNING + QUEUED)
+    live = (record for record in jobs if handle_of(record).state(index, scheduler).is_live)
     return next(live, jobs[0] if jobs else None)
 
 

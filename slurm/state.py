@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import DamagedFile
+from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
@@ -24,8 +25,6 @@ from slurm.scheduler import (
     Look,
     Scheduler,
     ask_scheduler,
-    live_job,
-    newest_job,
 )
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
@@ -96,7 +95,7 @@ def run_state(
         return RunStatus(run_dir.name, RunState.DAMAGED, f"{error}; {error.hint}")
     kind = JobKind.EVALUATE if done else JobKind.TRAIN
     record = newest_job(kind, index, records, scheduler)
-    job = scheduler.state(record, index) if record else None
+    job = handle_of(record).state(index, scheduler) if record else None
     if done is None:
         state, detail = merge_training(run_dir, job)
     elif summary is not None and summary.is_of(done, study.extractor):

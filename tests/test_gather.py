@@ -13,7 +13,7 @@ from fake_slurm import BEGINS, FakeSlurm
 from slurm_jobs import LOCAL
 from tiny import finish, make_run, score, write_attempts, write_lines
 
-from slurm.diagnose import gather as gather_module
+from slurm import local
 from slurm.diagnose.explain import Case, explain
 from slurm.diagnose.gather import clock, gather, needed, what_is_wrong_with
 from slurm.job_records import JobRecord, add_record
@@ -209,8 +209,7 @@ def test_on_this_machine_runs_have_their_turn(
     own = msgspec.structs.replace(LOCAL, id=str(os.getpid()), host=socket.gethostname())
     add_record(study_dir, own)
     assert case(study_dir).state == "GONE"  # alive, but no job of ours
-    for module in (gather_module, "slurm.scheduler"):
-        monkeypatch.setattr(f"{getattr(module, '__name__', module)}.is_running_here", lambda record: True)
+    monkeypatch.setattr(local, "is_running_here", lambda record: True)
     at_work, next_one = gather(study_dir, STUDY, STUDY.runs)
     assert (at_work.state, at_work.is_local, at_work.job) == ("RUNNING", True, own.id)
     assert "waits for its turn after process " + own.id in explain(next_one)

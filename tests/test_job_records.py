@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from slurm_jobs import EVALUATE, LOCAL, TRAIN
+from slurm_jobs import EVALUATE, LOCAL, TRAIN, seen
 from tiny import write_attempts
 
 from data_prep.errors import ClusterError, DamagedFile
+from slurm.job_handle import live_job
 from slurm.job_records import JobRecord, add_record, note_end, only_launcher, read_jobs, read_records
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind, TrainTask
 from slurm.plan import JobRequest
-from slurm.scheduler import JobState, Scheduler, live_job
 from vae.provenance import Attempt
 from vae.study import Study
 
@@ -46,7 +46,7 @@ def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path: Path) -> None:
 
 def test_a_job_submitted_by_hand_is_known_from_provenance(tmp_path: Path) -> None:
     write_attempts(tmp_path / "linear-s0", Attempt(cluster="slurm", job="41_0", host="n1"))
-    jobs, running = read_jobs(tmp_path, STUDY), Scheduler({"41_0": JobState("RUNNING", "None")}, {})
+    jobs, running = read_jobs(tmp_path, STUDY), seen({"41_0": ("RUNNING",)}, {})
     assert live_job(JobKind.TRAIN, 0, jobs, running) == "41_0"
     assert live_job(JobKind.TRAIN, 1, jobs, running) == ""
 

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord
-from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from vae.run_dir import JOBS_DIR, LOG_NAME, LOGS_DIR
 
@@ -57,7 +57,7 @@ def find_attempts(run_dir: Path, index: int, records: list[JobRecord]) -> list[A
     # jobs that ended before they could open a log of their own
     with_own_log = {job for _, job, _ in by_attempt}
     for record in records:
-        job = job_tag(record, index)
+        job = handle_of(record).log_tag(index)
         is_of_run = record.kind in (JobKind.TRAIN, JobKind.EVALUATE) and index in record.indices
         if is_of_run and job not in with_own_log and (logs := rank_logs(run_dir.parent, record, index)):
             by_attempt[record.kind, job, 0] = logs
@@ -71,15 +71,10 @@ def last_change(attempt: AttemptLogs) -> float:
     return max(path.stat().st_mtime for path in attempt.logs.values())
 
 
-def job_tag(record: JobRecord, index: int) -> str:
-    """A job as log files call it."""
-    return f"local-{record.id}" if record.cluster is Backend.LOCAL else record.array_task(index)
-
-
 def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]:
     """What SLURM, or submitit on this machine, has caught of each rank of a job."""
     job = record.array_task(index)
-    ending = "_log.out" if record.cluster is Backend.LOCAL else ".log"
+    ending = handle_of(record).log_ending
     pattern = re.compile(rf"{re.escape(job)}_(\d+){re.escape(ending)}")
     logs = {}
     for path in (study_dir / JOBS_DIR).glob(f"{job}_*{ending}"):
@@ -94,7 +89,7 @@ def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]
 
 def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
     """The error that ended a job's newest attempt, from the rank that fell silent first; or empty."""
-    job = job_tag(record, index)
+    job = handle_of(record).log_tag(index)
     attempts = [attempt for attempt in find_attempts(run_dir, index, [record]) if attempt.job == job]
     own_logs = attempts[-1].logs.values() if attempts else ()
     by_silence = sorted(own_logs, key=lambda path: path.stat().st_mtime)

@@ -22,10 +22,10 @@ from slurm.control import cancel
 from slurm.drill import faults, verdict
 from slurm.drill.drill import Drill, launch_drill
 from slurm.drill.faults import RunFaults
+from slurm.job_handle import handle_of, newest_job
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.plan import Resources
-from slurm.scheduler import newest_job
 from vae.config import VARIANT_GROUPS
 from vae.metrics import read_progress
 from vae.run_dir import DRILL_FILE, STUDY_FILE
@@ -288,7 +288,7 @@ def positions(drill: Drill) -> list[str]:
     for target in drill.targets:
         progress = read_progress(target.run_dir)
         record = newest_job(JobKind.TRAIN, target.index, records, scheduler)
-        state, reason = scheduler.state(record, target.index) if record else ("", "")
+        state, reason = handle_of(record).state(target.index, scheduler) if record else ("", "")
         waits = f" ({reason or state})" if state == "PENDING" else ""
         step = f"step {progress.step} of {progress.total_steps}{waits}"
         position = "trained" if is_trained(target.run_dir) else step

@@ -30,6 +30,7 @@ from tiny import REPOSITORY, finish, make_shards, score, write_attempts, write_l
 
 from slurm.job_records import JobRecord, add_record, read_records
 from slurm.node.environment import Backend
+from slurm.scheduler import array_tasks_of
 from vae.metrics import StartLine, StepLine
 from vae.provenance import Attempt
 from vae.study import Study, prepare_study
@@ -121,9 +122,8 @@ def queue_study(folder: Path, programs: Path) -> None:
     seconds(cases()["launch.py, 300 queued again, CPU"], folder)
     with (programs / "queue").open("w") as queue:
         for record in read_records(folder / "runs" / "queued"):
-            queue.writelines(
-                f"{job}|PENDING|{record.name}|Priority|N/A|(null)\n" for job in record.array_tasks
-            )
+            jobs = array_tasks_of([record])
+            queue.writelines(f"{job}|PENDING|{record.name}|Priority|N/A|(null)\n" for job in jobs)
 
 
 def seconds(case: Case, folder: Path) -> float:

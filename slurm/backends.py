@@ -13,7 +13,7 @@ from data_prep.errors import ClusterError, SettingsError
 from slurm import client
 from slurm.client import QueueWatch
 from slurm.code_snapshot import Snapshot
-from slurm.control import array_tasks_of, cancel_unsatisfiable, wait_until_settled
+from slurm.control import cancel_unsatisfiable, wait_until_settled
 from slurm.diagnose.follow import LocalFollower, follow_jobs
 from slurm.job_records import JobRecord
 from slurm.local import run_debug, run_local
@@ -21,6 +21,7 @@ from slurm.node.environment import Backend
 from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
 from slurm.preflight import check_this_machine, warn_of_private_folders
 from slurm.profile import ClusterProfile
+from slurm.scheduler import array_tasks_of
 from slurm.submit import as_shell, check_accepted, script, submit
 from vae.study import Study
 

@@ -6,7 +6,6 @@ import collections
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import ClusterError
@@ -16,7 +15,7 @@ from slurm.job_handle import JobHandle, handle_of
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import shares
-from slurm.scheduler import RUNNING, Scheduler, ask_scheduler, scheduler_of
+from slurm.scheduler import RUNNING, Scheduler, array_tasks_of, ask_scheduler, on_slurm, scheduler_of
 from vae.study import Study
 
 log = logging.getLogger(__name__)
@@ -140,13 +139,7 @@ def wait_until(is_over: Callable[[Scheduler], bool], records: list[JobRecord], w
 
 def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
     """What the queue says of SLURM's jobs among these."""
-    return scheduler_of([record for record in records if not handle_of(record).is_local], watch.look())
-
-
-def array_tasks_of(records: Iterable[JobRecord]) -> list[str]:
-    """The ids of all array tasks of SLURM's jobs among these."""
-    ours = [record for record in records if not handle_of(record).is_local]
-    return list(chain.from_iterable(map(record.array_task, record.indices) for record in ours))
+    return scheduler_of(on_slurm(records), watch.look())
 
 
 # --- hold, release, throttle ---------------------------------------------------------------------

@@ -114,13 +114,12 @@ class Scheduler:
             return JobState(job.state, job.reason if is_reason else "")
         if self.ended is None:
             return JobState(GONE, "sacct does not answer")
-        # squeue knows better than accounts that lag behind; right after the end, the id lacks its index
         row = self.ended.get(array_task)
-        if row is not None:
-            lags = row.state in RUNNING + QUEUED
-            return JobState(GONE, "not yet in the accounts") if lags else JobState(row.state)
-        if record.is_array and record.id in self.ended:
+        # squeue knows better than accounts that lag behind; right after the end, the id lacks its index
+        if row.state in RUNNING + QUEUED if row else record.is_array and record.id in self.ended:
             return JobState(GONE, "not yet in the accounts")
+        if row:
+            return JobState(row.state)
         # one that was cancelled while it was pending leaves no trace of its own, only of its array
         if record.id in self._ended_arrays:
             return JobState(CANCELLED, "before it started")
@@ -146,10 +145,13 @@ def on_slurm(records: Iterable[JobRecord]) -> list[JobRecord]:
     return [record for record in records if record.cluster is Backend.SLURM]
 
 
+def array_tasks_of(records: Iterable[JobRecord]) -> list[str]:
+    """The ids of all array tasks of SLURM's jobs among these."""
+    return list(chain.from_iterable(map(record.array_task, record.indices) for record in on_slurm(records)))
+
+
 def scheduler_of(
-    records: Iterable[JobRecord],
-    queue: Iterable[QueuedJob] | None,
-    ended: Iterable[EndedJob] | None = None,
+    records: Iterable[JobRecord], queue: Iterable[QueuedJob] | None, ended: Iterable[EndedJob] | None = None
 ) -> Scheduler:
     """What squeue and sacct say of the jobs in `records`; None for one that did not answer."""
     names = {record.id: record.name for record in records if record.name}
@@ -198,7 +200,7 @@ class SchedulerWatch:
             self._ended.pop(job, None)
             self._num_looks.pop(job, None)
         over = {job for job, row in self._ended.items() if row.state not in RUNNING + QUEUED}
-        gone = set(chain.from_iterable(record.array_tasks for record in records)) - queued
+        gone = set(array_tasks_of(records)) - queued
         missing = [job for job in gone - over if self._num_looks[job] < MAX_ACCOUNT_LOOKS]
         if missing:
             self._num_looks.update(missing)

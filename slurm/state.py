@@ -6,7 +6,6 @@ No answer is "unknown", never "failed".
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,23 +15,12 @@ from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
-from slurm.scheduler import (
-    CANCELLED,
-    GONE,
-    INTERRUPTED,
-    UNKNOWN,
-    JobState,
-    Look,
-    Scheduler,
-    ask_scheduler,
-)
+from slurm.scheduler import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import METRICS_FILE, read_done, read_scores_summary, saved_step
 from vae.study import RunState, Study, has_report, is_scored, is_trained
-
-log = logging.getLogger(__name__)
 
 # What the state of an ended job means for a run that is not trained; any other is a failure.
 ENDED = {

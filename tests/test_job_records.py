@@ -28,10 +28,10 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_ids_are_those_of_squeue_and_sacct() -> None:
     assert TRAIN.array_task(1) == "8_1"
-    assert JobRecord("8", JobKind.REPORT, Backend.SLURM, False, (0,), "").array_tasks == ["8"]
+    assert JobRecord("8", JobKind.REPORT, Backend.SLURM, False, (0,), "").array_task(0) == "8"
     request = JobRequest("train-1", JobKind.TRAIN, Path("chest"), {1001: TrainTask("a")}, offset=1001)
-    assert JobRecord.of(request, "12", Backend.SLURM).array_tasks == ["12_0"]
-    assert JobRecord.of(request, "4711", Backend.LOCAL).array_tasks == ["4711"]
+    assert JobRecord.of(request, "12", Backend.SLURM).array_task(1001) == "12_0"
+    assert JobRecord.of(request, "4711", Backend.LOCAL).array_task(1001) == "4711"
     assert JobRecord.of(request, "12", Backend.SLURM).name == "chest-train-1"
 
 

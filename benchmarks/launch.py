@@ -2,60 +2,102 @@
 
     python benchmarks/launch.py [--rounds 7]
 
-Yardstick: 1.5 s, and 2 s for the status of 1,000 runs; `python -c pass` shows what Python itself takes. Each
-round runs every case once, in turns. Prints the median and the slowest of each; the exit code is 1 if one of
-the medians misses its yardstick.
+Yardsticks in seconds: 1.5 for each command, 0.5 for the status of 1,000 runs, and 1.5 of CPU to launch 300
+queued runs again, on a SLURM whose programs answer at once. `python -c pass` shows what Python itself takes.
+Each round runs every case once, in turns. Prints the median and the slowest of each; the exit code is 1 if
+one of the medians misses its yardstick.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from tiny import REPOSITORY, make_shards
+from slurm_jobs import TRAIN
+from tiny import REPOSITORY, finish, make_shards, score, write_attempts, write_lines
 
-from data_prep.files import write_json, write_text
-from slurm.job_records import JobRecord, add_record
-from vae.study import DONE_FILE, METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, Study, prepare_study
+from slurm.job_records import JobRecord, add_record, read_records
+from slurm.node.environment import Backend
+from slurm.scheduler import array_tasks_of
+from vae.metrics import StartLine, StepLine
+from vae.provenance import Attempt
+from vae.study import Study, prepare_study
 
-LIMIT_S = 1.5
-STATUS_LIMIT_S = 2.0
-STATUS = "status.py, 1,000 runs"
+LAUNCH, STATUS = str(REPOSITORY / "jobs" / "launch.py"), str(REPOSITORY / "jobs" / "status.py")
 STUDY = ["--variant", "all", "--gpus", "4", "--extractor", "smoke", "--run.batch_size", "8"]
+SEEDS = ["--seeds", *map(str, range(100))]
+# SLURM's programs for one who only wants to know how long ours take.
+PROGRAMS = {
+    "sbatch": "cat >/dev/null; id=$(($(cat {folder}/id) + 1)); echo $id | tee {folder}/id",
+    "squeue": "cat {folder}/queue",
+    "scontrol": "echo 'Slurmctld(primary) at here is UP'",
+    "scancel": "",
+    "sacct": "",
+}
 
 
-def cases() -> dict[str, list[str]]:
-    """What a user types, by name."""
-    launch = str(REPOSITORY / "jobs" / "launch.py")
-    dry = [launch, *STUDY, "--cluster", "slurm", "--dry-run"]
+def cpu_s() -> float:
+    """Seconds of CPU that all processes took that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something a user types."""
+
+    words: list[str]
+    limit_s: float = 1.5
+    exit_code: int = 0
+    clock: Callable[[], float] = time.perf_counter
+
+
+def cases() -> dict[str, Case]:
+    """What is measured, by name."""
+    dry = [LAUNCH, *STUDY, "--cluster", "slurm", "--dry-run"]
+    again = [LAUNCH, *STUDY, *SEEDS, "--study", "queued", "--cluster", "slurm"]
     return {
-        "python alone": ["-c", "pass"],
-        "launch.py --help": [launch, "--help"],
-        "launch.py --dry-run, 3 runs": dry,
-        "launch.py --dry-run, 300 runs": [*dry, "--seeds", *map(str, range(100))],
-        "launch.py with a typing error": [launch, *STUDY, "--run.learning_rate", "1"],
-        STATUS: [str(REPOSITORY / "jobs" / "status.py"), "large"],
+        "python alone": Case(["-c", "pass"]),
+        "launch.py --help": Case([LAUNCH, "--help"]),
+        "launch.py --dry-run, 3 runs": Case(dry),
+        "launch.py --dry-run, 300 runs": Case([*dry, *SEEDS]),
+        "launch.py with a typing error": Case([LAUNCH, *STUDY, "--run.learning_rate", "1"], exit_code=2),
+        "launch.py, 300 queued again, CPU": Case(again, clock=cpu_s),
+        "status.py, 1,000 runs": Case([STATUS, "large"], limit_s=0.5),
     }
+
+
+def make_programs(folder: Path) -> None:
+    """SLURM's programs before all others on PATH; nothing is queued."""
+    folder.mkdir()
+    (folder / "id").write_text("0\n")
+    (folder / "queue").write_text("")
+    for name, body in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body.format(folder=folder)}\n")
+        (folder / name).chmod(0o755)
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
 
 
 def make_large_study(study_dir: Path) -> None:
     """1,000 runs that have trained for as long as a real one; every other one is done and has scores."""
     names = tuple(f"linear-s{seed}" for seed in range(1000))
     prepare_study(study_dir, Study("large", names, "smoke"))
-    add_record(
-        study_dir, JobRecord("7", "train", "slurm", True, tuple(range(1000)), "login", name="large-train")
-    )
-    start = {"kind": "start", "step": 0, "total_steps": 2400, "steps_per_epoch": 160, "time": 10.0}
-    values = {
+    record = JobRecord("7", TRAIN.kind, Backend.SLURM, True, tuple(range(1000)), "login", name="large-train")
+    add_record(study_dir, record)
+    start = StartLine(step=0, total_steps=2400, steps_per_epoch=160, time=10.0)
+    losses = {
         "loss": 45000.123,
         "bce": 45000.1,
         "kl": 1.2,
@@ -64,36 +106,33 @@ def make_large_study(study_dir: Path) -> None:
         "images_per_s": 640.1,
     }
     steps = [
-        {"kind": "step", "step": step, "epoch": step / 160, **values, "time": 10 + step / 20}
-        for step in range(10, 2400, 10)
+        StepLine(step=step, epoch=step / 160, time=10 + step / 20, **losses) for step in range(10, 2400, 10)
     ]
-    metrics = "".join(json.dumps(line) + "\n" for line in (start, *steps))
-    figures = (
-        "rfid_paper",
-        "gfid_paper",
-        "is_reconstructions",
-        "is_samples",
-        "rfid_2048",
-        "gfid_2048",
-        "ssim",
-    )
-    scores = {"checkpoint_sha256": "ab", "extractor": "smoke", "label": "smoke, not comparable"}
+    keys = ("rfid_paper", "gfid_paper", "is_reconstructions", "is_samples", "rfid_2048", "gfid_2048", "ssim")
     for number, name in enumerate(names):
-        write_text(study_dir / name / METRICS_FILE, metrics)
-        write_json(study_dir / name / PROVENANCE_FILE, {"attempts": [{"started_s": 0.0, "from_step": 0}]})
+        write_lines(study_dir / name, start, *steps)
+        write_attempts(study_dir / name, Attempt(started_s=0.0, from_step=0))
         if number % 2:
-            write_json(study_dir / name / DONE_FILE, {"weights_sha256": "ab"})
-            known = {figure: {"value": number / 7} for figure in figures}
-            write_json(study_dir / name / SCORES_FILE, {**scores, "scores": known})
+            finish(study_dir / name)
+            score(study_dir / name, scores={key: {"value": number / 7} for key in keys})
 
 
-def seconds(words: list[str], folder: Path) -> float:
-    """Wall-clock time of one call."""
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
-    if done.returncode != (2 if "--run.learning_rate" in words else 0):
-        raise SystemExit(f"{' '.join(words)}: {done.stderr}")
-    return time.perf_counter() - started
+def queue_study(folder: Path, programs: Path) -> None:
+    """Launch a study of 300 runs, all of which squeue shows as queued from then on."""
+    seconds(cases()["launch.py, 300 queued again, CPU"], folder)
+    with (programs / "queue").open("w") as queue:
+        for record in read_records(folder / "runs" / "queued"):
+            jobs = array_tasks_of([record])
+            queue.writelines(f"{job}|PENDING|{record.name}|Priority|N/A|(null)\n" for job in jobs)
+
+
+def seconds(case: Case, folder: Path) -> float:
+    """What one call takes."""
+    started = case.clock()
+    done = subprocess.run([sys.executable, *case.words], cwd=folder, capture_output=True, text=True)
+    if done.returncode != case.exit_code:
+        raise SystemExit(f"{' '.join(case.words)}: {done.stderr}")
+    return case.clock() - started
 
 
 def main() -> int:
@@ -106,17 +145,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_shards(folder / "shards" / "tiny")
+        make_programs(folder / "programs")
         make_large_study(folder / "runs" / "large")
-        times: dict[str, list[float]] = {case: [] for case in cases()}
+        queue_study(folder, folder / "programs")
+        times: dict[str, list[float]] = {name: [] for name in cases()}
         for _ in range(rounds):
-            for case, words in cases().items():
-                times[case].append(seconds(words, folder))
-    limits = {case: STATUS_LIMIT_S if case == STATUS else LIMIT_S for case in times}
-    medians = {case: statistics.median(measured) for case, measured in times.items()}
-    print(f"{'case':32} {'median, s':>9} {'slowest, s':>10} {'yardstick, s':>12}   of {rounds} rounds")
-    for case, limit in limits.items():
-        print(f"{case:32} {medians[case]:9.2f} {max(times[case]):10.2f} {limit:12.1f}")
-    return int(any(medians[case] > limit for case, limit in limits.items()))
+            for name, case in cases().items():
+                times[name].append(seconds(case, folder))
+    print(f"{'case':34} {'median, s':>9} {'slowest, s':>10} {'yardstick, s':>12}   of {rounds} rounds")
+    medians = {name: statistics.median(measured) for name, measured in times.items()}
+    for name, case in cases().items():
+        print(f"{name:34} {medians[name]:9.2f} {max(times[name]):10.2f} {case.limit_s:12.1f}")
+    return int(any(medians[name] > case.limit_s for name, case in cases().items()))
 
 
 if __name__ == "__main__":

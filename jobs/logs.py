@@ -15,7 +15,7 @@ from data_prep.errors import RunError, SettingsError
 from slurm.diagnose.explain import explain
 from slurm.diagnose.follow import follow_log
 from slurm.diagnose.gather import gather
-from slurm.diagnose.log_files import AttemptLogs, choose, find_attempts, last_change
+from slurm.diagnose.log_files import AttemptLogs, find_attempts, last_change
 from slurm.job_records import read_jobs
 from vae.study import find_target, read_study
 
@@ -83,9 +83,9 @@ def show_list(attempts: list[AttemptLogs]) -> None:
 
 def show(attempts: list[AttemptLogs], number: int | None, rank: int, lines: int | None) -> None:
     """Print one log, or its last lines."""
-    attempt = choose(attempts, number)
-    if attempt is None:
+    if number is not None and not 1 <= number <= len(attempts):
         raise SettingsError(f"there is no attempt {number}", f"choose from 1 to {len(attempts)}; see --list")
+    attempt = attempts[-1 if number is None else number - 1]
     if rank not in attempt.logs:
         ranks = ", ".join(map(str, attempt.logs))
         raise SettingsError(f"{attempt.label} has no log of rank {rank}", f"it has rank {ranks}")

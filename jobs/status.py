@@ -19,9 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 import _front
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from data_prep.errors import SettingsError, ToolkitError
 from slurm.job_records import read_records
@@ -108,6 +105,10 @@ def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
 
 def watch(study_dir: Path, run: str, every_s: float) -> None:
     """Show the tables again and again until every run is done: in place on a terminal, else one by one."""
+    from rich.console import Console  # a twentieth of a second, which one look can do without
+    from rich.live import Live
+    from rich.text import Text
+
     out, scheduler = Console(no_color=True), SchedulerWatch()
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while True:

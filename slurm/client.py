@@ -35,10 +35,8 @@ KEPT = ("SLURM_CONF",)  # without it, sbatch does not find a cluster whose file 
 
 # A job that has ended since squeue was asked: what was to be done to it is no longer needed.
 OVER = re.compile("already (finished|completing|completed)|Invalid job id|No error", re.IGNORECASE)
-# A job that has just ended, is just ending or has not begun: too late, or too early, to strike it.
-NOT_RUNNING = re.compile(
-    "invalid job|already|completing|pending|not running|no error|invalid step", re.IGNORECASE
-)
+# A job that has just ended, is just ending or has not begun: too late, or too early, to interrupt it.
+NOT_RUNNING = re.compile("invalid (job|step)|already|completing|pending|not running|no error", re.IGNORECASE)
 
 QUEUE_FORMAT = "%i|%T|%j|%r|%S|%E"
 ACCOUNT_FLAGS = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName,ExitCode")
@@ -114,11 +112,6 @@ def order_if_alive(*command: str) -> None:
 def has_programs() -> bool:
     """Whether SLURM is installed here."""
     return shutil.which(SUBMITTER) is not None
-
-
-def has_scontrol() -> bool:
-    """Whether jobs can be requeued from this machine."""
-    return shutil.which("scontrol") is not None
 
 
 def missing_programs() -> list[str]:
@@ -323,8 +316,8 @@ class QueueWatch:
         if self.clock() >= self._due_s:
             jobs = self.ask()
             is_same = jobs == self._jobs and jobs is not None
-            longer_s = min(2 * self._every_s, self.most_every_s) if is_same else 0.0
-            self._every_s = max(longer_s, self.least_every_s)
+            longer_s = 2 * self._every_s if is_same else 0.0
+            self._every_s = min(max(longer_s, self.least_every_s), self.most_every_s)
             self._jobs, self._due_s = jobs, self.clock() + self._every_s
         return self._jobs
 

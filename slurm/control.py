@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import logging
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import ClusterError
@@ -15,7 +14,7 @@ from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import shares
-from slurm.scheduler import Scheduler, ask_scheduler, on_slurm, scheduler_of
+from slurm.scheduler import Scheduler, array_tasks_of, ask_scheduler, on_slurm, scheduler_of
 from vae.study import Study
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ def live_jobs(
     live = {}
     for record in records:
         indices = [index for index in record.indices if run in (None, index)]
-        live[record] = [index for index in indices if scheduler.is_live(record, index)]
+        live[record] = [index for index in indices if handle_of(record).is_live(index, scheduler)]
     return {record: indices for record, indices in live.items() if indices}
 
 
@@ -142,11 +141,6 @@ def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
     return scheduler_of(on_slurm(records), watch.look())
 
 
-def array_tasks_of(records: list[JobRecord]) -> set[str]:
-    """The ids of all array tasks of SLURM's jobs among these."""
-    return set(chain.from_iterable(record.array_tasks for record in on_slurm(records)))
-
-
 # --- hold, release, throttle ---------------------------------------------------------------------
 
 
@@ -160,7 +154,7 @@ def hold(study_dir: Path, study: Study) -> list[str]:
     lines = []
     for record, indices in live.items():
         client.hold(record.id)  # by its owner, so that the owner may release it
-        running = [index for index in indices if scheduler.state(record, index).is_running]
+        running = [index for index in indices if handle_of(record).state(index, scheduler).is_running]
         held = [index for index in indices if index not in running]
         if held:
             lines.append(f"held: {describe(record, held, study)} (job {record.id})")

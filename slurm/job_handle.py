@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from data_prep.errors import ClusterError
 from slurm import client, local
 from slurm.job_records import JobRecord, note_end
 from slurm.node.environment import Backend
+from slurm.node.task import JobKind
+from slurm.scheduler import GONE, JobState, Scheduler
+from vae.run_dir import JOBS_FILE
 
 
 class JobHandle(Protocol):
@@ -19,8 +23,18 @@ class JobHandle(Protocol):
     log_ending: ClassVar[str]
     """How the names of files with what its ranks have printed end, after `<job>_<rank>`."""
 
-    def state_here(self) -> str | None:
-        """RUNNING, GONE, or ended on purpose: CANCELLED, INTERRUPTED; None if SLURM has to be asked."""
+    def state(self, index: int, scheduler: Scheduler) -> JobState:
+        """What it is doing; a local job that was ended on purpose is CANCELLED or INTERRUPTED."""
+
+    def is_live(self, index: int, scheduler: Scheduler) -> bool:
+        """Whether it is queued or running."""
+
+    def id_to_wait_for(self, index: int, scheduler: Scheduler) -> str:
+        """Its id if it is queued or running and may still start; else empty.
+
+        Raises:
+            ClusterError: nobody knows, or it is a process, for which no job can wait.
+        """
 
     def label(self, index: int | None = None) -> str:
         """What people know it by: `job 8`, with an index `job 8_1`, or `process 4711`."""
@@ -40,8 +54,21 @@ class SlurmJob(JobHandle):
     is_local = False
     log_ending = ".log"
 
-    def state_here(self) -> None:
-        return None
+    def state(self, index: int, scheduler: Scheduler) -> JobState:
+        return scheduler.state(self.record, index)
+
+    def is_live(self, index: int, scheduler: Scheduler) -> bool:
+        return self.record.array_task(index) in (scheduler.queue or {})
+
+    def id_to_wait_for(self, index: int, scheduler: Scheduler) -> str:
+        if scheduler.queue is None:
+            raise ClusterError(
+                f"squeue does not answer, so job {self.record.id} may still be running",
+                f"try again later; if that SLURM is gone for good, remove the study's {JOBS_FILE}",
+            )
+        array_task = self.record.array_task(index)
+        can_start = self.is_live(index, scheduler) and not scheduler.can_never_start(array_task)
+        return array_task if can_start else ""
 
     def label(self, index: int | None = None) -> str:
         return f"job {self.record.id if index is None else self.record.array_task(index)}"
@@ -61,8 +88,17 @@ class LocalJob(JobHandle):
     is_local = True
     log_ending = local.LOG_ENDING
 
-    def state_here(self) -> str:
-        return "RUNNING" if local.is_running_here(self.record) else self.record.end.upper() or "GONE"
+    def state(self, index: int, scheduler: Scheduler) -> JobState:
+        return JobState("RUNNING" if self.is_live(index, scheduler) else self.record.end.upper() or GONE)
+
+    def is_live(self, index: int, scheduler: Scheduler) -> bool:
+        return local.is_running_here(self.record)
+
+    def id_to_wait_for(self, index: int, scheduler: Scheduler) -> str:
+        if self.is_live(index, scheduler):
+            hint = "wait for it, or end it, then launch again"
+            raise ClusterError(f"{self.label()} is at work on this study", hint)
+        return ""
 
     def label(self, index: int | None = None) -> str:
         return f"process {self.record.id}"
@@ -78,3 +114,20 @@ class LocalJob(JobHandle):
 def handle_of(record: JobRecord) -> JobHandle:
     """The job of a record, by what runs it."""
     return LocalJob(record) if record.cluster is Backend.LOCAL else SlurmJob(record)
+
+
+def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
+    """The live job of that kind for one run, else the newest; None without any."""
+    jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
+    live = (record for record in jobs if handle_of(record).state(index, scheduler).is_live)
+    return next(live, jobs[0] if jobs else None)
+
+
+def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
+    """Id of the queued or running job of that kind for one run; empty if there is none.
+
+    Raises:
+        ClusterError: nobody knows, or it is a process, for which no job can wait.
+    """
+    jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
+    return next(filter(None, (handle_of(record).id_to_wait_for(index, scheduler) for record in jobs)), "")

@@ -62,11 +62,6 @@ class JobRecord(Record, frozen=True):
         """Id of one of its array tasks, or of the job if it is none, as squeue and sacct write it."""
         return f"{self.id}_{index - self.offset}" if self.is_array else self.id
 
-    @property
-    def array_tasks(self) -> list[str]:
-        """The ids of all its array tasks, in the order of `indices`."""
-        return [self.array_task(index) for index in self.indices]
-
 
 class JobList(Record, frozen=True):
     """jobs.json."""

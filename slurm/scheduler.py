@@ -5,19 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
-from data_prep.errors import ClusterError
 from slurm import client
 from slurm.client import EndedJob, QueuedJob, QueueWatch
-from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord
 from slurm.node.environment import Backend
-from slurm.node.task import JobKind
-from vae.run_dir import JOBS_FILE
 
 # SLURM's words for the states of a job that is on its nodes, and of one that waits for them.
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT")
@@ -29,6 +25,11 @@ GONE, UNKNOWN, CANCELLED, INTERRUPTED = "GONE", "UNKNOWN", "CANCELLED", "INTERRU
 NEEDS = re.compile(r"(afterok|aftercorr):(\d+)")
 # So often sacct is asked about a job that has left the queue: accounts lag behind, but not for ever.
 MAX_ACCOUNT_LOOKS = 3
+
+
+def array_of(job: str) -> str:
+    """The id of the array that `8_1` belongs to, or of the job."""
+    return job.partition("_")[0]
 
 
 class JobState(NamedTuple):
@@ -56,26 +57,20 @@ class JobState(NamedTuple):
 class Scheduler:
     """One look at the queue and the accounts."""
 
-    queue: dict[str, JobState] | None
+    queue: dict[str, QueuedJob] | None
     """Each queued or running job of ours by id; None if squeue did not answer."""
-    ended: dict[str, str] | None
-    """State of each job that sacct knows; None if sacct did not answer."""
-    starts: dict[str, str] = field(default_factory=dict)
-    """When SLURM means to start each pending job, as in `2026-01-31T16:45:00`; `N/A` where it has no plan."""
-    needs: dict[str, str] = field(default_factory=dict)
-    """What each pending job depends on, as in `aftercorr:8_*(unfulfilled)`."""
-    exits: dict[str, str] = field(default_factory=dict)
-    """Exit code and signal of each job that sacct knows, as in `1:0`."""
+    ended: dict[str, EndedJob] | None
+    """Each job that sacct knows; None if sacct did not answer."""
 
     def can_never_start(self, array_task: str) -> bool:
         """Whether a job is pending for ever, because what it waits for has failed."""
         job = (self.queue or {}).get(array_task)
-        return job is not None and job[1] == "DependencyNeverSatisfied"
+        return job is not None and job.reason == "DependencyNeverSatisfied"
 
     def never_satisfiable(self) -> set[str]:
         """Jobs that are pending for ever: what they need has failed, or is itself pending for ever."""
         dead = {job for job in self.queue or {} if self.can_never_start(job)}
-        alive = self.needs.keys() - dead
+        alive = (self.queue or {}).keys() - dead
         while more := {job for job in alive if any(parent & dead for parent in self._parents(job))}:
             dead |= more
             alive -= more
@@ -83,13 +78,13 @@ class Scheduler:
 
     def in_transition(self) -> set[str]:
         """Jobs that still wait for one that has left the queue: SLURM has yet to look at them."""
-        waiting = {job for job, (_, reason) in (self.queue or {}).items() if reason == "Dependency"}
-        return {job for job in waiting & self.needs.keys() if not all(self._parents(job))}
+        waiting = {id for id, job in (self.queue or {}).items() if job.reason == "Dependency"}
+        return {job for job in waiting if not all(self._parents(job))}
 
     def _parents(self, job: str) -> list[Set[str]]:
-        """For each job that one can only start after: what of it is in the queue."""
+        """For each job that this one can only start after: what of it is in the queue."""
         parents: list[Set[str]] = []
-        for condition, parent in NEEDS.findall(self.needs[job]):
+        for condition, parent in NEEDS.findall((self.queue or {})[job].needs):
             tasks = self._queued_tasks.get(parent, set())
             if condition == "aftercorr":
                 tasks = tasks & {parent, f"{parent}_{job.partition('_')[2]}"}
@@ -101,45 +96,30 @@ class Scheduler:
         """The array tasks in the queue by the id of their array."""
         tasks: dict[str, set[str]] = {}
         for job in self.queue or {}:
-            tasks.setdefault(job.partition("_")[0], set()).add(job)
+            tasks.setdefault(array_of(job), set()).add(job)
         return tasks
 
     @cached_property
     def _ended_arrays(self) -> set[str]:
         """The ids of the arrays and jobs that sacct knows anything of."""
-        return {job.partition("_")[0] for job in self.ended or {}}
+        return set(map(array_of, self.ended or {}))
 
     def state(self, record: JobRecord, index: int) -> JobState:
-        """What the array task for one run is doing."""
-        state_here = handle_of(record).state_here()
-        if state_here is not None:
-            return JobState(state_here)
+        """What SLURM's array task for one run is doing."""
         if self.queue is None:
             return JobState(UNKNOWN, "squeue does not answer")
         array_task = record.array_task(index)
-        if array_task in self.queue:
-            state, reason = self.queue[array_task]
-            is_reason = reason != "None" and state not in RUNNING  # what runs may be held, if it is requeued
-            return JobState(state, reason if is_reason else "")
-        return self._ended_state(record, array_task)
-
-    def is_live(self, record: JobRecord, index: int) -> bool:
-        """Whether the array task for one run is queued or running, in whatever state squeue shows it."""
-        state_here = handle_of(record).state_here()
-        if state_here is not None:
-            return state_here == "RUNNING"
-        return record.array_task(index) in (self.queue or {})
-
-    def _ended_state(self, record: JobRecord, array_task: str) -> JobState:
-        """How an array task ended that squeue does not show."""
+        if job := self.queue.get(array_task):
+            is_reason = job.reason != "None" and job.state not in RUNNING  # else it is held if it is requeued
+            return JobState(job.state, job.reason if is_reason else "")
         if self.ended is None:
             return JobState(GONE, "sacct does not answer")
-        state = self.ended.get(array_task)
-        # squeue knows better; and for a moment after the end, the id lacks its index
-        if state in RUNNING + QUEUED or (state is None and record.is_array and record.id in self.ended):
+        row = self.ended.get(array_task)
+        # squeue knows better than accounts that lag behind; right after the end, the id lacks its index
+        if row.state in RUNNING + QUEUED if row else record.is_array and record.id in self.ended:
             return JobState(GONE, "not yet in the accounts")
-        if state is not None:
-            return JobState(state)
+        if row:
+            return JobState(row.state)
         # one that was cancelled while it was pending leaves no trace of its own, only of its array
         if record.id in self._ended_arrays:
             return JobState(CANCELLED, "before it started")
@@ -165,26 +145,24 @@ def on_slurm(records: Iterable[JobRecord]) -> list[JobRecord]:
     return [record for record in records if record.cluster is Backend.SLURM]
 
 
+def array_tasks_of(records: Iterable[JobRecord]) -> set[str]:
+    """The ids of all array tasks of SLURM's jobs among these."""
+    return set(chain.from_iterable(map(record.array_task, record.indices) for record in on_slurm(records)))
+
+
 def scheduler_of(
-    records: Iterable[JobRecord],
-    queue: Iterable[QueuedJob] | None,
-    ended: Iterable[EndedJob] | None = None,
+    records: Iterable[JobRecord], queue: Iterable[QueuedJob] | None, ended: Iterable[EndedJob] | None = None
 ) -> Scheduler:
     """What squeue and sacct say of the jobs in `records`; None for one that did not answer."""
     names = {record.id: record.name for record in records if record.name}
 
     def is_ours(job: QueuedJob | EndedJob) -> bool:
         """SLURM may give an id of ours again to something else, under another name."""
-        return names.get(job.id.partition("_")[0], job.name) == job.name
+        return names.get(array_of(job.id), job.name) == job.name
 
-    queued = [job for job in queue or () if is_ours(job)]
-    past = [job for job in ended or () if is_ours(job)]
     return Scheduler(
-        None if queue is None else {job.id: JobState(job.state, job.reason) for job in queued},
-        None if ended is None else {job.id: job.state for job in past},
-        starts={job.id: job.start for job in queued},
-        needs={job.id: job.needs for job in queued},
-        exits={job.id: job.exit for job in past},
+        None if queue is None else {job.id: job for job in queue if is_ours(job)},
+        None if ended is None else {job.id: job for job in ended if is_ours(job)},
     )
 
 
@@ -222,46 +200,10 @@ class SchedulerWatch:
             self._ended.pop(job, None)
             self._num_looks.pop(job, None)
         over = {job for job, row in self._ended.items() if row.state not in RUNNING + QUEUED}
-        gone = set(chain.from_iterable(record.array_tasks for record in records)) - queued
+        gone = array_tasks_of(records) - queued
         missing = [job for job in gone - over if self._num_looks[job] < MAX_ACCOUNT_LOOKS]
         if missing:
             self._num_looks.update(missing)
-            rows = client.accounts(sorted({job.partition("_")[0] for job in missing}))
+            rows = client.accounts(sorted(set(map(array_of, missing))))
             self._has_accounts = self._has_accounts or rows is not None
             self._ended |= {row.id: row for row in rows or ()}
-
-
-# --- one job -------------------------------------------------------------------------------------
-
-
-def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
-    """The live job of that kind for one run, else the newest; None without any."""
-    jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
-    live = (record for record in jobs if scheduler.state(record, index).is_live)
-    return next(live, jobs[0] if jobs else None)
-
-
-def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
-    """Id of the queued or running job of that kind for one run; empty if there is none.
-
-    Raises:
-        ClusterError: SLURM does not answer, so nobody knows.
-    """
-    for record in reversed(records):
-        if record.kind != kind or index not in record.indices:
-            continue
-        handle = handle_of(record)
-        if handle.is_local:
-            if handle.state_here() == "RUNNING":
-                hint = "wait for it, or end it, then launch again"
-                raise ClusterError(f"{handle.label()} is at work on this study", hint)
-            continue
-        if scheduler.queue is None:
-            raise ClusterError(
-                f"squeue does not answer, so job {record.id} may still be running",
-                f"try again later; if that SLURM is gone for good, remove the study's {JOBS_FILE}",
-            )
-        array_task = record.array_task(index)
-        if array_task in scheduler.queue and not scheduler.can_never_start(array_task):
-            return array_task
-    return ""

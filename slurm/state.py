@@ -6,34 +6,21 @@ No answer is "unknown", never "failed".
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import DamagedFile
+from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
-from slurm.scheduler import (
-    CANCELLED,
-    GONE,
-    INTERRUPTED,
-    UNKNOWN,
-    JobState,
-    Look,
-    Scheduler,
-    ask_scheduler,
-    live_job,
-    newest_job,
-)
+from slurm.scheduler import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
 from vae.provenance import read_attempts
-from vae.run_dir import METRICS_FILE, read_scores_summary, saved_step
+from vae.run_dir import METRICS_FILE, read_done, read_scores_summary, saved_step
 from vae.study import RunState, Study, has_report, is_scored, is_trained
-
-log = logging.getLogger(__name__)
 
 # What the state of an ended job means for a run that is not trained; any other is a failure.
 ENDED = {
@@ -90,11 +77,19 @@ def run_state(
 ) -> RunStatus:
     """The state of one run; one with a damaged file says so, and takes no other run down with it."""
     try:
-        state, detail = merge(run_dir, study, index, records, scheduler)
-        summary, attempts = read_scores_summary(run_dir), read_attempts(run_dir)
+        done, summary, attempts = read_done(run_dir), read_scores_summary(run_dir), read_attempts(run_dir)
         start, tail = read_ends(run_dir)
     except DamagedFile as error:
         return RunStatus(run_dir.name, RunState.DAMAGED, f"{error}; {error.hint}")
+    kind = JobKind.EVALUATE if done else JobKind.TRAIN
+    record = newest_job(kind, index, records, scheduler)
+    job = handle_of(record).state(index, scheduler) if record else None
+    if done is None:
+        state, detail = merge_training(run_dir, job)
+    elif summary is not None and summary.is_of(done, study.extractor):
+        state, detail = RunState.DONE, ""
+    else:
+        state, detail = merge_scoring(job)
     return RunStatus(
         run_dir.name,
         state,
@@ -105,17 +100,6 @@ def run_state(
         label=summary.label if summary else "",
         goodput=goodput(attempts, tail),
     )
-
-
-def merge(
-    run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
-) -> tuple[RunState, str]:
-    """(state, detail): what is finished by the run's files, what goes on by the scheduler."""
-    if not is_trained(run_dir):
-        return merge_training(run_dir, newest_state(JobKind.TRAIN, index, records, scheduler))
-    if is_scored(run_dir, study):
-        return RunState.DONE, ""
-    return merge_scoring(newest_state(JobKind.EVALUATE, index, records, scheduler))
 
 
 def merge_scoring(job: JobState | None) -> tuple[RunState, str]:
@@ -146,14 +130,6 @@ def merge_training(run_dir: Path, job: JobState | None) -> tuple[RunState, str]:
     if job.state in (CANCELLED, INTERRUPTED) and step:
         details.append(f"saved at step {step:,}")
     return ENDED[job.state], ", ".join(filter(None, details))
-
-
-def newest_state(
-    kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler
-) -> JobState | None:
-    """State of the live job of that kind, else of the newest; None without any."""
-    record = newest_job(kind, index, records, scheduler)
-    return scheduler.state(record, index) if record else None
 
 
 def study_facts(

@@ -62,7 +62,8 @@ class DevCluster:
         """This process's environment, pointed at the cluster and free of an outer job's variables."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
-        return {**kept, "PATH": path, "SLURM_CONF": str(self.conf)}
+        # nobody minds how often one's own cluster is asked
+        return {**kept, "PATH": path, "SLURM_CONF": str(self.conf), "CXR_SQUEUE_EVERY_S": "1"}
 
     def run(self, *command: str, **options: Any) -> str:
         """Standard output of a command run against the cluster; CalledProcessError if it fails."""
@@ -385,7 +386,7 @@ def main() -> int:
         return 2
     if asked.action != "down":
         print(f"export SLURM_CONF={shlex.quote(str(dev.conf))}")
-        print('export PATH="$PATH:/usr/sbin:/sbin"')
+        print('export PATH="$PATH:/usr/sbin:/sbin" CXR_SQUEUE_EVERY_S=1')
     return 0
 
 

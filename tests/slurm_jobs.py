@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from slurm.client import EndedJob, QueuedJob
 from slurm.job_records import JobRecord
 from slurm.node.environment import Backend, JobEnvironment
 from slurm.node.task import JobKind
+from slurm.scheduler import Scheduler
 
 # Two runs that are trained by array 8 and scored by array 9, and one that is trained on this machine.
 TRAIN = JobRecord("8", JobKind.TRAIN, Backend.SLURM, is_array=True, indices=(0, 1), host="login")
@@ -15,17 +18,22 @@ EVALUATE = JobRecord("9", JobKind.EVALUATE, Backend.SLURM, is_array=True, indice
 LOCAL = JobRecord("41", JobKind.TRAIN, Backend.LOCAL, is_array=False, indices=(0,), host="here")
 
 
+def seen(
+    queue: Mapping[str, tuple[str, ...]] | None = None, ended: Mapping[str, str] | None = None
+) -> Scheduler:
+    """A look at SLURM: state, reason and needs of each queued job, and the state of each ended one."""
+    return Scheduler(
+        None if queue is None else {job: queued_job(job, *words) for job, words in queue.items()},
+        None if ended is None else {job: EndedJob(job, state, "", "0:0") for job, state in ended.items()},
+    )
+
+
+def queued_job(job: str, state: str, reason: str = "None", needs: str = "(null)") -> QueuedJob:
+    """A job as squeue shows it."""
+    return QueuedJob(job, state, "", reason, "N/A", needs)
+
+
 def job_env(**changes: Any) -> JobEnvironment:
     """Rank 0 of two, on one node, of SLURM's job 5; but for `changes`."""
-    rank0 = JobEnvironment(
-        backend=Backend.SLURM,
-        job="5",
-        restart=0,
-        rank=0,
-        world_size=2,
-        local_rank=0,
-        num_nodes=1,
-        node="n1",
-        cpus=1,
-    )
+    rank0 = JobEnvironment(Backend.SLURM, job="5", cpus=1, world_size=2, node="n1")
     return replace(rank0, **changes)

@@ -13,9 +13,11 @@ from slurm.job_handle import JobHandle, handle_of
 from slurm.job_records import JobRecord, add_record, read_records
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
+from slurm.scheduler import CANCELLED, GONE, UNKNOWN, Scheduler
 
 ARRAY = JobRecord("1", JobKind.TRAIN, Backend.SLURM, True, (4, 5), "login", offset=4, name="chest-train")
 HERE = JobRecord("4711", JobKind.TRAIN, Backend.LOCAL, False, (1,), "here")
+NOTHING = Scheduler({}, {})
 
 
 def names(handle: JobHandle, index: int) -> tuple[str, str, str, str]:
@@ -29,12 +31,13 @@ def test_each_is_called_what_its_owner_knows_it_by() -> None:
 
 
 def test_only_slurm_knows_what_its_jobs_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert handle_of(ARRAY).state_here() is None
-    assert handle_of(HERE).state_here() == "GONE"
+    silent = Scheduler(None, None)
+    assert handle_of(ARRAY).state(5, silent).state == UNKNOWN
+    assert handle_of(HERE).state(1, silent).state == GONE
     cancelled = JobRecord("4711", JobKind.TRAIN, Backend.LOCAL, False, (1,), "here", end="cancelled")
-    assert handle_of(cancelled).state_here() == "CANCELLED"
+    assert handle_of(cancelled).state(1, silent).state == CANCELLED
     monkeypatch.setattr(local, "is_running_here", lambda record: True)
-    assert handle_of(cancelled).state_here() == "RUNNING"  # it saves before it ends
+    assert handle_of(cancelled).state(1, silent).is_running  # it saves before it ends
 
 
 def test_a_whole_array_ends_at_once_and_some_of_its_tasks_one_by_one(
@@ -52,4 +55,4 @@ def test_the_end_of_a_process_is_noted_as_wanted(tmp_path: Path) -> None:
     add_record(tmp_path, record)
     handle_of(record).end(tmp_path, [1], is_all=False)
     assert process.wait() < 0
-    assert [handle_of(job).state_here() for job in read_records(tmp_path)] == ["CANCELLED"]
+    assert [handle_of(job).state(1, NOTHING).state for job in read_records(tmp_path)] == [CANCELLED]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from slurm_jobs import EVALUATE, LOCAL, TRAIN
+from slurm_jobs import EVALUATE, LOCAL, TRAIN, seen
 from tiny import write_attempts
 
 from data_prep.errors import ClusterError, DamagedFile
+from slurm.job_handle import live_job
 from slurm.job_records import JobRecord, add_record, note_end, only_launcher, read_jobs, read_records
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind, TrainTask
 from slurm.plan import JobRequest
-from slurm.scheduler import JobState, Scheduler, live_job
 from vae.provenance import Attempt
 from vae.study import Study
 
@@ -28,10 +28,10 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_ids_are_those_of_squeue_and_sacct() -> None:
     assert TRAIN.array_task(1) == "8_1"
-    assert JobRecord("8", JobKind.REPORT, Backend.SLURM, False, (0,), "").array_tasks == ["8"]
+    assert JobRecord("8", JobKind.REPORT, Backend.SLURM, False, (0,), "").array_task(0) == "8"
     request = JobRequest("train-1", JobKind.TRAIN, Path("chest"), {1001: TrainTask("a")}, offset=1001)
-    assert JobRecord.of(request, "12", Backend.SLURM).array_tasks == ["12_0"]
-    assert JobRecord.of(request, "4711", Backend.LOCAL).array_tasks == ["4711"]
+    assert JobRecord.of(request, "12", Backend.SLURM).array_task(1001) == "12_0"
+    assert JobRecord.of(request, "4711", Backend.LOCAL).array_task(1001) == "4711"
     assert JobRecord.of(request, "12", Backend.SLURM).name == "chest-train-1"
 
 
@@ -46,7 +46,7 @@ def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path: Path) -> None:
 
 def test_a_job_submitted_by_hand_is_known_from_provenance(tmp_path: Path) -> None:
     write_attempts(tmp_path / "linear-s0", Attempt(cluster="slurm", job="41_0", host="n1"))
-    jobs, running = read_jobs(tmp_path, STUDY), Scheduler({"41_0": JobState("RUNNING", "None")}, {})
+    jobs, running = read_jobs(tmp_path, STUDY), seen({"41_0": ("RUNNING",)}, {})
     assert live_job(JobKind.TRAIN, 0, jobs, running) == "41_0"
     assert live_job(JobKind.TRAIN, 1, jobs, running) == ""
 

@@ -25,7 +25,7 @@ def stop_signal() -> Iterator[None]:
 def look(folder: Path, data: str = "") -> RankFacts:
     """What rank 0 of 1 of job 1 has written."""
     folder.mkdir(exist_ok=True)
-    ProbeTask(str(folder), data).work(JobEnvironment(Backend.SLURM, "1", 0, 0, 1, 0, 1, "n1", 3))
+    ProbeTask(str(folder), data).work(JobEnvironment(Backend.SLURM, "1", cpus=3, node="n1"))
     facts = read_facts(folder, 0)
     assert facts is not None
     return facts

@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import msgspec
 import pytest
 from fake_slurm import FakeSlurm
-from slurm_jobs import EVALUATE, LOCAL, TRAIN
+from slurm_jobs import EVALUATE, LOCAL, TRAIN, seen
 
-from data_prep.errors import ClusterError
 from slurm.client import QueueWatch
-from slurm.local import is_running_here
-from slurm.node.task import JobKind
-from slurm.scheduler import (
-    MAX_ACCOUNT_LOOKS,
-    JobState,
-    Scheduler,
-    SchedulerWatch,
-    ask_scheduler,
-    live_job,
-    newest_job,
-)
+from slurm.scheduler import MAX_ACCOUNT_LOOKS, Scheduler, SchedulerWatch, ask_scheduler
 
 SILENT = Scheduler({}, {})
-WAITS = JobState("PENDING", "Dependency")
-NEVER = JobState("PENDING", "DependencyNeverSatisfied")
-RUNS = JobState("RUNNING", "None")
-
-
-def test_queued_and_running_jobs_are_live() -> None:
-    scheduler = Scheduler({"8_1": JobState("PENDING", "Priority")}, {})
-    assert live_job(JobKind.TRAIN, 1, [TRAIN], scheduler) == "8_1"
-    assert live_job(JobKind.TRAIN, 0, [TRAIN], scheduler) == ""
-    assert live_job(JobKind.EVALUATE, 1, [TRAIN], scheduler) == ""
-
-
-def test_a_live_job_counts_before_a_newer_one_that_has_ended() -> None:
-    newer = msgspec.structs.replace(TRAIN, id="12")
-    scheduler = Scheduler({"8_0": RUNS}, {"12_0": "FAILED"})
-    assert newest_job(JobKind.TRAIN, 0, [TRAIN, newer], scheduler) == TRAIN
-    assert newest_job(JobKind.TRAIN, 1, [TRAIN, newer], scheduler) == newer
-    assert newest_job(JobKind.REPORT, 0, [TRAIN, newer], scheduler) is None
-
-
-def test_nothing_is_submitted_while_nobody_knows_what_runs() -> None:
-    with pytest.raises(ClusterError, match="job 8 may still be running"):
-        live_job(JobKind.TRAIN, 0, [TRAIN], Scheduler(None, None))
-
-
-def test_a_local_process_at_work_blocks_a_second_launch() -> None:
-    own = msgspec.structs.replace(LOCAL, id=str(os.getpid()), host=socket.gethostname())
-    assert not is_running_here(own)  # this process is alive, but it is no submitit job
-    assert live_job(JobKind.TRAIN, 0, [own], SILENT) == ""
-    elsewhere = msgspec.structs.replace(LOCAL, id="1", host="another-machine")
-    assert live_job(JobKind.TRAIN, 0, [elsewhere], SILENT) == ""
 
 
 def test_without_slurm_programs_the_scheduler_does_not_answer(fake_slurm: FakeSlurm) -> None:
@@ -65,25 +20,30 @@ def test_without_slurm_programs_the_scheduler_does_not_answer(fake_slurm: FakeSl
     assert ask_scheduler([LOCAL]) == SILENT  # SLURM has no say in it
 
 
+def waits(*needs: str, reason: str = "Dependency") -> tuple[str, str, str]:
+    return "PENDING", reason, ",".join(needs) or "(null)"
+
+
+NEVER = waits("afterok:2_*(failed)", reason="DependencyNeverSatisfied")
+RUNS = ("RUNNING",)
+
+
 def test_what_needs_a_job_that_never_starts_never_starts_either() -> None:
-    queue = dict.fromkeys(("3", "4_0", "4_1", "5_0", "5_1", "6", "7_0"), WAITS) | {"3": NEVER}
-    needs = {"3": "afterok:2_*(failed)", "4_0": "afterok:3(unfulfilled)", "4_1": "afterok:3(unfulfilled)"}
-    needs |= {f"5_{index}": "aftercorr:4_*(unfulfilled)" for index in (0, 1)}
-    needs |= {"6": "afterany:5_*(unfulfilled)", "7_0": "(null)"}
-    assert Scheduler(queue, {}, needs=needs).never_satisfiable() == {"3", "4_0", "4_1", "5_0", "5_1"}
+    queue = {"3": NEVER, "6": waits("afterany:5_*(unfulfilled)"), "7_0": waits()}
+    queue |= {f"4_{index}": waits("afterok:3(unfulfilled)") for index in (0, 1)}
+    queue |= {f"5_{index}": waits("aftercorr:4_*(unfulfilled)") for index in (0, 1)}
+    assert seen(queue).never_satisfiable() == {"3", "4_0", "4_1", "5_0", "5_1"}
     # task by task
-    one_dead = Scheduler(queue | {"4_0": NEVER, "3": RUNS}, {}, needs=needs)
-    assert one_dead.never_satisfiable() == {"4_0", "5_0"}
+    assert seen(queue | {"4_0": NEVER, "3": RUNS}).never_satisfiable() == {"4_0", "5_0"}
 
 
 def test_what_waits_for_a_job_that_has_just_ended_is_undecided() -> None:
-    queue = dict.fromkeys(("5_0", "5_1", "6", "7", "8_0", "9"), WAITS)
-    queue |= {"4_1": RUNS, "5_2": JobState("PENDING", "JobHeldUser"), "5_3": RUNS}
-    needs = {f"5_{index}": "aftercorr:4_*(unfulfilled)" for index in (0, 1, 2)} | {"5_3": "(null)"}
-    needs |= {"6": "afterok:4_*(unfulfilled)", "7": "afterok:3(unfulfilled)"}
-    needs |= {"8_0": "aftercorr:7(unfulfilled)", "9": "afterany:3(unfulfilled)"}
-    assert Scheduler(queue, {}, needs=needs).in_transition() == {"5_0", "7"}
-    assert Scheduler(None, None, needs=needs).in_transition() == set()
+    queue = {f"5_{index}": waits("aftercorr:4_*(unfulfilled)") for index in (0, 1)}
+    queue |= {"5_2": waits("aftercorr:4_*(unfulfilled)", reason="JobHeldUser"), "5_3": RUNS, "4_1": RUNS}
+    queue |= {"6": waits("afterok:4_*(unfulfilled)"), "7": waits("afterok:3(unfulfilled)")}
+    queue |= {"8_0": waits("aftercorr:7(unfulfilled)"), "9": waits("afterany:3(unfulfilled)")}
+    assert seen(queue).in_transition() == {"5_0", "7"}
+    assert seen(None).in_transition() == set()
 
 
 def test_undecided_and_never_satisfiable_as_slurm_itself_tells_them(fake_slurm: FakeSlurm) -> None:
@@ -112,11 +72,11 @@ def test_a_job_of_another_name_is_not_taken_for_ours(fake_slurm: FakeSlurm) -> N
         msgspec.structs.replace(TRAIN, id=str(number), name=name) for number, name in enumerate(names, 1)
     ]
     scheduler = ask_scheduler(records)
-    assert scheduler.queue == {"2_0": JobState("PENDING", "None")}
-    assert (scheduler.ended, scheduler.exits) == (
-        {"2_[0]": "PENDING", "3_0": "FAILED"},
-        {"2_[0]": "0:0", "3_0": "7:0"},
-    )
+    assert list(scheduler.queue or ()) == ["2_0"]
+    assert {job: (row.state, row.exit) for job, row in (scheduler.ended or {}).items()} == {
+        "2_[0]": ("PENDING", "0:0"),
+        "3_0": ("FAILED", "7:0"),
+    }
     assert ask_scheduler(records, with_accounts=False).ended is None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
-from slurm_jobs import EVALUATE, TRAIN
+from slurm_jobs import EVALUATE, TRAIN, seen
 from tiny import finish, score, write_attempts
 
 from data_prep.errors import ClusterError
@@ -15,7 +15,7 @@ from data_prep.files import write_text
 from slurm.job_records import JobRecord, add_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
-from slurm.scheduler import JobState, Scheduler
+from slurm.scheduler import Scheduler
 from slurm.state import all_states, run_state, study_facts
 from vae.provenance import Attempt
 from vae.run_dir import DONE_FILE, METRICS_FILE, SCORES_FILE, checkpoint_dir
@@ -50,8 +50,7 @@ def state_of(run_dir: Path, scheduler: Scheduler, *records: JobRecord) -> tuple[
     ],
 )
 def test_state_of_a_training_job(tmp_path: Path, queue: Any, ended: Any, expected: tuple[str, str]) -> None:
-    given = None if queue is None else {job: JobState(*state) for job, state in queue.items()}
-    assert state_of(tmp_path, Scheduler(given, ended), TRAIN) == expected
+    assert state_of(tmp_path, seen(queue, ended), TRAIN) == expected
 
 
 def test_state_without_jobs_comes_from_files(tmp_path: Path) -> None:
@@ -73,18 +72,18 @@ def test_scores_of_other_weights_or_another_extractor_do_not_count(tmp_path: Pat
 
 def test_state_of_an_evaluation(tmp_path: Path) -> None:
     finish(tmp_path)
-    waiting = Scheduler({"9_0": JobState("PENDING", "Dependency")}, {})
+    waiting = seen({"9_0": ("PENDING", "Dependency")}, {})
     assert state_of(tmp_path, waiting, TRAIN, EVALUATE) == ("trained", "Dependency")
-    running = Scheduler({"9_0": JobState("RUNNING", "None")}, {})
+    running = seen({"9_0": ("RUNNING",)}, {})
     assert state_of(tmp_path, running, EVALUATE) == ("scoring", "")
-    assert state_of(tmp_path, Scheduler({}, {"9_0": "TIMEOUT"}), EVALUATE) == ("failed", "evaluate TIMEOUT")
-    removed = Scheduler({}, {"9_0": "COMPLETED"})  # the job has ended well, but its scores are gone
+    assert state_of(tmp_path, seen({}, {"9_0": "TIMEOUT"}), EVALUATE) == ("failed", "evaluate TIMEOUT")
+    removed = seen({}, {"9_0": "COMPLETED"})  # the job has ended well, but its scores are gone
     assert state_of(tmp_path, removed, EVALUATE) == ("trained", "")
 
 
 def test_the_newest_job_counts(tmp_path: Path) -> None:
     again = JobRecord("12", JobKind.TRAIN, Backend.SLURM, True, (0,), "login")
-    scheduler = Scheduler({"12_0": JobState("RUNNING", "None")}, {"8_0": "FAILED"})
+    scheduler = seen({"12_0": ("RUNNING",)}, {"8_0": "FAILED"})
     assert state_of(tmp_path, scheduler, TRAIN, again) == ("training", "")
 
 

@@ -8,7 +8,6 @@ training has written gets a DamagedFile.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from vae.run_dir import METRICS_FILE
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no start or save. A
 # thousand runs are shown within half a second, so its lines are told apart before JSON is read.
 TAIL_BYTES = 16 * 1024
-START_OR_SAVE = re.compile(rb'\{"kind": ?"(start|save)"')
-STEP = re.compile(rb'\{"kind": ?"step"')
+STEPS = (b'{"kind":"step"', b'{"kind": "step"')
+STARTS_AND_SAVES = (b'{"kind":"start"', b'{"kind": "start"', b'{"kind":"save"', b'{"kind": "save"')
 
 
 class Line(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
@@ -158,7 +157,7 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
     except (FileNotFoundError, NotADirectoryError):
         return None, []
     start = decode_line(first, DECODER, f"{path}, line 1,") if is_whole(first) else None
-    idle = set([number for number, line in enumerate(tail) if STEP.match(line)][:-2])
+    idle = set([number for number, line in enumerate(tail) if line.startswith(STEPS)][:-2])
     lines = [decode_line(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
     return start if isinstance(start, StartLine) else None, lines
 
@@ -170,6 +169,6 @@ def _last_lines(file: BinaryIO) -> list[bytes]:
         file.seek(max(0, size - length))
         lines = file.read(length).splitlines(keepends=True)
         whole = [line for line in lines[length < size :] if is_whole(line)]  # it may begin inside of one
-        if length >= size or any(map(START_OR_SAVE.match, whole)):
+        if length >= size or any(line.startswith(STARTS_AND_SAVES) for line in whole):
             return whole
         length *= 4

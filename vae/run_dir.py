@@ -83,6 +83,10 @@ class ScoresSummary(Record, frozen=True, forbid_unknown_fields=False):
         """The scores that could be had, by key."""
         return {name: score.value for name, score in self.scores.items() if score.value is not None}
 
+    def is_of(self, done: Done, extractor: str) -> bool:
+        """Whether they belong to the finished weights, and were computed by that extractor."""
+        return (self.checkpoint_sha256, self.extractor) == (done.weights_sha256, extractor)
+
 
 def read_scores_summary(run_dir: Path) -> ScoresSummary | None:
     """The scores of a run in short; None for a run without scores.

@@ -185,9 +185,7 @@ def is_trained(run_dir: Path) -> bool:
 def is_scored(run_dir: Path, study: Study) -> bool:
     """Whether scores.json belongs to the finished weights and the study's extractor."""
     done, summary = read_done(run_dir), read_scores_summary(run_dir)
-    if done is None or summary is None:
-        return False
-    return (summary.checkpoint_sha256, summary.extractor) == (done.weights_sha256, study.extractor)
+    return done is not None and summary is not None and summary.is_of(done, study.extractor)
 
 
 def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> None:

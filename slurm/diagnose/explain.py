@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from data_prep.records import Word
 from slurm.node.task import JobKind
 from slurm.scheduler import CANCELLED, GONE, INTERRUPTED, QUEUED, RUNNING, UNKNOWN
 
@@ -233,87 +233,86 @@ def limit(reason: str) -> tuple[str, str]:
     return f"{whose} allows no more at once", "it starts when others of its jobs end"
 
 
-class End(Word):
-    """How a job ended, as far as SLURM says."""
+class Ending(NamedTuple):
+    """A way in which jobs end."""
 
-    MEMORY = "memory"
-    TIME = "time"
-    NODE = "node"
-    PREEMPTED = "preempted"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-    KILLED = "killed"
-    """By signal 9, nobody knows whose."""
-    TERMINATED = "terminated"
+    states: tuple[str, ...]
+    """What the accounts call it."""
+    notice: str
+    """What SLURM writes into the log, for where there are no accounts."""
+    cause: str
+    """`{at}` is how far it was, `{saved}` the step it goes on from, `{notice}` SLURM's own words."""
+    step: str = AGAIN
 
 
-# States in the accounts, and what SLURM writes into the log where there are no accounts.
-ENDS = {
-    End.MEMORY: (("OUT_OF_MEMORY",), "oom[-_ ]kill|Out Of Memory"),
-    End.TIME: (("TIMEOUT", "DEADLINE"), "DUE TO TIME LIMIT"),
-    End.NODE: (("NODE_FAIL", "BOOT_FAIL"), "NODE FAILURE"),
-    End.PREEMPTED: (("PREEMPTED",), "DUE TO PREEMPTION"),
-    End.CANCELLED: ((CANCELLED,), r"CANCELLED AT \S+ \*\*\*"),
-    End.INTERRUPTED: ((INTERRUPTED,), "(?!)"),  # of local jobs only
-}
-# How a shell writes that KILL (9) or TERM (15) ended a process, and how sacct does.
-KILLED, TERMINATED = ("137:", "9:", ":9"), ("143:", "15:", ":15")
+NEVER = "(?!)"  # no notice tells of it
 MORE_MEMORY = "allow more (mem_per_gpu_gb in the profile)"
+MEMORY = Ending(
+    states=("OUT_OF_MEMORY",),
+    notice="oom[-_ ]kill|Out Of Memory",
+    cause="ran out of memory{at} (OUT_OF_MEMORY)",
+    step=f"{MORE_MEMORY} and launch again; it goes on",
+)
+ENDINGS = (
+    MEMORY,
+    Ending(
+        states=("TIMEOUT", "DEADLINE"),
+        notice="DUE TO TIME LIMIT",
+        cause="came to its time limit{at} and was not requeued",
+        step=f"{AGAIN}; if it happens again, raise {{limit}} or warning_s in the profile",
+    ),
+    Ending(("NODE_FAIL", "BOOT_FAIL"), "NODE FAILURE", "lost its node{at}"),
+    Ending(("PREEMPTED",), "DUE TO PREEMPTION", "was preempted and not requeued{at}"),
+    Ending((CANCELLED,), r"CANCELLED AT \S+ \*\*\*", "was cancelled{at}{saved}"),
+    Ending((INTERRUPTED,), NEVER, "was interrupted{at}{saved}"),
+)
+# What only the exit code tells, or srun's notice of one rank.
+TERMINATED = Ending((), NEVER, "was asked to end from outside (TERM){at}")
+KILLED = Ending(
+    states=(),
+    notice=NEVER,
+    cause="was killed by signal 9{at}{notice}, often because memory ran out",
+    step=f"if nobody killed it, {MORE_MEMORY}; launch again, it goes on",
+)
+# How a shell writes that KILL (9) or TERM (15) ended a process, and how sacct does.
+KILL_EXITS, TERM_EXITS = ("137:", "9:", ":9"), ("143:", "15:", ":15")
 
 
 def ended(case: Case) -> tuple[str, str]:
     """A job that is neither queued nor running, of a run that is not done."""
-    job, at, end = job_of(case), case.progress, end_of(case)
+    job, ending = job_of(case), ending_of(case)
     if "OutOfMemoryError" in case.error:
-        return (
-            f"{job} ran out of GPU memory{at}",
-            "launch again with more --gpus, or --run.accumulate 2; it goes on",
-        )
-    if end is None:
+        cause = f"{job} ran out of GPU memory{case.progress}"
+        return cause, "launch again with more --gpus, or --run.accumulate 2; it goes on"
+    if ending is None:
         return failed(case, job)
-    if end is End.CANCELLED and case.state == CANCELLED and case.reason:
+    if case.state == CANCELLED and case.reason:
         return f"{job} was cancelled before it started", AGAIN
-    limit_name = "train_limit_min" if case.kind is JobKind.TRAIN else "evaluate_limit_min"
-    killer = f" ({case.notice})" if "Killed" in case.notice else ""
-    saved = f", saved at step {case.saved:,}" if case.saved else ""
-    answers = {
-        End.MEMORY: (
-            f"{job} ran out of memory{at} (OUT_OF_MEMORY)",
-            f"{MORE_MEMORY} and launch again; it goes on",
-        ),
-        End.KILLED: (
-            f"{job} was killed by signal 9{at}{killer}, often because memory ran out",
-            f"if nobody killed it, {MORE_MEMORY}; launch again, it goes on",
-        ),
-        End.TIME: (
-            f"{job} came to its time limit{at} and was not requeued",
-            f"{AGAIN}; if it happens again, raise {limit_name} or warning_s in the profile",
-        ),
-        End.CANCELLED: (f"{job} was cancelled{at}{saved}", AGAIN),
-        End.INTERRUPTED: (f"{job} was interrupted{at}{saved}", AGAIN),
-        End.NODE: (f"{job} lost its node{at}", AGAIN),
-        End.PREEMPTED: (f"{job} was preempted and not requeued{at}", AGAIN),
-        End.TERMINATED: (f"{job} was asked to end from outside (TERM){at}", AGAIN),
-    }
-    return answers[end]
+    cause = ending.cause.format(
+        at=case.progress,
+        saved=f", saved at step {case.saved:,}" if case.saved else "",
+        notice=f" ({case.notice})" if "Killed" in case.notice else "",
+    )
+    limit = "train_limit_min" if case.kind is JobKind.TRAIN else "evaluate_limit_min"
+    return f"{job} {cause}", ending.step.format(limit=limit)
 
 
-def end_of(case: Case) -> End | None:
+def ending_of(case: Case) -> Ending | None:
     """How the job ended; None if nothing says so, or an error line says it better."""
-    for end, (states, _) in ENDS.items():
-        if case.state in states:
-            return end
+    for ending in ENDINGS:
+        if case.state in ending.states:
+            return ending
     if case.error:
         return None
-    for end, (_, notice) in ENDS.items():
+    for ending in ENDINGS:
         # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
-        if re.search(notice, case.notice) and (case.state == GONE or end is End.MEMORY):
-            return end
+        if re.search(ending.notice, case.notice) and (case.state == GONE or ending is MEMORY):
+            return ending
     # one rank is killed, and srun ends the others; only its own notice says that it was killed
-    was_ended = case.state == GONE or has_exit(case, TERMINATED)
-    if has_exit(case, KILLED) or (was_ended and "Killed" in case.notice):
-        return End.KILLED
-    return End.TERMINATED if has_exit(case, TERMINATED) else None
+    was_ended = case.state == GONE or has_exit(case, TERM_EXITS)
+    if has_exit(case, KILL_EXITS) or (was_ended and "Killed" in case.notice):
+        return KILLED
+    return TERMINATED if has_exit(case, TERM_EXITS) else None
 
 
 def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:

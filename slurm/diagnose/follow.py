@@ -13,7 +13,7 @@ from slurm.diagnose.log_files import AttemptLogs, find_attempts, read_new
 from slurm.job_records import read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from slurm.scheduler import SchedulerWatch, on_slurm
+from slurm.scheduler import SchedulerWatch, array_tasks_of
 from slurm.state import states_of
 from vae.goodput import duration
 from vae.metrics import Progress, read_progress
@@ -69,8 +69,8 @@ def follow_jobs(study_dir: Path, study: Study, watch: SchedulerWatch | None = No
                 detail = f" ({status.detail})" if status.detail else ""
                 log.info("%s: %s%s", status.name, status.state, detail)
                 logged[status.name] = status.state
-        ours = {job for record in on_slurm(records) for job in record.array_tasks}
-        live = ours.intersection(scheduler.queue or ()) - scheduler.never_satisfiable()
+        queued = array_tasks_of(records).intersection(scheduler.queue or ())
+        live = queued - scheduler.never_satisfiable()
         if scheduler.queue is not None and not live:
             return
         time.sleep(POLL_S)

@@ -15,10 +15,10 @@ from data_prep.errors import DamagedFile, SettingsError, ToolkitError
 from data_prep.shards import MANIFEST_FILE, read_manifest
 from slurm.diagnose.explain import Case
 from slurm.diagnose.log_files import last_error, last_notice
-from slurm.job_handle import handle_of
+from slurm.job_handle import handle_of, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.node.task import JobKind
-from slurm.scheduler import UNKNOWN, Look, Scheduler, ask_scheduler, newest_job
+from slurm.scheduler import UNKNOWN, Look, Scheduler, ask_scheduler
 from vae.events import StopSignalled, read_events
 from vae.metrics import read_progress
 from vae.provenance import read_attempts
@@ -51,9 +51,10 @@ def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Sc
         case = from_files(blank, run_dir, study)
     except DamagedFile as error:
         return replace(blank, damage=str(error), fix=error.hint or "")
-    local = [record.id for record in records if handle_of(record).state_here() == "RUNNING"]
-    case = replace(case, busy=next(iter(local), ""))
     index = study.runs.index(run_dir.name)
+    local = [record for record in records if handle_of(record).is_local]
+    busy = [record.id for record in local if handle_of(record).is_live(index, scheduler)]
+    case = replace(case, busy=next(iter(busy), ""))
     record = newest_job(case.kind, index, records, scheduler)
     return case if record is None or case.is_done else with_job(case, run_dir, index, record, scheduler)
 
@@ -80,17 +81,18 @@ def from_files(case: Case, run_dir: Path, study: Study) -> Case:
 
 def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler: Scheduler) -> Case:
     """With what SLURM and the logs say of the newest job."""
-    job = record.array_task(index)
-    state = scheduler.state(record, index)
+    job, handle = record.array_task(index), handle_of(record)
+    state = handle.state(index, scheduler)
+    queued, ended = (scheduler.queue or {}).get(job), (scheduler.ended or {}).get(job)
     case = replace(
         case,
         job=job,
-        is_local=handle_of(record).is_local,
+        is_local=handle.is_local,
         state=state.state,
         reason=state.reason,
-        start=clock(scheduler.starts.get(job, "")),
-        exit=scheduler.exits.get(job, ""),
-        waits_for=needed(scheduler.needs.get(job, "")),
+        start=clock(queued.start) if queued else "",
+        exit=ended.exit if ended else "",
+        waits_for=needed(queued.needs) if queued else "",
     )
     if state.is_live or state.state == UNKNOWN:
         return case
@@ -126,7 +128,7 @@ def packing_job(records: list[JobRecord], scheduler: Scheduler) -> str:
     joining = [record for record in reversed(records) if record.kind is JobKind.FINALIZE]
     for record in (*packing, *joining):
         for index in record.indices:
-            state = scheduler.state(record, index)
+            state = handle_of(record).state(index, scheduler)
             if state.is_live:
                 doing = ", ".join(filter(None, state))
                 return f"the images to be packed (job {record.array_task(index)}: {doing})"

@@ -139,10 +139,3 @@ def read_new(path: Path, position: int) -> tuple[str, int]:
         file.seek(position)
         new = file.read()
     return new.decode(errors="replace"), position + len(new)
-
-
-def choose(attempts: list[AttemptLogs], number: int | None) -> AttemptLogs | None:
-    """The attempt of that number, counted from 1; the newest without a number; None if there is none."""
-    if number is None:
-        return attempts[-1] if attempts else None
-    return attempts[number - 1] if 1 <= number <= len(attempts) else None

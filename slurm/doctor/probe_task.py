@@ -120,7 +120,7 @@ def look_at_versions(facts: RankFacts) -> None:
 
 def look_at_requeue(facts: RankFacts, job_env: JobEnvironment) -> None:
     """Whether a process of a job can have its job requeued."""
-    if not client.has_scontrol():
+    if "scontrol" in client.missing_programs():
         raise ClusterError("there is no scontrol")
     job = client.show_job(job_env.job)
     if job is None:

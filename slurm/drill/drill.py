@@ -13,9 +13,10 @@ from data_prep.errors import ClusterError
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
 from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
 from slurm.drill.verdict import training_logs
+from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
-from slurm.scheduler import UNKNOWN, Scheduler, live_job, newest_job, scheduler_of
+from slurm.scheduler import UNKNOWN, Scheduler, scheduler_of
 from vae.events import AttemptStarted, by_attempt, read_events
 from vae.metrics import read_progress
 from vae.run_dir import DONE_FILE, is_saving
@@ -145,7 +146,7 @@ class Drill:
         """Whether anything of the study is queued or running, or nobody knows."""
         records, scheduler = self.jobs()
         for record in records:
-            states = [scheduler.state(record, index) for index in record.indices]
+            states = [handle_of(record).state(index, scheduler) for index in record.indices]
             if any(state.is_live or state.state == UNKNOWN for state in states):
                 return True
         return False
@@ -220,7 +221,7 @@ class Drill:
 def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> str:
     """The job that trains a run as far as the scheduler tells; empty without one."""
     record = newest_job(JobKind.TRAIN, index, records, scheduler)
-    is_running = record and scheduler.state(record, index).state == "RUNNING"
+    is_running = record is not None and handle_of(record).state(index, scheduler).state == "RUNNING"
     return record.array_task(index) if record and is_running else ""
 
 

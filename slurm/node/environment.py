@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from data_prep.records import Word
@@ -30,15 +30,15 @@ class JobEnvironment:
     backend: Backend
     job: str
     """Job id, with the array index if it has one: `123_4`."""
-    restart: int
-    """How often the scheduler has started this job again."""
-    rank: int
-    world_size: int
-    local_rank: int
-    num_nodes: int
-    node: str
     cpus: int
     """CPU cores that this process may use."""
+    restart: int = 0
+    """How often the scheduler has started this job again."""
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    num_nodes: int = 1
+    node: str = field(default_factory=socket.gethostname)
 
     @property
     def tag(self) -> str:
@@ -64,17 +64,7 @@ class JobEnvironment:
 
 def single_process() -> JobEnvironment:
     """The environment of a process that is its whole job (`--cluster debug`)."""
-    return JobEnvironment(
-        backend=Backend.DEBUG,
-        job=f"debug-{os.getpid()}",
-        restart=0,
-        rank=0,
-        world_size=1,
-        local_rank=0,
-        num_nodes=1,
-        node=socket.gethostname(),
-        cpus=num_cpus(),
-    )
+    return JobEnvironment(Backend.DEBUG, f"debug-{os.getpid()}", num_cpus())
 
 
 def find_job_environment() -> JobEnvironment:
@@ -106,15 +96,8 @@ def _slurm_environment() -> JobEnvironment:
 
 def _local_environment() -> JobEnvironment:
     world_size, rank = int(os.environ["SUBMITIT_LOCAL_NTASKS"]), int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
-    return replace(
-        single_process(),
-        backend=Backend.LOCAL,
-        job=f"local-{os.environ['SUBMITIT_LOCAL_JOB_ID']}",
-        rank=rank,
-        world_size=world_size,
-        local_rank=rank,
-        cpus=max(1, num_cpus() // world_size),
-    )
+    job, cpus = f"local-{os.environ['SUBMITIT_LOCAL_JOB_ID']}", max(1, num_cpus() // world_size)
+    return JobEnvironment(Backend.LOCAL, job, cpus, rank=rank, world_size=world_size, local_rank=rank)
 
 
 # What provenance.json calls the times of a job, and what squeue calls them.

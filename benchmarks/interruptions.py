@@ -13,8 +13,6 @@ checkpoint interval; nothing may be left behind: no job, process, lock or half-w
 Needs what tests/devcluster.py needs. Exit code 1 if anything is not as it must be.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import itertools

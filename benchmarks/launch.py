@@ -8,8 +8,6 @@ Each round runs every case once, in turns. Prints the median and the slowest of 
 one of the medians misses its yardstick.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import resource

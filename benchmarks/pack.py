@@ -7,8 +7,6 @@ printed.
     python benchmarks/pack.py SOURCE      # a folder of X-rays; without it, phantom JPEGs made on the spot
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import platform
@@ -64,7 +62,7 @@ class Memory:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> "Memory":
         self._thread.start()
         return self
 

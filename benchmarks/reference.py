@@ -3,8 +3,6 @@
 Only `tests/test_model.py` and `benchmarks/train.py` use it.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -7,8 +7,6 @@ shards. Cases are interleaved over several rounds; medians and their ratio to th
     python benchmarks/train.py --source DIR/train --shards DIR   # class folders, and the same images packed
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import statistics

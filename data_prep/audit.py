@@ -1,7 +1,5 @@
 """What is in a packed data set, and what would spoil a study: leaks, duplicates, tell-tale file sizes."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import chain

@@ -1,7 +1,5 @@
 """Decodes the items of a plan, in order, in this process or in a pool of worker processes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The errors a user can cause or cure; every room raises these, the front doors print them."""
 
-from __future__ import annotations
-
 
 class ToolkitError(Exception):
     """One clear line: what was given and what is allowed; `hint` says what to do next."""

@@ -1,7 +1,5 @@
 """Files that outlive crashes: written under another name, fsynced, renamed; and their digests."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

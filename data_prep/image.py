@@ -4,8 +4,6 @@ Fast and faithful on JPEG: the decoder is asked for its grey channel alone, and 
 two steps, which stays above 50 dB of a full decode with bicubic resize.
 """
 
-from __future__ import annotations
-
 import io
 import stat
 import warnings

@@ -4,8 +4,6 @@ It is fixed before the first pixel is read, so a pack that was killed ends with 
 not, and many parts write the same files as one process.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

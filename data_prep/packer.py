@@ -1,7 +1,5 @@
 """Packs the shards of a plan, any part of them anywhere, and joins them at the end."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -6,8 +6,6 @@ patient, pose and noise from the film, so films of one patient look alike. The n
 beside real films: phantoms are for software, not for medicine.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

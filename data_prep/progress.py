@@ -3,8 +3,6 @@
 The first count it is told is what an earlier attempt did, which says nothing about the speed.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

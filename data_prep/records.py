@@ -4,8 +4,6 @@ Whatever in a file is not ours (damaged, edited by hand, from a later version) i
 names the file, the field and what to do.
 """
 
-from __future__ import annotations
-
 import enum
 import json
 import os

@@ -16,8 +16,6 @@ and attributes that say which recipe and plan made it; `complete` = 1 marks a wh
 everything else, so a folder with a manifest is whole. Readers open the manifest, never a glob.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
@@ -192,7 +190,7 @@ def _columns(rows: list[ImageRecord], crc32: list[int]) -> dict[str, npt.NDArray
     columns: dict[str, npt.NDArray[Any]] = {"crc32": np.asarray(crc32, np.uint32)}
     for field in dataclasses.fields(ImageRecord):
         values = [getattr(row, field.name) for row in rows]
-        if field.type == "str":
+        if field.type is str:
             texts = [value.encode() for value in values]
             dtype = h5py.string_dtype("utf-8", max(map(len, texts), default=0) or 1)
             columns[field.name] = np.asarray(texts, dtype)
@@ -331,7 +329,7 @@ def read_records(path: Path) -> list[ImageRecord]:
     columns = []
     for field in dataclasses.fields(ImageRecord):
         values = _column(path, "labels" if field.name == "label" else field.name).tolist()
-        columns.append([value.decode() for value in values] if field.type == "str" else values)
+        columns.append([value.decode() for value in values] if field.type is str else values)
     return [ImageRecord(*row) for row in zip(*columns, strict=True)]
 
 

@@ -3,8 +3,6 @@
 Listing reads names (and, for DICOM, headers), never pixels, so that it is quick on a login node.
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Verification: every byte of packed shards against the digests in the manifest and in the shards."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from data_prep.errors import DataError

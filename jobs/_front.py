@@ -1,7 +1,5 @@
 """What every front door shares: import path, parser, logging, one clear line for a user's mistake."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -4,8 +4,6 @@ A training that runs saves first. Nothing in the study's folder is lost: the sam
 there. Doing it twice is the same as doing it once.
 """
 
-from __future__ import annotations
-
 import _front
 
 from slurm.control import cancel

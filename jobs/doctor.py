@@ -8,8 +8,6 @@ this machine alone. Nothing stays behind, neither a file nor a job.
 Exit code: 0 if nothing failed, 1 if a check failed, 2 if the command itself is wrong.
 """
 
-from __future__ import annotations
-
 import shutil
 import signal
 import sys

@@ -11,8 +11,6 @@ so this takes a while. Exit code 0: all held; 1: something did not; 2: a mistake
 the jobs; the same command then goes on. When it is over, the folders may be deleted.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import signal

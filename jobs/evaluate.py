@@ -4,8 +4,6 @@ A run is scored anew; of a study, what has no scores yet. Prints the table of sc
 this uses one GPU (or the CPU); started by torchrun it uses one GPU per process, with the same result.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ Each start of a job is an attempt with a log of its own for each rank. A job tha
 one is shown by what SLURM caught of it.
 """
 
-from __future__ import annotations
-
 import sys
 from datetime import datetime
 

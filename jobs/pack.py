@@ -8,8 +8,6 @@ salted hashes of patient and name go into the shards; plan.json and quarantine.j
 OUT is the folder of the shards. Run the same command again to go on after an interruption.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

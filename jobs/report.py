@@ -3,8 +3,6 @@
 It always comes: a run that is not finished or not scored appears in it with the reason.
 """
 
-from __future__ import annotations
-
 import _front
 
 from vae.report.report import write_report

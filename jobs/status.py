@@ -9,8 +9,6 @@ missing    never started                 unknown    SLURM does not answer
 useful: share of the allocated time spent in training steps whose results survived; the report tells the rest
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 It takes effect at once on what is queued; what runs goes on. `launch --max-parallel N` sets it beforehand.
 """
 
-from __future__ import annotations
-
 import _front
 
 from data_prep.errors import SettingsError

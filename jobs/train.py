@@ -4,8 +4,6 @@ With one process this uses one GPU (or the CPU). Started by torchrun or `acceler
 one GPU per process. Ctrl-C, TERM and USR2 save at the next step; the same command goes on from there.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import signal

@@ -4,8 +4,6 @@ fetch  download torchvision's Inception_V3_Weights.DEFAULT (104 MB) into torch's
 check  say whether the weights are there and are the published ones
 """
 
-from __future__ import annotations
-
 import _front
 
 from vae.scoring.inception_weights import fetch, identify, locate

@@ -4,8 +4,6 @@ From the study's own files, squeue, sacct and the logs, whichever of them can be
 called unknown. Words in brackets are SLURM's own.
 """
 
-from __future__ import annotations
-
 import _front
 
 from slurm.diagnose.explain import explain

@@ -1,7 +1,5 @@
 """Where the jobs of a launch run: on SLURM, as processes of this machine, or in this very process."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

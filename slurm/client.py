@@ -4,8 +4,6 @@ A question that gets no answer is None; an order that is not carried out is a Cl
 be run from loops, so whoever looks again and again looks through one `QueueWatch`.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import re

@@ -5,8 +5,6 @@ runs/<study>/code/<digest>/     the packages, and snapshot.json with the commit 
 The folder's name is a digest of its files, so launches of the same code share one copy.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """Changes what is queued or running of a study: cancel, hold, release, and how many runs train at once."""
 
-from __future__ import annotations
-
 import collections
 import logging
 from collections.abc import Callable, Sequence

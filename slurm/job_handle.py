@@ -1,7 +1,5 @@
 """One submitted job, on SLURM or on this machine: what it is called, its log files, its end."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

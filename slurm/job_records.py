@@ -1,7 +1,5 @@
 """jobs.json: the jobs that were submitted for a study or a data folder, and the lock of its launcher."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +43,7 @@ class JobRecord(Record, frozen=True):
     """Job name; SLURM may give the same id again to something else."""
 
     @classmethod
-    def of(cls, request: JobRequest, job: str, cluster: Backend) -> JobRecord:
+    def of(cls, request: JobRequest, job: str, cluster: Backend) -> "JobRecord":
         """The record of a request that has just become job `job`."""
         return cls(
             id=job,

@@ -1,7 +1,5 @@
 """One launch of a study: what its flags decide, the checks before it, the files it prepares, its jobs."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 from collections.abc import Iterator, Sequence

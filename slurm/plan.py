@@ -6,8 +6,6 @@
 Nothing here reads a disk or talks to SLURM: state.py finds out what is there, submit.py acts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain

@@ -1,7 +1,5 @@
 """Checks that cost seconds here and hours in the queue: before a launch writes or submits anything."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

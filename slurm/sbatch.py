@@ -1,7 +1,5 @@
 """The exact text of one batch script and its #SBATCH flags: a pure function of a request and a profile."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """One look at squeue and sacct, and what they say of this toolkit's jobs."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Set

@@ -4,8 +4,6 @@ The run folder says what is finished; squeue says what is queued or running; sac
 No answer is "unknown", never "failed".
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path

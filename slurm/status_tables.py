@@ -1,7 +1,5 @@
 """The states of studies and runs as tables: plain words and numbers with their units."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Iterable

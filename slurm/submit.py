@@ -4,8 +4,6 @@ submitit gives the pickle on disk, the process that runs it on the node, and the
 sbatch is ours (`sbatch.sbatch_text`), so a dry run shows exactly what would be submitted.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -9,8 +9,6 @@ Two nodes n1 and n2 with 8 claimed CPUs and 4 fake GPUs each, accounting, a pree
 Needs root and the packages slurm-wlm, slurmdbd, munge and mariadb-server; their services stay off.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -3,8 +3,6 @@
 What needs a process of its own (signals, kills, what is imported) starts one.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import logging

@@ -4,8 +4,6 @@ It takes the place of `slurm.client.run`, understands what the toolkit asks of S
 SLURM 22.05 does (`test_fake_slurm.py` compares the two), and refuses any other call loudly.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import time

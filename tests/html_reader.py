@@ -1,7 +1,5 @@
 """An HTML page as its tags and its text."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 

@@ -1,7 +1,5 @@
 """One rank that scores a run: `score_rank.py STUDY_DIR RUN`, ranks from the environment."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Machines, partitions and sites as the doctor sees them, for its tests."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Jobs as the toolkit records them, and their processes as they find themselves on a node."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The audit: counts, duplicates, leaks, and what tells the classes apart by their files."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

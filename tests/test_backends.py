@@ -1,7 +1,5 @@
 """slurm/backends.py: where a launch runs, and what is the same wherever it does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

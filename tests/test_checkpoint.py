@@ -1,7 +1,5 @@
 """Checkpoints: whole or absent, newest whole first, never unpickled blindly."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

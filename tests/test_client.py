@@ -1,7 +1,5 @@
 """slurm/client.py: one environment, one time limit, one way to fail, one policy for those who poll."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

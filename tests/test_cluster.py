@@ -1,7 +1,5 @@
 """The whole chain on a real two-node SLURM cluster: nothing here is simulated but the GPUs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

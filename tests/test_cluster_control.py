@@ -1,7 +1,5 @@
 """cancel, throttle, why and logs on a real cluster: two stories of a study."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """slurm/code_snapshot.py: what was launched is what runs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Scores of reconstructions, samples and real images against what can be computed from the images alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

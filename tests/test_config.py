@@ -1,7 +1,5 @@
 """Settings: read what was written, refuse what no run can use, answer without torch."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """slurm/control.py: cancel, hold, release and throttle, on a cluster in memory and on this machine."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

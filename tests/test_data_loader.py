@@ -1,7 +1,5 @@
 """Batches: every image once an epoch, the same order for everyone, whichever way they are stored."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

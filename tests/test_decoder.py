@@ -1,7 +1,5 @@
 """The decoder's workers: small, and gone when one of them or their leader dies."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """DICOM radiographs look as in a viewer, and nothing that names a patient leaves the file."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Frechet distance and the Inception score against closed forms, SciPy and pytorch-ignite."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """jobs/doctor.py: the command, without a cluster and on a real one."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

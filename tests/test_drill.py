@@ -1,7 +1,5 @@
 """One study under fault injection: when a fault is due, what becomes of it, when it is launched again."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """slurm/node/environment.py: rank, world size, job and times of one process, from what its scheduler set."""
 
-from __future__ import annotations
-
 import os
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """Scoring a run, and jobs/evaluate.py: what is due is scored, the rest is told."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

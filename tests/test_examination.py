@@ -1,7 +1,5 @@
 """slurm/doctor/examination.py: which checks are made, in which order, and when a probe is submitted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """slurm/diagnose/explain.py: from the facts about a run to one sentence; what nobody knows is not guessed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

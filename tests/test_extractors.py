@@ -1,7 +1,5 @@
 """Images to features: exactly what torchvision and pytorch-ignite would have fed and found."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """tests/README.md: no known failure without a test that exists, or a reason."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

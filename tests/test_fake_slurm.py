@@ -1,7 +1,5 @@
 """tests/fake_slurm.py: the cluster in memory behaves as the real one, as far as the toolkit can see."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

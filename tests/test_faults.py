@@ -1,7 +1,5 @@
 """Fault injection: what is planned for which run, and how it gets into a job."""
 
-from __future__ import annotations
-
 import random
 import signal
 import subprocess

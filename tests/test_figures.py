@@ -1,7 +1,5 @@
 """Figures: grids pixel for pixel, loss curves with the losses that were logged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Atomic files: the old one or the new one, never half of one."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

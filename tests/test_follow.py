@@ -1,7 +1,5 @@
 """slurm/diagnose/follow.py: the progress messages for someone who waits."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """jobs/_front.py: help and answers that every front door shares."""
 
-from __future__ import annotations
-
 import errno
 import re
 

@@ -1,7 +1,5 @@
 """slurm/diagnose/gather.py: the facts about a run, from real folders and a cluster in memory."""
 
-from __future__ import annotations
-
 import os
 import socket
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Where the time of a run went: numbers known on paper, and a real run that was stopped and killed."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

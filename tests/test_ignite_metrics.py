@@ -1,7 +1,5 @@
 """FID and Inception score against pytorch-ignite run as its article runs it; what their cards say."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

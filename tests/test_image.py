@@ -1,7 +1,5 @@
 """One image: faithful to a full decode, and refused with a reason when it would be guesswork."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Finding, checking and fetching weights, with a real HTTP server on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

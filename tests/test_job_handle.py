@@ -1,7 +1,5 @@
 """slurm/job_handle.py: a job of SLURM and one of this machine answer the same questions."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """slurm/job_records.py: which jobs there were, and one launcher at a time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """slurm/launch.py and jobs/launch.py without SLURM: answers, mistakes, and whole studies on this machine."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

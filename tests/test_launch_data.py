@@ -1,7 +1,5 @@
 """slurm/launch_data.py: which images a launch trains on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """slurm/local.py: the jobs of a plan as processes of this machine, in order, and how they are ended."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """slurm/diagnose/log_files.py: which log is the newest, and which line says what went wrong."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

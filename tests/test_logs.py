@@ -1,7 +1,5 @@
 """jobs/logs.py: lists, prints and follows what the jobs of a run have written."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Losses with answers known on paper."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

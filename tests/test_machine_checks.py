@@ -1,7 +1,5 @@
 """slurm/doctor/machine_checks.py: verdicts on the machine that launches."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """vae/metrics.py: lines that come back as they were written, also from the end of a long file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

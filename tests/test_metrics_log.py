@@ -1,7 +1,5 @@
 """What a run tells: lines a person can follow, and files that read like an unbroken run's."""
 
-from __future__ import annotations
-
 import os
 import pty
 import subprocess

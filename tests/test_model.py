@@ -1,7 +1,5 @@
 """The two variants are the report's, number for number; the third can sample too."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from reference import ReportVAE, report_step

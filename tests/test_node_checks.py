@@ -1,7 +1,5 @@
 """slurm/doctor/node_checks.py: verdicts on what the ranks of a probe have written."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

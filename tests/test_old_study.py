@@ -3,8 +3,6 @@
 Its run linear-s0 is trained and scored, direct-s0 was interrupted at step 104 of 500.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The packing command: one line per mistake, exit code 2, and nothing lost."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The plan: it alone decides the bytes of every shard, and a damaged one is never followed."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packing: patients stay on one side, bad files are named, and no interruption changes a byte."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """One set of blocks as HTML, Markdown and text; nothing in it is taken for markup."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Phantom films: repeatable, shared out like the real set, and with the anatomy they claim."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 
 import numpy as np

@@ -1,7 +1,5 @@
 """slurm/plan.py: what is submitted, decided from facts alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """slurm/preflight.py: what a launch would only find out in the queue."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

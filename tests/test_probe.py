@@ -1,7 +1,5 @@
 """slurm/doctor/probe.py: one short job, watched in its folder, and nothing left behind."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -1,7 +1,5 @@
 """slurm/doctor/probe_task.py: what a rank of the probe sees and writes."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """slurm/profile.py: site facts, and nothing that SLURM or a shell could read twice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """slurm/doctor/profile_draft.py: the profile of a new site, from what SLURM says."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How far a pack is: what an earlier attempt packed does not count for the speed."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """Where a result comes from can be read from it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

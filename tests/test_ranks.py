@@ -1,7 +1,5 @@
 """The number of ranks changes nothing but the time."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

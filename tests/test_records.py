@@ -1,7 +1,5 @@
 """data_prep/records.py: what is written comes back, and what is not ours is one line that says what to do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

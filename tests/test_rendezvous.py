@@ -1,7 +1,5 @@
 """slurm/node/rendezvous.py: the ranks of one attempt find each other, and leave nothing behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """The report of a really trained and scored tiny study; it comes whatever is missing or damaged."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -17,8 +17,6 @@ Each folder is a room, and a room looks only into rooms below it. `slurm/node/` 
     data_prep
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

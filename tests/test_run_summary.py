@@ -1,7 +1,5 @@
 """The state of a run as its files tell it: the same word in the report and in `status`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

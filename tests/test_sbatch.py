@@ -1,7 +1,5 @@
 """slurm/sbatch.py: the text of a batch script, compared whole with tests/golden."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """slurm/scheduler.py: what squeue and sacct say of our jobs, once or again and again."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 from fake_slurm import FakeSlurm

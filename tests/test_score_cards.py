@@ -1,7 +1,5 @@
 """scores.json as typed records: what older code wrote is read, and written again as it was."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

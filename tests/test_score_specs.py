@@ -1,7 +1,5 @@
 """The table of scores: what the report, status and sentences call each one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vae.scoring.score_cards import read_scores

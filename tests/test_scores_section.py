@@ -1,7 +1,5 @@
 """Scores as the report's cells and sentences have them."""
 
-from __future__ import annotations
-
 from vae.report.scores_section import in_words, spread
 
 

@@ -1,7 +1,5 @@
 """A drill from its options to its verdict, in this process; and for real, here and on SLURM."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

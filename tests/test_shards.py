@@ -1,7 +1,5 @@
 """The shard format: an HDF5 file for every tool, a plain array for us, and never half of one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

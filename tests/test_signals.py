@@ -1,7 +1,5 @@
 """slurm/node/signals.py: a stop signal sets a flag in the process that wants it, and in no fork of it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """slurm/doctor/site.py: what SLURM prints about itself, read."""
 
-from __future__ import annotations
-
 import pytest
 from fake_slurm import FakeSlurm
 

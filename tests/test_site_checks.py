@@ -1,7 +1,5 @@
 """slurm/doctor/site_checks.py: verdicts on what SLURM says of itself."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

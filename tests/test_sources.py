@@ -1,7 +1,5 @@
 """Every kind of source becomes one list of items, each with its class, split and patient."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

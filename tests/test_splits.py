@@ -1,7 +1,5 @@
 """Splits: a patient is on one side only, and what the source gives is kept where it can be used."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

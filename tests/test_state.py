@@ -1,7 +1,5 @@
 """slurm/state.py: our files, squeue and sacct merged; no answer is unknown, never failed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """jobs/status.py: what every run is doing, for a person and for a pipe."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

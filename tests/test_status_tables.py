@@ -1,7 +1,5 @@
 """slurm/status_tables.py: tables that a person and a pipe can read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

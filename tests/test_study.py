@@ -1,7 +1,5 @@
 """A study is the state on disk: what is there stays, what contradicts it is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

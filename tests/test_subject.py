@@ -1,7 +1,5 @@
 """Features of real images: computed once, kept in a file, computed again when it is damaged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """slurm/submit.py: what sbatch is told, and what is written down of it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """slurm/node/task.py: a job is a path; whatever runs it goes on from what is on disk."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

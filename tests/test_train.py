@@ -1,7 +1,5 @@
 """jobs/train.py: a mistake is one line, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One optimiser step: what it computes, clips and changes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A run ends the same whatever interrupts it, and says clearly when it cannot go on."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The losses of a whole split, without noise and without a trace."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

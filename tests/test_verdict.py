@@ -1,7 +1,5 @@
 """The verdict on an interrupted run: what the trainer really writes passes, damaged stories do not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Verification: no byte of a packed shard can change unseen."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """jobs/why.py: one sentence for each run that is not done."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Tiny data and runs, made on the spot."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

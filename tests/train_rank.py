@@ -3,8 +3,6 @@
 With a step behind the @ the highest rank asks to stop after that many steps, as a signal to it would.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

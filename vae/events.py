@@ -4,8 +4,6 @@ metrics.jsonl reads like that of an unbroken run; here stands what interruptions
 and how far the one before it had come, each stop signal, each save, and the end.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,8 +14,6 @@ The facts are the attempts in provenance.json, the lines of metrics.jsonl, and e
 ended. Imports no torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """The two terms of the objective, per image and in nats: reconstruction and KL divergence."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -5,8 +5,6 @@ resumes from are dropped first, so the file reads like that of an unbroken run. 
 training has written gets a DamagedFile.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

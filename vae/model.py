@@ -5,8 +5,6 @@ direct   encoder ----------------------------------------------> decoder      (r
 spatial  encoder -> two 1x1 convolutions -> latent maps -> 1x1 -> decoder      (ours)
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

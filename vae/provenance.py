@@ -1,7 +1,5 @@
 """provenance.json: where a result comes from: code, versions, data, and every attempt it took."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import socket

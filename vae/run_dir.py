@@ -1,7 +1,5 @@
 """The folders of a study and of its runs: every file name in them, and where each file lies."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 What nobody knows is called unknown. Words in brackets are SLURM's own, for those who want to look them up.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Progress messages for someone who waits: what changes in a study, and what a run writes into its logs."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

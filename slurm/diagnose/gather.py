@@ -1,7 +1,5 @@
 """Gathers the facts about a run for `explain`: from our files, squeue, sacct and the job's logs."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The log files of a run, by attempt and rank, and the line in them that says what went wrong."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A check: what was looked at, the verdict on it, what was seen there, and what to do about it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

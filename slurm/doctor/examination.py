@@ -1,7 +1,5 @@
 """The examination: which checks are made of this machine, its SLURM and its nodes, one part after another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of the machine that launches: its packages, its runs folder, its GPUs, its SLURM programs."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import tempfile

@@ -1,7 +1,5 @@
 """Checks of the nodes, from what each rank of the probe has written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

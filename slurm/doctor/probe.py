@@ -5,8 +5,6 @@ would stop a training. Each rank writes its facts after every look, so one that 
 how far it came.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import secrets

@@ -1,7 +1,5 @@
 """What the probe does on a node: each rank tries what a training needs, and writes down what it saw."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Drafts a cluster profile from what SLURM says: the YAML file that a new site begins with."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What SLURM says about itself: its settings, its partitions and their nodes, and the user's account."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Checks of what SLURM says of itself: would it accept, start, requeue and end a study's jobs?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from slurm import client

@@ -1,7 +1,5 @@
 """One study under fault injection: faults are injected as planned, and it is launched until it is done."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque

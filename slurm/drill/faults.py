@@ -1,7 +1,5 @@
 """Fault injection: which faults there are, which run gets which of them when, and how they get into a job."""
 
-from __future__ import annotations
-
 import random
 import signal
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A drill from its options to its verdict: the study that gets faults, and its unbroken twin."""
 
-from __future__ import annotations
-
 import logging
 import random
 import re
@@ -176,7 +174,7 @@ def read_plan(options: DrillOptions) -> dict[str, RunFaults]:
     return {run: RunFaults(tuple(planned)) for run, planned in plan.items()}
 
 
-def begin_session(options: DrillOptions, launch_command: Sequence[str]) -> Session:
+def begin_session(options: DrillOptions, launch_command: Sequence[str]) -> "Session":
     """Plan the faults, or read what is left of them, and launch both studies; raises as both do."""
     plan, is_local = read_plan(options), options.backend is Backend.LOCAL
     watch = QueueWatch(ask=tuple) if is_local else QueueWatch()  # here, nothing is ever queued

@@ -4,8 +4,6 @@ Three witnesses tell of its attempts: events.jsonl, provenance.json and the log 
 one is silent, nothing has been shown, and that is a problem as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

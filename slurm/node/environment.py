@@ -1,7 +1,5 @@
 """The environment of one process of a job: rank, world size, job id, and the job's times in SLURM."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping

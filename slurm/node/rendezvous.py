@@ -1,7 +1,5 @@
 """Rendezvous: rank 0 publishes address and port in a file of the attempt, the other ranks wait for it."""
 
-from __future__ import annotations
-
 import os
 import random
 import socket

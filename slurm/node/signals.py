@@ -4,8 +4,6 @@ A job's command starts with USR2 ignored (see `LAUNCHER` in sbatch.py), so a sto
 Python is ready kills nothing.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

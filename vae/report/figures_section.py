@@ -1,7 +1,5 @@
 """The report's pictures: loss curves of all runs, and test images beside what the runs make of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vae.figures import write_loss_curves

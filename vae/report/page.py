@@ -1,7 +1,5 @@
 """A page of plain blocks and what its cells say; as one HTML file, as Markdown, or as text for a terminal."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Sequence
@@ -47,7 +45,7 @@ class Details(NamedTuple):
     """Blocks that a reader opens when they want them."""
 
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence["Block"]
 
 
 Block = Heading | Text | Table | Picture | Details

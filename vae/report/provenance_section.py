@@ -1,7 +1,5 @@
 """Where each run comes from: settings that are not the default, command, code, versions, data, attempts."""
 
-from __future__ import annotations
-
 import shlex
 
 from msgspec.structs import fields

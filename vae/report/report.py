@@ -3,8 +3,6 @@
 It always comes: a run that is not trained or not scored is in it, with the reason. Imports no torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

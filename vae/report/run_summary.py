@@ -1,7 +1,5 @@
 """What the files of one run say; a damaged one takes nothing else down with it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The first section of the report: the state of every run, and the images they were trained on."""
 
-from __future__ import annotations
-
 import statistics
 from itertools import chain
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The scores in the report: the tables, the card of every number, and scores.csv."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics

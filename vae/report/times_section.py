@@ -1,7 +1,5 @@
 """Where the allocated time went, by run and by attempt, and what to ask for in the next launch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 from vae.goodput import Account, AttemptSpent, Spent, account, duration, suggestions, total

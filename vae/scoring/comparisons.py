@@ -1,7 +1,5 @@
 """The scores of a run: reconstructions, samples and training images, each compared with the test images."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from accelerate import PartialState

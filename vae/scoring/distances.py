@@ -1,7 +1,5 @@
 """Distances between two sets of image features, and the Inception score; all in float64."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

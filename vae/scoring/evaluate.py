@@ -1,7 +1,5 @@
 """Score a finished run: load it, check it, score it, draw what it does, write scores.json."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images to features: an extractor that guards its input, and one forward pass for every score."""
 
-from __future__ import annotations
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """FID and Inception score as pytorch-ignite computes them, checked against the exact ones."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import inspect
 import math

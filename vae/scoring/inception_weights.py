@@ -3,8 +3,6 @@
 Imports no torch: the launcher checks the weights before anything is queued.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

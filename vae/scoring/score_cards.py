@@ -1,7 +1,5 @@
 """scores.json: every score of a run, with the card that says how it was made. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -10,8 +10,6 @@ ssim, psnr, bce, kl   means over the test images of what each reconstruction los
 *_2048     the usual Frechet distance on the 2048 activations of the last pooling layer
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 

@@ -1,7 +1,5 @@
 """A run under test: features of its images from all ranks, and of real images from a cache."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

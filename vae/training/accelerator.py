@@ -1,7 +1,5 @@
 """Starts accelerate on every rank: mixed precision, trackers, the process group, and its world size."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import socket

@@ -6,8 +6,6 @@ checkpoints/step_00000120/
     meta.json           step and the SHA-256 of both
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Collectives over ranks: sums on the device, votes and broadcasts over gloo in host memory."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator

@@ -5,8 +5,6 @@ rank takes its part of the slice, so the number of GPUs and interruptions change
 one permutation.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import zlib

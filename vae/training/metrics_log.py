@@ -1,7 +1,5 @@
 """Metrics logging while a run trains: metrics.jsonl, trackers, and a progress bar or plain lines."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math
@@ -89,7 +87,7 @@ class MetricsLog:
         seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
         return Redone(lines[-1].step if lines else 0, seconds)
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> "MetricsLog":
         settings = {name: str(value) for name, value in to_dict(self.config).items()}
         self.accelerator.init_trackers(self.run_dir.name, config=settings)
         if self._progress:

@@ -4,8 +4,6 @@ Knows no scheduler. It asks `should_stop()` at every step and does not know who 
 yes on any rank, all ranks save at that step boundary and `train` returns False.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Model, optimiser and gradient scaler of a run: made, saved and brought back; and the learning rate."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Validation: the losses of a whole split without noise, each image counted once over all ranks."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 

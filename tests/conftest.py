@@ -105,12 +105,19 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot run here: X-rays beside the checkout, a GPU. (SLURM tests decide for themselves.)"""
+    """Skip what cannot run here: X-rays beside the checkout, a GPU. (SLURM tests decide for themselves.)
+
+    Under pytest-xdist, a file's tests run in one process, and those that need a cluster in one and first: they
+    take longest.
+    """
     for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("xrays") and not XRAYS.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"needs the X-rays in {XRAYS}"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 def _has_gpu() -> bool:

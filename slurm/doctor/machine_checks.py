@@ -4,6 +4,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,10 @@ def look_at_machine(runs_dir: Path, with_gpus: bool) -> Machine:
 
 def is_writable(folder: Path) -> bool:
     """Whether a file can be made there, which only trying shows: quotas, read-only mounts."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-    except OSError:
-        return False
-    return True
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        return True
+    return False
 
 
 def file_system(folder: Path) -> str:
@@ -84,11 +83,9 @@ def visible_gpus() -> tuple[str, ...]:
 
 def check_machine(machine: Machine) -> list[Check]:
     """What training needs of the machine that launches."""
-    checks = [check_packages(machine.versions), check_runs_folder(machine)]
-    checks.append(check_space("free space", machine.free_gb))
-    if machine.gpus is not None:
-        checks.append(check_gpus(machine.gpus))
-    return checks
+    space = check_space("free space", machine.free_gb)
+    checks = [check_packages(machine.versions), check_runs_folder(machine), space]
+    return checks if machine.gpus is None else [*checks, check_gpus(machine.gpus)]
 
 
 def check_packages(installed: dict[str, str]) -> Check:

@@ -78,21 +78,15 @@ def bad_nodes(ranks: Sequence[RankFacts], look: Look, is_good: Callable[[RankFac
 
 def check_same_versions(ranks: Sequence[RankFacts], versions: dict[str, str]) -> Check:
     """The nodes run the Python and the packages that launch."""
-    differences = set[str]().union(*(other_versions(rank, versions) for rank in ranks))
+    differences = set[str]()
+    for rank in ranks:
+        for name, version in rank.versions.items() - versions.items():
+            differences.add(f"{name} {version} on {rank.node}, {versions.get(name, 'none')} here")
     if not differences:
         return ok("packages", "Python and packages on the nodes are those here")
     is_missing = any(" not installed on" in difference for difference in differences)
     hint = "use one environment on a shared disk: set python, or activate it in setup, in the profile"
     return (fail if is_missing else warn)("packages", "; ".join(sorted(differences)), hint)
-
-
-def other_versions(rank: RankFacts, versions: dict[str, str]) -> list[str]:
-    """What is installed on a rank's node in another version than on the machine that launches."""
-    return [
-        f"{name} {version} on {rank.node}, {versions.get(name, 'none')} here"
-        for name, version in rank.versions.items()
-        if version != versions.get(name)
-    ]
 
 
 def check_requeue(ranks: Sequence[RankFacts]) -> Check:

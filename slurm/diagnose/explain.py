@@ -81,12 +81,11 @@ def cause_and_step(case: Case) -> tuple[str, str]:
     if case.state in RUNNING:
         return running(case)
     if case.state == UNKNOWN:
-        return (
-            f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running",
-            "try again later",
-        )
+        cause = f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running"
+        return cause, "try again later"
     if case.shards and case.kind is JobKind.TRAIN:
-        return case.shards, step_for_shards(case)
+        pack = "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
+        return case.shards, f"wait for {case.waits_for}" if case.waits_for else pack
     if not case.job:
         return without_job(case)
     return ended(case)
@@ -114,13 +113,6 @@ def without_job(case: Case) -> tuple[str, str]:
     if case.was_started:
         return f"stopped{case.progress} and no job of it is known", AGAIN
     return "has not been launched yet", "launch it"
-
-
-def step_for_shards(case: Case) -> str:
-    """What to do without shards."""
-    if case.waits_for:
-        return f"wait for {case.waits_for}"
-    return "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
 
 
 def running(case: Case) -> tuple[str, str]:
@@ -196,9 +188,8 @@ def pending(case: Case) -> tuple[str, str]:
     reason = case.reason or "None"
     cause, step = pending_reason(case, reason)
     slurms_word = f" ({reason})" if reason != "None" else ""
-    expected = ""
-    if case.start and reason in ("Priority", "Resources"):
-        expected = f" and is expected to start at {case.start}"
+    is_planned = case.start and reason in ("Priority", "Resources")
+    expected = f" and is expected to start at {case.start}" if is_planned else ""
     waiting = "is queued" if case.kind is JobKind.TRAIN else "is trained and waits for its scores"
     return f"{waiting}{expected}: {cause}{slurms_word}", step.format(case.study)
 
@@ -222,10 +213,8 @@ def limit(reason: str) -> tuple[str, str]:
     """A limit of the QOS or of the account: of this one job, of a budget, or of what runs now."""
     whose = "the QOS" if reason.startswith("QOS") else "the account"
     if re.search("PerJob|PerNode|WallDuration|QOSTimeLimit|Min", reason.replace("Minutes", "")):
-        return (
-            f"it asks for more (or less) than {whose} allows one job, so it never starts",
-            "change --gpus, the limits or qos in the profile, cancel, and launch again",
-        )
+        cause = f"it asks for more (or less) than {whose} allows one job, so it never starts"
+        return cause, "change --gpus, the limits or qos in the profile, cancel, and launch again"
     if re.search("(?<!Run)Minutes|UsageThreshold|GrpWall", reason, re.IGNORECASE) and "Run" not in reason:
         return f"the time budget of {whose} is used up", "ask the site for more, or use another account"
     return f"{whose} allows no more at once", "it starts when others of its jobs end"
@@ -323,10 +312,8 @@ def failed(case: Case, job: str) -> tuple[str, str]:
     read = f"python jobs/logs.py {case.study}/{case.run}"
     look = f"see {read}; {AGAIN}"
     if case.error:
-        return (
-            f"{job} failed{case.progress}: {case.error}",
-            f"fix that (all of it: {read}), then launch again",
-        )
+        step = f"fix that (all of it: {read}), then launch again"
+        return f"{job} failed{case.progress}: {case.error}", step
     if case.state == GONE:
         why = f" ({case.reason})" if case.reason else ""
         return f"{job} ended before the run was complete, and it is unknown how{why}", look
@@ -336,7 +323,5 @@ def failed(case: Case, job: str) -> tuple[str, str]:
         return f"{job} ended well, but the run is not complete{case.progress}", look
     code = case.exit.partition(":")[0]
     exit_code = f" (exit code {code})" if code not in ("", "0") else ""
-    return (
-        f"{job} ended as {case.state}{exit_code}{case.progress}, and its logs hold no line with an error",
-        look,
-    )
+    cause = f"{job} ended as {case.state}{exit_code}{case.progress}, and its logs hold no line with an error"
+    return cause, look

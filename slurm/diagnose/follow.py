@@ -55,10 +55,9 @@ def in_words(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def follow_jobs(study_dir: Path, study: Study, watch: SchedulerWatch | None = None) -> None:
+def follow_jobs(study_dir: Path, study: Study) -> None:
     """Return when no job of the study is queued or running any more; logs every change on the way."""
-    watch = watch or SchedulerWatch()
-    logged: dict[str, RunState] = {}
+    watch, logged = SchedulerWatch(), dict[str, RunState]()
     while True:
         records = read_jobs(study_dir, study)
         scheduler = watch.look(records)
@@ -68,17 +67,14 @@ def follow_jobs(study_dir: Path, study: Study, watch: SchedulerWatch | None = No
                 log.info("%s: %s%s", status.name, status.state, detail)
                 logged[status.name] = status.state
         queued = array_tasks_of(records).intersection(scheduler.queue or ())
-        live = queued - scheduler.never_satisfiable()
-        if scheduler.queue is not None and not live:
+        if scheduler.queue is not None and queued <= scheduler.never_satisfiable():
             return
         time.sleep(POLL_S)
 
 
-def follow_log(
-    study_dir: Path, study: Study, run: str, rank: int, watch: SchedulerWatch | None = None
-) -> None:
+def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:
     """Print what one rank of a run writes, attempt by attempt, until the run is done or nothing goes on."""
-    watch, reader = watch or SchedulerWatch(), LogReader(rank)
+    watch, reader = SchedulerWatch(), LogReader(rank)
     index, was_settled = study.runs.index(run), False
     while True:
         # looked at before the log is read: what is written until the end is then not missed

@@ -84,11 +84,7 @@ def probe_resources(partition: Partition, profile: ClusterProfile) -> Resources:
 def run_probe(
     runs_dir: Path, profile: ClusterProfile, resources: Resources, data: Path | None, wait_min: float
 ) -> Probe:
-    """Submit the probe and wait for it; neither a job nor a file stays behind, also after Ctrl-C.
-
-    Raises:
-        ClusterError: SLURM does not accept the job.
-    """
+    """Submit the probe (else ClusterError) and wait for it; nothing stays behind, also after Ctrl-C."""
     profile = replace(profile, evaluate_limit_min=LIMIT_MIN, warning_s=0)
     watch = client.QueueWatch(most_every_s=client.LEAST_EVERY_S)
     runs_dir.mkdir(parents=True, exist_ok=True)

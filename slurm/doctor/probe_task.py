@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,7 +137,7 @@ def look_at_shard(facts: RankFacts, data: str) -> None:
     """Read the last image and the labels of one shard, and compare the image with its checksum."""
     if not data:
         return
-    shard = next(shard for shards in read_manifest(Path(data)).splits.values() for shard in shards)
+    shard = next(chain.from_iterable(read_manifest(Path(data)).splits.values()))
     image = map_images(Path(data), shard)[-1]
     labels, crc32 = read_labels(Path(data), shard), read_crc32(Path(data), shard)
     if zlib.crc32(image.tobytes()) != crc32[-1]:
@@ -185,11 +186,7 @@ def try_rendezvous(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> N
 
 
 def time_all_reduce(device: str, group: Any) -> float:
-    """Milliseconds of one all-reduce of REDUCE_BYTES, after one to warm up.
-
-    Raises:
-        ClusterError: the sum is wrong.
-    """
+    """Milliseconds of one all-reduce of REDUCE_BYTES, after a first; ClusterError if a sum is wrong."""
     import torch
     import torch.distributed as dist
 

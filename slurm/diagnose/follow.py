@@ -74,12 +74,12 @@ def follow_jobs(study_dir: Path, study: Study) -> None:
 
 def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:
     """Print what one rank of a run writes, attempt by attempt, until the run is done or nothing goes on."""
-    watch, reader = SchedulerWatch(), LogReader(rank)
+    watch, positions = SchedulerWatch(), dict[Path, int]()
     index, was_settled = study.runs.index(run), False
     while True:
         # looked at before the log is read: what is written until the end is then not missed
         case = gather(study_dir, study, (run,), watch.look)[0]
-        reader.print_new(find_attempts(study_dir / run, index, read_jobs(study_dir, study)))
+        print_new(find_attempts(study_dir / run, index, read_jobs(study_dir, study)), rank, positions)
         if is_settled(case) and was_settled:  # twice, because a job may have ended and the next not yet begun
             log.info("%s", explain(case))
             return
@@ -87,25 +87,13 @@ def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:
         time.sleep(POLL_S)
 
 
-class LogReader:
-    """Prints what is added to the newest log of one rank."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self._path: Path | None = None
-        self._position = 0
-
-    def print_new(self, attempts: Sequence[AttemptLogs]) -> None:
-        """Print the rest of the log so far, and go on to that of the newest attempt."""
-        if self._path in [attempt.logs.get(self.rank) for attempt in attempts]:
-            self._print_rest()
-        path = attempts[-1].logs.get(self.rank) if attempts else None
-        if path is not None and path != self._path:
-            log.info("--- %s: %s", attempts[-1].label, path)
-            self._path, self._position = path, 0
-            self._print_rest()
-
-    def _print_rest(self) -> None:
-        if self._path is not None:
-            text, self._position = read_new(self._path, self._position)
-            print(text, end="", flush=True)
+def print_new(attempts: Sequence[AttemptLogs], rank: int, positions: dict[Path, int]) -> None:
+    """Print the rest of the logs begun so far, and go on to the newest; `positions` are in bytes."""
+    for attempt in attempts:
+        path = attempt.logs.get(rank)
+        if path is None or (path not in positions and attempt is not attempts[-1]):
+            continue
+        if path not in positions:
+            log.info("--- %s: %s", attempt.label, path)
+        text, positions[path] = read_new(path, positions.get(path, 0))
+        print(text, end="", flush=True)

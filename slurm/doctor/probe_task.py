@@ -191,7 +191,6 @@ def time_all_reduce(device: str, group: Any) -> float:
     import torch.distributed as dist
 
     world_size = dist.get_world_size()
-    took_s = 0.0
     for _ in range(2):
         values = torch.full((REDUCE_BYTES // 4,), float(dist.get_rank() + 1), device=device)
         started = time.perf_counter()

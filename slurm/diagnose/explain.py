@@ -16,8 +16,6 @@ NOTHING = "nothing to do"
 
 @dataclass(frozen=True)
 class Case:
-    """What is known of one run."""
-
     run: str
     study: str
     """The study's folder, as one would type it in a command."""
@@ -30,15 +28,14 @@ class Case:
     """Id of the newest job of that kind, as in `8_0`; empty if there never was one."""
     is_local: bool = False
     state: str = ""
-    """That job's state, as in `scheduler.JobState`."""
     reason: str = ""
-    """Why it is pending, in SLURM's words."""
+    """That job's state and why it is pending, as in `scheduler.JobState`."""
     start: str = ""
     """When SLURM means to start it, as in `16:45`."""
     exit: str = ""
     """Exit code and signal, as sacct writes them: `1:0`."""
     jobs: tuple[str, ...] = ()
-    """The jobs that have begun to train it."""
+    """The jobs that have begun to train it; if `job` is one of them and queued, it was requeued."""
     waits_for: str = ""
     """The job it depends on and what that is doing."""
     progress: str = ""
@@ -56,12 +53,6 @@ class Case:
     damage: str = ""
     """Which file of the run is not what this toolkit has written, and why; empty if all are."""
     fix: str = ""
-    """What to do about it."""
-
-    @property
-    def was_begun(self) -> bool:
-        """This very job has run before, so if it is queued it was requeued."""
-        return self.job in self.jobs
 
 
 def explain(case: Case) -> str:
@@ -198,7 +189,7 @@ def pending_reason(case: Case, reason: str) -> tuple[str, str]:
     """Cause and step of one reason."""
     if reason == "BeginTime":
         when = f"at {case.start}" if case.start else "later"
-        if case.was_begun:
+        if case.job in case.jobs:
             return f"SLURM delays what was requeued; it restarts {when}", NOTHING
         return f"it starts {when}, not before its begin time", NOTHING
     if reason == "Dependency":

@@ -23,8 +23,6 @@ from vae.provenance import REPOSITORY
 
 @dataclass(frozen=True)
 class Examination:
-    """What is to be examined."""
-
     profile: ClusterProfile
     needs_slurm: bool
     """Whether it is a failure that this machine has no SLURM."""

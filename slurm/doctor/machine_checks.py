@@ -25,8 +25,6 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that launches."""
-
     host: str
     versions: dict[str, str]
     runs_dir: Path
@@ -63,10 +61,8 @@ def is_writable(folder: Path) -> bool:
 
 def file_system(folder: Path) -> str:
     """Type of the file system that holds `folder`, from /proc/mounts; empty if unknown."""
-    try:
-        rows = [line.split() for line in Path("/proc/mounts").read_text(errors="replace").splitlines()]
-    except OSError:
-        return ""
+    mounts = Path("/proc/mounts")
+    rows = map(str.split, mounts.read_text(errors="replace").splitlines() if mounts.exists() else ())
     kinds = {mount.replace("\\040", " "): kind for _, mount, kind, *_ in rows}  # what covers comes later
     above = [mount for mount in kinds if folder.resolve().is_relative_to(mount)]
     return kinds[max(above, key=len)] if above else ""

@@ -54,8 +54,6 @@ NEVER_STARTS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of the job."""
-
     job: str
     resources: Resources
     state: str

@@ -65,7 +65,6 @@ class RankFacts(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def write_facts(folder: Path, facts: RankFacts) -> None:
-    """Write down what a rank has seen so far."""
     write_record(folder / f"rank{facts.rank}.json", facts)
 
 
@@ -113,7 +112,6 @@ def look_at_folder(facts: RankFacts, folder: Path) -> None:
 
 
 def look_at_versions(facts: RankFacts) -> None:
-    """Python and packages of this very process."""
     facts.versions = versions()
 
 
@@ -128,7 +126,6 @@ def look_at_requeue(facts: RankFacts, job_env: JobEnvironment) -> None:
 
 
 def look_at_cpus(facts: RankFacts, job_env: JobEnvironment) -> None:
-    """CPUs asked for and those this process may use."""
     facts.cpus_asked, facts.cpus_usable = job_env.cpus, num_cpus()
     facts.cpus_there = os.cpu_count() or 0
 

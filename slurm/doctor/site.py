@@ -24,8 +24,6 @@ class NodeKind:
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition."""
-
     name: str
     is_default: bool = False
     state: str = "UP"

@@ -253,7 +253,7 @@ KILLED = Ending(
     step=f"if nobody killed it, {MORE_MEMORY}; launch again, it goes on",
 )
 # How a shell writes that KILL (9) or TERM (15) ended a process, and how sacct does.
-KILL_EXITS, TERM_EXITS = ("137:", "9:", ":9"), ("143:", "15:", ":15")
+KILL_EXIT, TERM_EXIT = r"(137|9):.*|.*:9", r"(143|15):.*|.*:15"
 
 
 def ended(case: Case) -> tuple[str, str]:
@@ -277,25 +277,18 @@ def ended(case: Case) -> tuple[str, str]:
 
 def ending_of(case: Case) -> Ending | None:
     """How the job ended; None if nothing says so, or an error line says it better."""
-    for ending in ENDINGS:
-        if case.state in ending.states:
-            return ending
-    if case.error:
-        return None
-    for ending in ENDINGS:
-        # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
-        if re.search(ending.notice, case.notice) and (case.state == GONE or ending is MEMORY):
+    by_state = next((ending for ending in ENDINGS if case.state in ending.states), None)
+    if by_state or case.error:
+        return by_state
+    # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
+    for ending in ENDINGS if case.state == GONE else (MEMORY,):
+        if re.search(ending.notice, case.notice):
             return ending
     # one rank is killed, and srun ends the others; only its own notice says that it was killed
-    was_ended = case.state == GONE or has_exit(case, TERM_EXITS)
-    if has_exit(case, KILL_EXITS) or (was_ended and "Killed" in case.notice):
+    has_term = re.fullmatch(TERM_EXIT, case.exit)
+    if re.fullmatch(KILL_EXIT, case.exit) or ("Killed" in case.notice and (case.state == GONE or has_term)):
         return KILLED
-    return TERMINATED if has_exit(case, TERM_EXITS) else None
-
-
-def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:
-    """Whether the exit code is one of these, or the signal that one."""
-    return case.exit.startswith(ways[:2]) or case.exit.endswith(ways[2])
+    return TERMINATED if has_term else None
 
 
 def failed(case: Case, job: str) -> tuple[str, str]:

@@ -35,7 +35,8 @@ def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask
     packers: dict[Path | None, str] = {data: packing_job(packing[data], scheduler) for data in packing}
     local = [record for record in records if handle_of(record).is_local]
     busy = next((record.id for record in local if handle_of(record).is_live(0, scheduler)), "")
-    folder = shlex.quote(as_typed(study_dir))
+    relative = os.path.relpath(study_dir)  # as one would type it here
+    folder = shlex.quote(str(study_dir) if relative.startswith("..") else relative)
     cases = [
         Case(name, folder, busy=busy, shards=shards.get(data, ""), waits_for=packers.get(data, ""))
         for name, data in data_dirs.items()
@@ -138,9 +139,3 @@ def what_is_wrong_with(data: Path) -> str:
     except ToolkitError as error:
         return str(error)
     return ""
-
-
-def as_typed(folder: Path) -> str:
-    """A folder as one would type it here."""
-    relative = os.path.relpath(folder)
-    return str(folder) if relative.startswith("..") else relative

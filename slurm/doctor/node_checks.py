@@ -162,11 +162,9 @@ def check_all_reduce(backend: str, probe: Probe) -> Check:
     if len(took_ms) == probe.resources.gpus:
         return ok(name, f"16 MiB in {max(took_ms):.0f} ms over {where}")
     bad = bad_nodes(probe.ranks, "rendezvous", lambda rank: backend in rank.all_reduce_ms)
-    hint = "does a firewall stand between the nodes?"
-    if backend == "NCCL":
-        hint = (
-            "export NCCL_DEBUG=INFO in setup shows more; NCCL_SOCKET_IFNAME there names the right interface"
-        )
+    hint = "export NCCL_DEBUG=INFO in setup shows more; NCCL_SOCKET_IFNAME there names the right interface"
+    if backend == "gloo":
+        hint = "does a firewall stand between the nodes?"
     return fail(name, f"did not come about over {where}: {bad or 'a rank is missing'}", hint)
 
 

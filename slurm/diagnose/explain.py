@@ -176,17 +176,17 @@ REASONS = {
 
 def pending(case: Case) -> tuple[str, str]:
     """A job that waits: SLURM's reason in plain words."""
-    reason = case.reason or "None"
-    cause, step = pending_reason(case, reason)
-    slurms_word = f" ({reason})" if reason != "None" else ""
-    is_planned = case.start and reason in ("Priority", "Resources")
+    cause, step = pending_reason(case)
+    slurms_word = f" ({case.reason})" if case.reason not in ("", "None") else ""
+    is_planned = case.start and case.reason in ("Priority", "Resources")
     expected = f" and is expected to start at {case.start}" if is_planned else ""
     waiting = "is queued" if case.kind is JobKind.TRAIN else "is trained and waits for its scores"
     return f"{waiting}{expected}: {cause}{slurms_word}", step.format(case.study)
 
 
-def pending_reason(case: Case, reason: str) -> tuple[str, str]:
+def pending_reason(case: Case) -> tuple[str, str]:
     """Cause and step of one reason."""
+    reason = case.reason or "None"
     if reason == "BeginTime":
         when = f"at {case.start}" if case.start else "later"
         if case.job in case.jobs:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slurm.diagnose.explain import explain, is_settled
 from slurm.diagnose.gather import gather
-from slurm.diagnose.log_files import AttemptLogs, find_attempts, read_new
+from slurm.diagnose.log_files import AttemptLogs, find_attempts
 from slurm.job_records import read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
@@ -95,5 +95,8 @@ def print_new(attempts: Sequence[AttemptLogs], rank: int, positions: dict[Path, 
             continue
         if path not in positions:
             log.info("--- %s: %s", attempt.label, path)
-        text, positions[path] = read_new(path, positions.get(path, 0))
+        with path.open("rb") as file:
+            file.seek(positions.get(path, 0))
+            text = file.read().decode(errors="replace")
+            positions[path] = file.tell()
         print(text, end="", flush=True)

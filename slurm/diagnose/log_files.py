@@ -128,11 +128,3 @@ def tail(path: Path) -> list[str]:
         return []
     lines = text.splitlines()
     return lines[1:] if size > TAIL_BYTES else lines
-
-
-def read_new(path: Path, position: int) -> tuple[str, int]:
-    """What was added to a file since `position` in bytes, and where it ends now."""
-    with path.open("rb") as file:
-        file.seek(position)
-        new = file.read()
-    return new.decode(errors="replace"), position + len(new)

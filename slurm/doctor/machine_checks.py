@@ -79,8 +79,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 def check_machine(machine: Machine) -> list[Check]:
     """What training needs of the machine that launches."""
-    space = check_space("free space", machine.free_gb)
-    checks = [check_packages(machine.versions), check_runs_folder(machine), space]
+    checks = [check_packages(machine.versions), check_runs_folder(machine), check_space(machine.free_gb)]
     return checks if machine.gpus is None else [*checks, check_gpus(machine.gpus)]
 
 
@@ -111,9 +110,9 @@ def guess_shared(machine: Machine) -> Check:
     return warn("shared folder", f"{kind} is usually one machine's own", hint)
 
 
-def check_space(name: str, free_gb: float, where: str = "") -> Check:
+def check_space(free_gb: float, where: str = "") -> Check:
     """There is room for a study's checkpoints."""
-    seen = f"{free_gb:,.1f} GB{where}"
+    name, seen = "free space", f"{free_gb:,.1f} GB{where}"
     if free_gb < LEAST_FREE_GB:
         return fail(name, seen, f"one run needs {LEAST_FREE_GB:.0f} GB; make room, or another --runs-dir")
     if free_gb < ENOUGH_FREE_GB:

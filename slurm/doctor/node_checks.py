@@ -20,7 +20,7 @@ def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: P
     checks = [
         check_job(probe),
         check_shared(probe, machine.runs_dir),
-        check_space("free space", min(rank.free_gb for rank in ranks), " as the nodes see it"),
+        check_space(min(rank.free_gb for rank in ranks), " as the nodes see it"),
         check_same_versions(ranks, machine.versions),
         check_requeue(ranks),
         check_cpus(ranks),
@@ -33,7 +33,7 @@ def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: P
 def check_job(probe: Probe) -> Check:
     """The job ran and every rank has looked at everything."""
     if probe.state in QUEUED:
-        cause, _ = pending_reason(Case("", ""), probe.reason or "None")
+        cause, _ = pending_reason(Case("", "", reason=probe.reason))
         seen = f"job {probe.job} did not start in {probe.waited_s / 60:.1f} min: {cause} ({probe.reason})"
         return fail("job", seen, "it was cancelled; change the profile, or wait longer with --wait-min")
     where = " and ".join(sorted({rank.node for rank in probe.ranks}))
@@ -151,8 +151,8 @@ def check_rendezvous(probe: Probe) -> list[Check]:
         hint = "node names must resolve, or `scontrol show node` must work on the nodes"
         return [fail("address", f"rank 0 was not found: {bad}", hint)]
     backends = ["gloo", "NCCL"] if any(rank.gpus_seen for rank in ranks) else ["gloo"]
-    checks = [check_all_reduce(backend, probe) for backend in backends]
-    return [ok("address", f"rank 0 is found at {ranks[0].address}"), *checks]
+    address = ok("address", f"rank 0 is found at {ranks[0].address}")
+    return [address, *(check_all_reduce(backend, probe) for backend in backends)]
 
 
 def check_all_reduce(backend: str, probe: Probe) -> Check:

@@ -163,7 +163,7 @@ def wait_for_end(
         if waited_s > limit_s or reason.split(",")[0] in NEVER_STARTS:
             return state, reason
         if (state, reason) != logged:
-            cause = f": {pending_reason(Case('', ''), reason or 'None')[0]}" if state == "PENDING" else ""
+            cause = f": {pending_reason(Case('', '', reason=reason))[0]}" if state == "PENDING" else ""
             log.info("job %s after %.0f s: %s%s", record.id, waited_s, f"{state} {reason}".strip(), cause)
             logged = state, reason
         time.sleep(FOLDER_POLL_S)

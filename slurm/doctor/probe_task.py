@@ -86,7 +86,7 @@ class ProbeTask(Task):
         facts = RankFacts(job_env.rank, job_env.node)
         looks: dict[Look, Callable[[], None]] = {  # the surest first
             "folder": lambda: look_at_folder(facts, folder),
-            "versions": lambda: look_at_versions(facts),
+            "versions": lambda: facts.versions.update(versions()),
             "requeue": lambda: look_at_requeue(facts, job_env),
             "cpus": lambda: look_at_cpus(facts, job_env),
             "shard": lambda: look_at_shard(facts, self.data),
@@ -109,10 +109,6 @@ def look_at_folder(facts: RankFacts, folder: Path) -> None:
     """What was written there from the launching machine, and how much more there is room for."""
     facts.token = (folder / TOKEN_FILE).read_text()
     facts.free_gb = shutil.disk_usage(folder).free / 1e9
-
-
-def look_at_versions(facts: RankFacts) -> None:
-    facts.versions = versions()
 
 
 def look_at_requeue(facts: RankFacts, job_env: JobEnvironment) -> None:

@@ -34,13 +34,10 @@ class LocalFollower:
         folder = Path(request.tasks[index].path)
         label = f"{request.kind} {folder.name}"
         if label not in self._epochs:
-            self._epochs[label] = 0
             log.info("%s begins", label)
-        if request.kind is not JobKind.TRAIN:
-            return
-        progress = read_progress(folder)
+        progress = read_progress(folder) if request.kind is JobKind.TRAIN else Progress()
         epoch = int(progress.epoch)
-        if epoch > self._epochs[label]:
+        if epoch > self._epochs.setdefault(label, 0):
             self._epochs[label] = epoch
             log.info("%s: epoch %d, %s", label, epoch, in_words(progress))
 

@@ -100,15 +100,13 @@ def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
 def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
     """The last thing SLURM itself wrote into a job's log about its end; empty if it wrote nothing."""
     lines = tail(study_dir / JOBS_DIR / f"{record.array_task(index)}.log")
-    matches = [(number, match) for number, match in enumerate(map(NOTICE.match, lines)) if match]
-    if not matches:
-        return ""
-    first = matches[-1][0] - LINES_AFTER_NOTICE
-    notices = [match for number, match in matches if number >= first]
+    while lines and not NOTICE.match(lines[-1]):
+        lines.pop()
+    notices = [match for match in map(NOTICE.match, lines[-1 - LINES_AFTER_NOTICE :]) if match]
     # slurmstepd knows more than srun, and what a step was ended for is not said by its end
     causes = [notice for notice in notices if not STEP_ENDED.search(notice[2])] or notices
-    of_step = [notice for notice in causes if notice[1] == "slurmstepd"]
-    return shorten((of_step or causes)[-1][2])
+    of_step = [notice for notice in causes if notice[1] == "slurmstepd"] or causes
+    return shorten(of_step[-1][2]) if of_step else ""
 
 
 def shorten(text: str) -> str:

@@ -173,11 +173,9 @@ def wait_for_end(
 def wait_for_facts(folder: Path, num_ranks: int, state: str) -> tuple[RankFacts, ...]:
     """What the ranks wrote, once all of it is there or nothing more can be expected."""
     give_up = time.monotonic() + (SETTLE_S if state in ("COMPLETED", "GONE") else SETTLE_AFTER_FAILURE_S)
-    while True:
-        ranks = read_ranks(folder, num_ranks)
-        if is_complete(ranks, num_ranks) or time.monotonic() > give_up:
-            return ranks
+    while not is_complete(ranks := read_ranks(folder, num_ranks), num_ranks) and time.monotonic() <= give_up:
         time.sleep(FOLDER_POLL_S)
+    return ranks
 
 
 def read_ranks(folder: Path, num_ranks: int) -> tuple[RankFacts, ...]:

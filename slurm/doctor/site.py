@@ -83,15 +83,14 @@ def ask_site() -> Site | None:
 
 def describe_nodes(partition: Partition) -> str:
     """The nodes that take jobs: `2 nodes of 8 CPUs, 15 GB, 4 GPUs (a100)`."""
-    if not partition.kinds:
-        return "no node takes jobs"
     kinds = [
         f"{kind.count} {'node' if kind.count == 1 else 'nodes'} of {kind.cpus} CPUs, {kind.mem_gb} GB"
         + (f", {kind.gpus} GPUs" if kind.gpus else "")
         + (f" ({kind.gpu_type})" if kind.gpu_type else "")
         for kind in partition.kinds
     ]
-    return "; ".join(kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
+    text = "; ".join(kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
+    return text or "no node takes jobs"
 
 
 def read_config(text: str) -> dict[str, str]:

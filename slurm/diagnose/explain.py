@@ -75,8 +75,8 @@ def cause_and_step(case: Case) -> tuple[str, str]:
         cause = f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running"
         return cause, "try again later"
     if case.shards and case.kind is JobKind.TRAIN:
-        pack = "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
-        return case.shards, f"wait for {case.waits_for}" if case.waits_for else pack
+        step = "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
+        return case.shards, f"wait for {case.waits_for}" if case.waits_for else step
     if not case.job:
         return without_job(case)
     return ended(case)

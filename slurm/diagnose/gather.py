@@ -33,6 +33,7 @@ def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask
     # runs that are not trained may lack their images, or wait for them to be packed
     shards: dict[Path | None, str] = {data: what_is_wrong_with(data) for data in packing}
     packers: dict[Path | None, str] = {data: packing_job(packing[data], scheduler) for data in packing}
+    # a local job works on all runs, one after another
     local = [record for record in records if handle_of(record).is_local]
     busy = next((record.id for record in local if handle_of(record).is_live(0, scheduler)), "")
     relative = os.path.relpath(study_dir)  # as one would type it here

@@ -179,7 +179,7 @@ def try_rendezvous(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> N
 
 
 def time_all_reduce(device: str, group: Any) -> float:
-    """Milliseconds of one all-reduce of REDUCE_BYTES, after a first; ClusterError if a sum is wrong."""
+    """Milliseconds of an all-reduce of REDUCE_BYTES, after one to warm up; ClusterError if a sum is wrong."""
     import torch
     import torch.distributed as dist
 

@@ -7,7 +7,8 @@ import pytest
 from fake_slurm import FakeSlurm
 from tiny import finish, score, write_lines
 
-from slurm.diagnose.follow import POLL_S, LocalFollower, follow_jobs, follow_log
+from slurm.diagnose.follow import POLL_S, LocalFollower, follow_jobs, follow_log, print_new
+from slurm.diagnose.log_files import AttemptLogs
 from slurm.job_records import JobRecord, add_record
 from slurm.node.environment import Backend
 from slurm.node.task import EvaluateTask, JobKind, TrainTask
@@ -149,6 +150,19 @@ def test_a_log_is_followed_from_attempt_to_attempt(
     assert fake_slurm.now_s <= 700 + 3 * POLL_S  # files say that it is done
     assert fake_slurm.asked("squeue") < 700 / 10
     assert fake_slurm.asked("sacct") < 10
+
+
+def test_a_log_is_read_on_from_where_it_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, positions = tmp_path / "train-8_0-r1-rank0.log", dict[Path, int]()
+    path.write_text("attempt 1\nrank 0\n")
+    attempts = [AttemptLogs(JobKind.TRAIN, "8_0", 1, {0: path})]
+    print_new(attempts, 0, positions)
+    assert capsys.readouterr().out == "attempt 1\nrank 0\n"
+    position = positions[path]
+    with path.open("ab") as file:
+        file.write(b"more\xff")
+    print_new(attempts, 0, positions)
+    assert (capsys.readouterr().out, positions[path]) == ("more\ufffd", position + 5)
 
 
 def test_following_a_run_that_fails_ends_with_why(

@@ -66,7 +66,7 @@ def test_a_queued_run_has_slurms_reason_and_plan(study_dir: Path, fake_slurm: Fa
     queued = case(study_dir)
     assert (queued.job, queued.state, queued.reason) == (f"{job}_0", "PENDING", "Resources")
     assert queued.start in ("16:45", "2026-01-31 16:45")
-    assert not queued.was_begun
+    assert queued.job not in queued.jobs
 
 
 def test_a_requeued_run_was_begun(study_dir: Path, fake_slurm: FakeSlurm) -> None:
@@ -76,9 +76,10 @@ def test_a_requeued_run_was_begun(study_dir: Path, fake_slurm: FakeSlurm) -> Non
     write_attempts(study_dir / "linear-s0", Attempt(cluster="slurm", job=f"{job}_0"))
     fake_slurm.requeue(job)
     again = case(study_dir)
-    assert (again.reason, again.was_begun, again.was_started) == ("BeginTime", True, True)
+    assert (again.reason, again.job in again.jobs, again.was_started) == ("BeginTime", True, True)
     assert "SLURM delays what was requeued; it restarts at " in explain(again)
-    assert not case(study_dir, "direct-s0").was_begun
+    other = case(study_dir, "direct-s0")
+    assert other.job not in other.jobs
 
 
 def test_a_running_run_says_how_far_it_is_and_reads_no_log(study_dir: Path, fake_slurm: FakeSlurm) -> None:

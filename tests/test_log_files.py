@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from slurm_jobs import LOCAL, TRAIN
 
-from slurm.diagnose.log_files import find_attempts, last_error, last_notice, read_new
+from slurm.diagnose.log_files import find_attempts, last_error, last_notice
 from vae.study import Study, prepare_study
 
 TRACEBACK = """\
@@ -93,15 +93,6 @@ def test_a_python_that_is_not_there_is_the_error_of_the_job(run_dir: Path) -> No
 def test_what_slurm_itself_says_of_an_end(run_dir: Path, log: str, notice: str) -> None:
     write(run_dir.parent / "jobs" / "8_0.log", log, 1)
     assert last_notice(run_dir.parent, TRAIN, 0) == notice
-
-
-def test_a_log_is_read_on_from_where_it_ended(run_dir: Path) -> None:
-    path = run_dir / "logs" / "train-8_0-r1-rank0.log"
-    text, position = read_new(path, 0)
-    assert text == "attempt 1\nrank 0\n"
-    with path.open("ab") as file:
-        file.write(b"more\xff")
-    assert read_new(path, position) == ("more\ufffd", position + 5)
 
 
 def test_attempts_are_called_by_job_and_restart(run_dir: Path) -> None:

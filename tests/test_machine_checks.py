@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_written_fails() -> None:
 
 @pytest.mark.parametrize(("free_gb", "verdict"), [(1.9, "fail"), (2.1, "warn"), (9.9, "warn"), (10.1, "ok")])
 def test_free_space_is_held_against_what_a_run_needs(free_gb: float, verdict: str) -> None:
-    assert check_space("free space", free_gb).verdict == verdict
+    assert check_space(free_gb).verdict == verdict
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ NOTHING = "nothing to do"
 
 @dataclass(frozen=True)
 class Case:
-    """What is known of one run."""
-
     run: str
     study: str
     """The study's folder, as one would type it in a command."""
@@ -30,15 +28,14 @@ class Case:
     """Id of the newest job of that kind, as in `8_0`; empty if there never was one."""
     is_local: bool = False
     state: str = ""
-    """That job's state, as in `scheduler.JobState`."""
     reason: str = ""
-    """Why it is pending, in SLURM's words."""
+    """That job's state and why it is pending, as in `scheduler.JobState`."""
     start: str = ""
     """When SLURM means to start it, as in `16:45`."""
     exit: str = ""
     """Exit code and signal, as sacct writes them: `1:0`."""
     jobs: tuple[str, ...] = ()
-    """The jobs that have begun to train it."""
+    """The jobs that have begun to train it; if `job` is one of them and queued, it was requeued."""
     waits_for: str = ""
     """The job it depends on and what that is doing."""
     progress: str = ""
@@ -56,12 +53,6 @@ class Case:
     damage: str = ""
     """Which file of the run is not what this toolkit has written, and why; empty if all are."""
     fix: str = ""
-    """What to do about it."""
-
-    @property
-    def was_begun(self) -> bool:
-        """This very job has run before, so if it is queued it was requeued."""
-        return self.job in self.jobs
 
 
 def explain(case: Case) -> str:
@@ -81,12 +72,11 @@ def cause_and_step(case: Case) -> tuple[str, str]:
     if case.state in RUNNING:
         return running(case)
     if case.state == UNKNOWN:
-        return (
-            f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running",
-            "try again later",
-        )
+        cause = f"squeue does not answer, so nobody knows whether {job_of(case)} is still queued or running"
+        return cause, "try again later"
     if case.shards and case.kind is JobKind.TRAIN:
-        return case.shards, step_for_shards(case)
+        step = "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
+        return case.shards, f"wait for {case.waits_for}" if case.waits_for else step
     if not case.job:
         return without_job(case)
     return ended(case)
@@ -114,13 +104,6 @@ def without_job(case: Case) -> tuple[str, str]:
     if case.was_started:
         return f"stopped{case.progress} and no job of it is known", AGAIN
     return "has not been launched yet", "launch it"
-
-
-def step_for_shards(case: Case) -> str:
-    """What to do without shards."""
-    if case.waits_for:
-        return f"wait for {case.waits_for}"
-    return "pack the images again (python jobs/pack.py), or launch with --data SOURCE"
 
 
 def running(case: Case) -> tuple[str, str]:
@@ -193,21 +176,20 @@ REASONS = {
 
 def pending(case: Case) -> tuple[str, str]:
     """A job that waits: SLURM's reason in plain words."""
-    reason = case.reason or "None"
-    cause, step = pending_reason(case, reason)
-    slurms_word = f" ({reason})" if reason != "None" else ""
-    expected = ""
-    if case.start and reason in ("Priority", "Resources"):
-        expected = f" and is expected to start at {case.start}"
+    cause, step = pending_reason(case)
+    slurms_word = f" ({case.reason})" if case.reason not in ("", "None") else ""
+    is_planned = case.start and case.reason in ("Priority", "Resources")
+    expected = f" and is expected to start at {case.start}" if is_planned else ""
     waiting = "is queued" if case.kind is JobKind.TRAIN else "is trained and waits for its scores"
     return f"{waiting}{expected}: {cause}{slurms_word}", step.format(case.study)
 
 
-def pending_reason(case: Case, reason: str) -> tuple[str, str]:
+def pending_reason(case: Case) -> tuple[str, str]:
     """Cause and step of one reason."""
+    reason = case.reason or "None"
     if reason == "BeginTime":
         when = f"at {case.start}" if case.start else "later"
-        if case.was_begun:
+        if case.job in case.jobs:
             return f"SLURM delays what was requeued; it restarts {when}", NOTHING
         return f"it starts {when}, not before its begin time", NOTHING
     if reason == "Dependency":
@@ -222,10 +204,8 @@ def limit(reason: str) -> tuple[str, str]:
     """A limit of the QOS or of the account: of this one job, of a budget, or of what runs now."""
     whose = "the QOS" if reason.startswith("QOS") else "the account"
     if re.search("PerJob|PerNode|WallDuration|QOSTimeLimit|Min", reason.replace("Minutes", "")):
-        return (
-            f"it asks for more (or less) than {whose} allows one job, so it never starts",
-            "change --gpus, the limits or qos in the profile, cancel, and launch again",
-        )
+        cause = f"it asks for more (or less) than {whose} allows one job, so it never starts"
+        return cause, "change --gpus, the limits or qos in the profile, cancel, and launch again"
     if re.search("(?<!Run)Minutes|UsageThreshold|GrpWall", reason, re.IGNORECASE) and "Run" not in reason:
         return f"the time budget of {whose} is used up", "ask the site for more, or use another account"
     return f"{whose} allows no more at once", "it starts when others of its jobs end"
@@ -273,7 +253,7 @@ KILLED = Ending(
     step=f"if nobody killed it, {MORE_MEMORY}; launch again, it goes on",
 )
 # How a shell writes that KILL (9) or TERM (15) ended a process, and how sacct does.
-KILL_EXITS, TERM_EXITS = ("137:", "9:", ":9"), ("143:", "15:", ":15")
+KILL_EXIT, TERM_EXIT = r"(137|9):.*|.*:9", r"(143|15):.*|.*:15"
 
 
 def ended(case: Case) -> tuple[str, str]:
@@ -297,25 +277,18 @@ def ended(case: Case) -> tuple[str, str]:
 
 def ending_of(case: Case) -> Ending | None:
     """How the job ended; None if nothing says so, or an error line says it better."""
-    for ending in ENDINGS:
-        if case.state in ending.states:
-            return ending
-    if case.error:
-        return None
-    for ending in ENDINGS:
-        # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
-        if re.search(ending.notice, case.notice) and (case.state == GONE or ending is MEMORY):
+    by_state = next((ending for ending in ENDINGS if case.state in ending.states), None)
+    if by_state or case.error:
+        return by_state
+    # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
+    for ending in ENDINGS if case.state == GONE else (MEMORY,):
+        if re.search(ending.notice, case.notice):
             return ending
     # one rank is killed, and srun ends the others; only its own notice says that it was killed
-    was_ended = case.state == GONE or has_exit(case, TERM_EXITS)
-    if has_exit(case, KILL_EXITS) or (was_ended and "Killed" in case.notice):
+    has_term = re.fullmatch(TERM_EXIT, case.exit)
+    if re.fullmatch(KILL_EXIT, case.exit) or ("Killed" in case.notice and (case.state == GONE or has_term)):
         return KILLED
-    return TERMINATED if has_exit(case, TERM_EXITS) else None
-
-
-def has_exit(case: Case, ways: tuple[str, str, str]) -> bool:
-    """Whether the exit code is one of these, or the signal that one."""
-    return case.exit.startswith(ways[:2]) or case.exit.endswith(ways[2])
+    return TERMINATED if has_term else None
 
 
 def failed(case: Case, job: str) -> tuple[str, str]:
@@ -323,10 +296,8 @@ def failed(case: Case, job: str) -> tuple[str, str]:
     read = f"python jobs/logs.py {case.study}/{case.run}"
     look = f"see {read}; {AGAIN}"
     if case.error:
-        return (
-            f"{job} failed{case.progress}: {case.error}",
-            f"fix that (all of it: {read}), then launch again",
-        )
+        step = f"fix that (all of it: {read}), then launch again"
+        return f"{job} failed{case.progress}: {case.error}", step
     if case.state == GONE:
         why = f" ({case.reason})" if case.reason else ""
         return f"{job} ended before the run was complete, and it is unknown how{why}", look
@@ -336,7 +307,5 @@ def failed(case: Case, job: str) -> tuple[str, str]:
         return f"{job} ended well, but the run is not complete{case.progress}", look
     code = case.exit.partition(":")[0]
     exit_code = f" (exit code {code})" if code not in ("", "0") else ""
-    return (
-        f"{job} ended as {case.state}{exit_code}{case.progress}, and its logs hold no line with an error",
-        look,
-    )
+    cause = f"{job} ended as {case.state}{exit_code}{case.progress}, and its logs hold no line with an error"
+    return cause, look

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slurm.diagnose.explain import explain, is_settled
 from slurm.diagnose.gather import gather
-from slurm.diagnose.log_files import AttemptLogs, find_attempts, read_new
+from slurm.diagnose.log_files import AttemptLogs, find_attempts
 from slurm.job_records import read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
@@ -34,13 +34,10 @@ class LocalFollower:
         folder = Path(request.tasks[index].path)
         label = f"{request.kind} {folder.name}"
         if label not in self._epochs:
-            self._epochs[label] = 0
             log.info("%s begins", label)
-        if request.kind is not JobKind.TRAIN:
-            return
-        progress = read_progress(folder)
+        progress = read_progress(folder) if request.kind is JobKind.TRAIN else Progress()
         epoch = int(progress.epoch)
-        if epoch > self._epochs[label]:
+        if epoch > self._epochs.setdefault(label, 0):
             self._epochs[label] = epoch
             log.info("%s: epoch %d, %s", label, epoch, in_words(progress))
 
@@ -55,10 +52,9 @@ def in_words(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def follow_jobs(study_dir: Path, study: Study, watch: SchedulerWatch | None = None) -> None:
+def follow_jobs(study_dir: Path, study: Study) -> None:
     """Return when no job of the study is queued or running any more; logs every change on the way."""
-    watch = watch or SchedulerWatch()
-    logged: dict[str, RunState] = {}
+    watch, logged = SchedulerWatch(), dict[str, RunState]()
     while True:
         records = read_jobs(study_dir, study)
         scheduler = watch.look(records)
@@ -68,22 +64,19 @@ def follow_jobs(study_dir: Path, study: Study, watch: SchedulerWatch | None = No
                 log.info("%s: %s%s", status.name, status.state, detail)
                 logged[status.name] = status.state
         queued = array_tasks_of(records).intersection(scheduler.queue or ())
-        live = queued - scheduler.never_satisfiable()
-        if scheduler.queue is not None and not live:
+        if scheduler.queue is not None and queued <= scheduler.never_satisfiable():
             return
         time.sleep(POLL_S)
 
 
-def follow_log(
-    study_dir: Path, study: Study, run: str, rank: int, watch: SchedulerWatch | None = None
-) -> None:
+def follow_log(study_dir: Path, study: Study, run: str, rank: int) -> None:
     """Print what one rank of a run writes, attempt by attempt, until the run is done or nothing goes on."""
-    watch, reader = watch or SchedulerWatch(), LogReader(rank)
+    watch, positions = SchedulerWatch(), dict[Path, int]()
     index, was_settled = study.runs.index(run), False
     while True:
         # looked at before the log is read: what is written until the end is then not missed
         case = gather(study_dir, study, (run,), watch.look)[0]
-        reader.print_new(find_attempts(study_dir / run, index, read_jobs(study_dir, study)))
+        print_new(find_attempts(study_dir / run, index, read_jobs(study_dir, study)), rank, positions)
         if is_settled(case) and was_settled:  # twice, because a job may have ended and the next not yet begun
             log.info("%s", explain(case))
             return
@@ -91,25 +84,16 @@ def follow_log(
         time.sleep(POLL_S)
 
 
-class LogReader:
-    """Prints what is added to the newest log of one rank."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self._path: Path | None = None
-        self._position = 0
-
-    def print_new(self, attempts: Sequence[AttemptLogs]) -> None:
-        """Print the rest of the log so far, and go on to that of the newest attempt."""
-        if self._path in [attempt.logs.get(self.rank) for attempt in attempts]:
-            self._print_rest()
-        path = attempts[-1].logs.get(self.rank) if attempts else None
-        if path is not None and path != self._path:
-            log.info("--- %s: %s", attempts[-1].label, path)
-            self._path, self._position = path, 0
-            self._print_rest()
-
-    def _print_rest(self) -> None:
-        if self._path is not None:
-            text, self._position = read_new(self._path, self._position)
-            print(text, end="", flush=True)
+def print_new(attempts: Sequence[AttemptLogs], rank: int, positions: dict[Path, int]) -> None:
+    """Print the rest of the logs begun so far, and go on to the newest; `positions` are in bytes."""
+    for attempt in attempts:
+        path = attempt.logs.get(rank)
+        if path is None or (path not in positions and attempt is not attempts[-1]):
+            continue
+        if path not in positions:
+            log.info("--- %s: %s", attempt.label, path)
+        with path.open("rb") as file:
+            file.seek(positions.get(path, 0))
+            text = file.read().decode(errors="replace")
+            positions[path] = file.tell()
+        print(text, end="", flush=True)

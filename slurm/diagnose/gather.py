@@ -31,47 +31,45 @@ def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask
     packing = {data: read_records(data) for data in set(data_dirs.values()) if data is not None}
     scheduler = look([*records, *chain.from_iterable(packing.values())])
     # runs that are not trained may lack their images, or wait for them to be packed
-    shards = {data: what_is_wrong_with(data) for data in packing}
-    packers = {data: packing_job(packing[data], scheduler) for data in packing}
-    cases = []
-    for name, data in data_dirs.items():
-        case = case_of(study_dir / name, study, records, scheduler)
-        if data is not None:
-            case = replace(case, shards=shards[data], waits_for=packers[data] or case.waits_for)
-        cases.append(case)
-    return cases
-
-
-def case_of(run_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler) -> Case:
-    """The facts about one run, beside its data; of a damaged one only that it is."""
-    blank = Case(run_dir.name, shlex.quote(as_typed(run_dir.parent)))
-    try:
-        case = from_files(blank, run_dir, study)
-    except DamagedFile as error:
-        return replace(blank, damage=str(error), fix=error.hint or "")
-    index = study.runs.index(run_dir.name)
+    shards: dict[Path | None, str] = {data: what_is_wrong_with(data) for data in packing}
+    packers: dict[Path | None, str] = {data: packing_job(packing[data], scheduler) for data in packing}
+    # a local job works on all runs, one after another
     local = [record for record in records if handle_of(record).is_local]
-    busy = [record.id for record in local if handle_of(record).is_live(index, scheduler)]
-    case = replace(case, busy=next(iter(busy), ""))
+    busy = next((record.id for record in local if handle_of(record).is_live(0, scheduler)), "")
+    relative = os.path.relpath(study_dir)  # as one would type it here
+    folder = shlex.quote(str(study_dir) if relative.startswith("..") else relative)
+    cases = [
+        Case(name, folder, busy=busy, shards=shards.get(data, ""), waits_for=packers.get(data, ""))
+        for name, data in data_dirs.items()
+    ]
+    return [with_facts(case, study_dir / case.run, study, records, scheduler) for case in cases]
+
+
+def with_facts(
+    case: Case, run_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler
+) -> Case:
+    """With the facts about one run itself; of a damaged one only that it is."""
+    try:
+        case = from_files(case, run_dir, study)
+    except DamagedFile as error:
+        return Case(case.run, case.study, damage=str(error), fix=error.hint or "")
+    index = study.runs.index(case.run)
     record = newest_job(case.kind, index, records, scheduler)
     return case if record is None or case.is_done else with_job(case, run_dir, index, record, scheduler)
 
 
 def from_files(case: Case, run_dir: Path, study: Study) -> Case:
-    """With what the run's own files say.
-
-    Raises:
-        DamagedFile: one of them is not what this toolkit has written.
-    """
+    """With what the run's own files say; DamagedFile if one is not what this toolkit has written."""
     has_begun = (run_dir / METRICS_FILE).exists() or (run_dir / LOGS_DIR).is_dir()
     if is_trained(run_dir):
         is_done = is_scored(run_dir, study)
         return replace(case, kind=JobKind.EVALUATE, was_started=has_begun, is_done=is_done)
     stops = [event.step for event in read_events(run_dir) if isinstance(event, StopSignalled)]
+    now = read_progress(run_dir)
     return replace(
         case,
         was_started=has_begun,
-        progress=where(run_dir),
+        progress=f" at step {now.step:,} of {now.total_steps:,}" if now.total_steps else "",
         saved=max([saved_step(run_dir), *stops]),
         jobs=tuple(attempt.job for attempt in read_attempts(run_dir)),
     )
@@ -82,7 +80,8 @@ def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler
     job, handle = record.array_task(index), handle_of(record)
     state = handle.state(index, scheduler)
     queued, ended = (scheduler.queue or {}).get(job), (scheduler.ended or {}).get(job)
-    case = replace(
+    is_over = not state.is_live and state.state != UNKNOWN
+    return replace(
         case,
         job=job,
         is_local=handle.is_local,
@@ -90,18 +89,10 @@ def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler
         reason=state.reason,
         start=clock(queued.start) if queued else "",
         exit=ended.exit if ended else "",
-        waits_for=needed(queued.needs) if queued else "",
+        waits_for=case.waits_for or (needed(queued.needs) if queued else ""),
+        error=last_error(run_dir, index, record) if is_over else "",
+        notice=last_notice(run_dir.parent, record, index) if is_over else "",
     )
-    if state.is_live or state.state == UNKNOWN:
-        return case
-    error, notice = last_error(run_dir, index, record), last_notice(run_dir.parent, record, index)
-    return replace(case, error=error, notice=notice)
-
-
-def where(run_dir: Path) -> str:
-    """` at step 250 of 1,000`, or nothing before the first step."""
-    now = read_progress(run_dir)
-    return f" at step {now.step:,} of {now.total_steps:,}" if now.total_steps else ""
 
 
 def clock(time: str, now: datetime | None = None) -> str:
@@ -122,9 +113,8 @@ def needed(dependency: str) -> str:
 
 def packing_job(records: list[JobRecord], scheduler: Scheduler) -> str:
     """The live job that packs the images and what it is doing; empty if there is none."""
-    packing = [record for record in reversed(records) if record.kind is JobKind.PACK]
-    joining = [record for record in reversed(records) if record.kind is JobKind.FINALIZE]
-    for record in (*packing, *joining):
+    newest_first = records[::-1]
+    for record in sorted(newest_first, key=lambda record: record.kind is JobKind.FINALIZE):
         for index in record.indices:
             state = handle_of(record).state(index, scheduler)
             if state.is_live:
@@ -150,9 +140,3 @@ def what_is_wrong_with(data: Path) -> str:
     except ToolkitError as error:
         return str(error)
     return ""
-
-
-def as_typed(folder: Path) -> str:
-    """A folder as one would type it here."""
-    relative = os.path.relpath(folder)
-    return str(folder) if relative.startswith("..") else relative

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,10 @@ class AttemptLogs:
 def find_attempts(run_dir: Path, index: int, records: list[JobRecord]) -> list[AttemptLogs]:
     """All attempts at a run that have left a log, oldest first."""
     # what each rank of a job has written itself
-    by_attempt: dict[tuple[JobKind, str, int], dict[int, Path]] = {}
-    logs_dir = run_dir / LOGS_DIR
-    for path in logs_dir.iterdir() if logs_dir.is_dir() else ():
+    by_attempt = defaultdict[tuple[JobKind, str, int], dict[int, Path]](dict)
+    for path in (run_dir / LOGS_DIR).glob("*"):
         if name := LOG_NAME.fullmatch(path.name):
-            attempt = (JobKind(name["kind"]), name["job"], int(name["restart"]))
-            by_attempt.setdefault(attempt, {})[int(name["rank"])] = path
+            by_attempt[JobKind(name["kind"]), name["job"], int(name["restart"])][int(name["rank"])] = path
 
     # jobs that ended before they could open a log of their own
     with_own_log = {job for _, job, _ in by_attempt}
@@ -73,12 +72,12 @@ def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]
     """What SLURM, or submitit on this machine, has caught of each rank of a job."""
     job = record.array_task(index)
     ending = handle_of(record).log_ending
-    pattern = re.compile(rf"{re.escape(job)}_(\d+){re.escape(ending)}")
     logs = {}
     for path in (study_dir / JOBS_DIR).glob(f"{job}_*{ending}"):
         # `8_1.log` is rank 1 of job 8, but all of task 1 of array 8
-        if (name := pattern.fullmatch(path.name)) and path.stat().st_size:
-            logs[int(name[1])] = path
+        rank = path.name.removeprefix(f"{job}_").removesuffix(ending)
+        if rank.isdigit() and path.stat().st_size:
+            logs[int(rank)] = path
     whole = study_dir / JOBS_DIR / f"{job}.log"
     if not logs and whole.exists() and whole.stat().st_size:
         logs[0] = whole
@@ -101,15 +100,13 @@ def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
 def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
     """The last thing SLURM itself wrote into a job's log about its end; empty if it wrote nothing."""
     lines = tail(study_dir / JOBS_DIR / f"{record.array_task(index)}.log")
-    matches = [(number, match) for number, match in enumerate(map(NOTICE.match, lines)) if match]
-    if not matches:
-        return ""
-    first = matches[-1][0] - LINES_AFTER_NOTICE
-    notices = [match for number, match in matches if number >= first]
+    while lines and not NOTICE.match(lines[-1]):
+        lines.pop()
+    notices = [match for match in map(NOTICE.match, lines[-1 - LINES_AFTER_NOTICE :]) if match]
     # slurmstepd knows more than srun, and what a step was ended for is not said by its end
     causes = [notice for notice in notices if not STEP_ENDED.search(notice[2])] or notices
-    of_step = [notice for notice in causes if notice[1] == "slurmstepd"]
-    return shorten((of_step or causes)[-1][2])
+    of_step = [notice for notice in causes if notice[1] == "slurmstepd"] or causes
+    return shorten(of_step[-1][2]) if of_step else ""
 
 
 def shorten(text: str) -> str:
@@ -129,11 +126,3 @@ def tail(path: Path) -> list[str]:
         return []
     lines = text.splitlines()
     return lines[1:] if size > TAIL_BYTES else lines
-
-
-def read_new(path: Path, position: int) -> tuple[str, int]:
-    """What was added to a file since `position` in bytes, and where it ends now."""
-    with path.open("rb") as file:
-        file.seek(position)
-        new = file.read()
-    return new.decode(errors="replace"), position + len(new)

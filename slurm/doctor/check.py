@@ -17,8 +17,6 @@ class Verdict(Word):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
-
     verdict: Verdict
     name: str
     seen: str

@@ -12,7 +12,7 @@ from slurm.doctor.machine_checks import Machine, check_machine, check_slurm, gue
 from slurm.doctor.node_checks import check_probe
 from slurm.doctor.probe import probe_resources, run_probe
 from slurm.doctor.profile_draft import draft_profile, profile_text, write_draft
-from slurm.doctor.site import Site, ask_site
+from slurm.doctor.site import ask_site
 from slurm.doctor.site_checks import check_site
 from slurm.node.task import JobKind, TrainTask
 from slurm.plan import JobRequest, Resources
@@ -23,8 +23,6 @@ from vae.provenance import REPOSITORY
 
 @dataclass(frozen=True)
 class Examination:
-    """What is to be examined."""
-
     profile: ClusterProfile
     needs_slurm: bool
     """Whether it is a failure that this machine has no SLURM."""
@@ -38,11 +36,7 @@ class Examination:
 
 
 def find_shards(data: Path | None, shards_dir: Path) -> Path | None:
-    """The packed images asked for, else the first below `shards_dir`, if any.
-
-    Raises:
-        SettingsError: there are none where they should be.
-    """
+    """The packed images asked for (SettingsError if there are none), else the first below `shards_dir`."""
     if data is None:
         return next((path.parent for path in sorted(shards_dir.glob(f"*/{MANIFEST_FILE}"))), None)
     if not (data / MANIFEST_FILE).exists():
@@ -53,8 +47,7 @@ def find_shards(data: Path | None, shards_dir: Path) -> Path | None:
 def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
     """Title and checks of each part as soon as it is examined; at the end the draft is written.
 
-    Raises:
-        ClusterError, SettingsError: there is nothing to draft, or the draft cannot be written.
+    Raises ClusterError if there is nothing to draft, SettingsError if the draft cannot be written.
     """
     # this machine
     site = ask_site()
@@ -68,26 +61,16 @@ def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
 
     # its cluster, by the profile given or by a new one
     profile = draft_profile(site, exam.profile) if exam.draft_path else exam.profile
-    checks, resources = examine_site(site, profile, machine)
+    checks, partition = check_site(site, profile), site.partition(profile.partition)
+    resources = probe_resources(partition, profile) if partition else None
+    if resources:
+        checks.append(check_test_only(profile, resources, machine.runs_dir))
     yield f"SLURM, {site.config.get('ClusterName', '')}", checks
     if exam.probe_wait_min:
-        yield "the nodes", examine_nodes(exam, machine, profile, resources)
+        can_submit = machine.is_writable and checks[-1].verdict is Verdict.OK
+        yield "the nodes", examine_nodes(exam, machine, profile, resources if can_submit else None)
     if exam.draft_path:
         write_draft(exam.draft_path, profile_text(profile, site))
-
-
-def examine_site(
-    site: Site, profile: ClusterProfile, machine: Machine
-) -> tuple[list[Check], Resources | None]:
-    """What SLURM says, and what a probe would ask for; None where no probe can be submitted."""
-    checks = check_site(site, profile)
-    partition = site.partition(profile.partition)
-    if partition is None:
-        return checks, None
-    resources = probe_resources(partition, profile)
-    checks.append(check_test_only(profile, resources, machine.runs_dir))
-    can_submit = machine.is_writable and checks[-1].verdict is Verdict.OK
-    return checks, resources if can_submit else None
 
 
 def check_test_only(profile: ClusterProfile, resources: Resources, runs_dir: Path) -> Check:

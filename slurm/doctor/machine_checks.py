@@ -4,6 +4,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,6 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that launches."""
-
     host: str
     versions: dict[str, str]
     runs_dir: Path
@@ -54,20 +53,16 @@ def look_at_machine(runs_dir: Path, with_gpus: bool) -> Machine:
 
 def is_writable(folder: Path) -> bool:
     """Whether a file can be made there, which only trying shows: quotas, read-only mounts."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-    except OSError:
-        return False
-    return True
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        return True
+    return False
 
 
 def file_system(folder: Path) -> str:
     """Type of the file system that holds `folder`, from /proc/mounts; empty if unknown."""
-    try:
-        rows = [line.split() for line in Path("/proc/mounts").read_text(errors="replace").splitlines()]
-    except OSError:
-        return ""
+    mounts = Path("/proc/mounts")
+    rows = map(str.split, mounts.read_text(errors="replace").splitlines() if mounts.exists() else ())
     kinds = {mount.replace("\\040", " "): kind for _, mount, kind, *_ in rows}  # what covers comes later
     above = [mount for mount in kinds if folder.resolve().is_relative_to(mount)]
     return kinds[max(above, key=len)] if above else ""
@@ -84,11 +79,8 @@ def visible_gpus() -> tuple[str, ...]:
 
 def check_machine(machine: Machine) -> list[Check]:
     """What training needs of the machine that launches."""
-    checks = [check_packages(machine.versions), check_runs_folder(machine)]
-    checks.append(check_space("free space", machine.free_gb))
-    if machine.gpus is not None:
-        checks.append(check_gpus(machine.gpus))
-    return checks
+    checks = [check_packages(machine.versions), check_runs_folder(machine), check_space(machine.free_gb)]
+    return checks if machine.gpus is None else [*checks, check_gpus(machine.gpus)]
 
 
 def check_packages(installed: dict[str, str]) -> Check:
@@ -118,9 +110,9 @@ def guess_shared(machine: Machine) -> Check:
     return warn("shared folder", f"{kind} is usually one machine's own", hint)
 
 
-def check_space(name: str, free_gb: float, where: str = "") -> Check:
+def check_space(free_gb: float, where: str = "") -> Check:
     """There is room for a study's checkpoints."""
-    seen = f"{free_gb:,.1f} GB{where}"
+    name, seen = "free space", f"{free_gb:,.1f} GB{where}"
     if free_gb < LEAST_FREE_GB:
         return fail(name, seen, f"one run needs {LEAST_FREE_GB:.0f} GB; make room, or another --runs-dir")
     if free_gb < ENOUGH_FREE_GB:

@@ -20,7 +20,7 @@ def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: P
     checks = [
         check_job(probe),
         check_shared(probe, machine.runs_dir),
-        check_space("free space", min(rank.free_gb for rank in ranks), " as the nodes see it"),
+        check_space(min(rank.free_gb for rank in ranks), " as the nodes see it"),
         check_same_versions(ranks, machine.versions),
         check_requeue(ranks),
         check_cpus(ranks),
@@ -33,7 +33,7 @@ def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: P
 def check_job(probe: Probe) -> Check:
     """The job ran and every rank has looked at everything."""
     if probe.state in QUEUED:
-        cause, _ = pending_reason(Case("", ""), probe.reason or "None")
+        cause, _ = pending_reason(Case("", "", reason=probe.reason))
         seen = f"job {probe.job} did not start in {probe.waited_s / 60:.1f} min: {cause} ({probe.reason})"
         return fail("job", seen, "it was cancelled; change the profile, or wait longer with --wait-min")
     where = " and ".join(sorted({rank.node for rank in probe.ranks}))
@@ -78,21 +78,15 @@ def bad_nodes(ranks: Sequence[RankFacts], look: Look, is_good: Callable[[RankFac
 
 def check_same_versions(ranks: Sequence[RankFacts], versions: dict[str, str]) -> Check:
     """The nodes run the Python and the packages that launch."""
-    differences = set[str]().union(*(other_versions(rank, versions) for rank in ranks))
+    differences = set[str]()
+    for rank in ranks:
+        for name, version in rank.versions.items() - versions.items():
+            differences.add(f"{name} {version} on {rank.node}, {versions.get(name, 'none')} here")
     if not differences:
         return ok("packages", "Python and packages on the nodes are those here")
     is_missing = any(" not installed on" in difference for difference in differences)
     hint = "use one environment on a shared disk: set python, or activate it in setup, in the profile"
     return (fail if is_missing else warn)("packages", "; ".join(sorted(differences)), hint)
-
-
-def other_versions(rank: RankFacts, versions: dict[str, str]) -> list[str]:
-    """What is installed on a rank's node in another version than on the machine that launches."""
-    return [
-        f"{name} {version} on {rank.node}, {versions.get(name, 'none')} here"
-        for name, version in rank.versions.items()
-        if version != versions.get(name)
-    ]
 
 
 def check_requeue(ranks: Sequence[RankFacts]) -> Check:
@@ -157,8 +151,8 @@ def check_rendezvous(probe: Probe) -> list[Check]:
         hint = "node names must resolve, or `scontrol show node` must work on the nodes"
         return [fail("address", f"rank 0 was not found: {bad}", hint)]
     backends = ["gloo", "NCCL"] if any(rank.gpus_seen for rank in ranks) else ["gloo"]
-    checks = [check_all_reduce(backend, probe) for backend in backends]
-    return [ok("address", f"rank 0 is found at {ranks[0].address}"), *checks]
+    address = ok("address", f"rank 0 is found at {ranks[0].address}")
+    return [address, *(check_all_reduce(backend, probe) for backend in backends)]
 
 
 def check_all_reduce(backend: str, probe: Probe) -> Check:
@@ -168,11 +162,9 @@ def check_all_reduce(backend: str, probe: Probe) -> Check:
     if len(took_ms) == probe.resources.gpus:
         return ok(name, f"16 MiB in {max(took_ms):.0f} ms over {where}")
     bad = bad_nodes(probe.ranks, "rendezvous", lambda rank: backend in rank.all_reduce_ms)
-    hint = "does a firewall stand between the nodes?"
-    if backend == "NCCL":
-        hint = (
-            "export NCCL_DEBUG=INFO in setup shows more; NCCL_SOCKET_IFNAME there names the right interface"
-        )
+    hint = "export NCCL_DEBUG=INFO in setup shows more; NCCL_SOCKET_IFNAME there names the right interface"
+    if backend == "gloo":
+        hint = "does a firewall stand between the nodes?"
     return fail(name, f"did not come about over {where}: {bad or 'a rank is missing'}", hint)
 
 

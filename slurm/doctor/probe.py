@@ -54,8 +54,6 @@ NEVER_STARTS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of the job."""
-
     job: str
     resources: Resources
     state: str
@@ -84,11 +82,7 @@ def probe_resources(partition: Partition, profile: ClusterProfile) -> Resources:
 def run_probe(
     runs_dir: Path, profile: ClusterProfile, resources: Resources, data: Path | None, wait_min: float
 ) -> Probe:
-    """Submit the probe and wait for it; neither a job nor a file stays behind, also after Ctrl-C.
-
-    Raises:
-        ClusterError: SLURM does not accept the job.
-    """
+    """Submit the probe (else ClusterError) and wait for it; nothing stays behind, also after Ctrl-C."""
     profile = replace(profile, evaluate_limit_min=LIMIT_MIN, warning_s=0)
     watch = client.QueueWatch(most_every_s=client.LEAST_EVERY_S)
     runs_dir.mkdir(parents=True, exist_ok=True)
@@ -169,7 +163,7 @@ def wait_for_end(
         if waited_s > limit_s or reason.split(",")[0] in NEVER_STARTS:
             return state, reason
         if (state, reason) != logged:
-            cause = f": {pending_reason(Case('', ''), reason or 'None')[0]}" if state == "PENDING" else ""
+            cause = f": {pending_reason(Case('', '', reason=reason))[0]}" if state == "PENDING" else ""
             log.info("job %s after %.0f s: %s%s", record.id, waited_s, f"{state} {reason}".strip(), cause)
             logged = state, reason
         time.sleep(FOLDER_POLL_S)
@@ -179,11 +173,9 @@ def wait_for_end(
 def wait_for_facts(folder: Path, num_ranks: int, state: str) -> tuple[RankFacts, ...]:
     """What the ranks wrote, once all of it is there or nothing more can be expected."""
     give_up = time.monotonic() + (SETTLE_S if state in ("COMPLETED", "GONE") else SETTLE_AFTER_FAILURE_S)
-    while True:
-        ranks = read_ranks(folder, num_ranks)
-        if is_complete(ranks, num_ranks) or time.monotonic() > give_up:
-            return ranks
+    while not is_complete(ranks := read_ranks(folder, num_ranks), num_ranks) and time.monotonic() <= give_up:
         time.sleep(FOLDER_POLL_S)
+    return ranks
 
 
 def read_ranks(folder: Path, num_ranks: int) -> tuple[RankFacts, ...]:

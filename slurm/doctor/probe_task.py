@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,6 @@ class RankFacts(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def write_facts(folder: Path, facts: RankFacts) -> None:
-    """Write down what a rank has seen so far."""
     write_record(folder / f"rank{facts.rank}.json", facts)
 
 
@@ -86,7 +86,7 @@ class ProbeTask(Task):
         facts = RankFacts(job_env.rank, job_env.node)
         looks: dict[Look, Callable[[], None]] = {  # the surest first
             "folder": lambda: look_at_folder(facts, folder),
-            "versions": lambda: look_at_versions(facts),
+            "versions": lambda: facts.versions.update(versions()),
             "requeue": lambda: look_at_requeue(facts, job_env),
             "cpus": lambda: look_at_cpus(facts, job_env),
             "shard": lambda: look_at_shard(facts, self.data),
@@ -111,11 +111,6 @@ def look_at_folder(facts: RankFacts, folder: Path) -> None:
     facts.free_gb = shutil.disk_usage(folder).free / 1e9
 
 
-def look_at_versions(facts: RankFacts) -> None:
-    """Python and packages of this very process."""
-    facts.versions = versions()
-
-
 def look_at_requeue(facts: RankFacts, job_env: JobEnvironment) -> None:
     """Whether a process of a job can have its job requeued."""
     if "scontrol" in client.missing_programs():
@@ -127,7 +122,6 @@ def look_at_requeue(facts: RankFacts, job_env: JobEnvironment) -> None:
 
 
 def look_at_cpus(facts: RankFacts, job_env: JobEnvironment) -> None:
-    """CPUs asked for and those this process may use."""
     facts.cpus_asked, facts.cpus_usable = job_env.cpus, num_cpus()
     facts.cpus_there = os.cpu_count() or 0
 
@@ -136,7 +130,7 @@ def look_at_shard(facts: RankFacts, data: str) -> None:
     """Read the last image and the labels of one shard, and compare the image with its checksum."""
     if not data:
         return
-    shard = next(shard for shards in read_manifest(Path(data)).splits.values() for shard in shards)
+    shard = next(chain.from_iterable(read_manifest(Path(data)).splits.values()))
     image = map_images(Path(data), shard)[-1]
     labels, crc32 = read_labels(Path(data), shard), read_crc32(Path(data), shard)
     if zlib.crc32(image.tobytes()) != crc32[-1]:
@@ -185,16 +179,11 @@ def try_rendezvous(facts: RankFacts, job_env: JobEnvironment, folder: Path) -> N
 
 
 def time_all_reduce(device: str, group: Any) -> float:
-    """Milliseconds of one all-reduce of REDUCE_BYTES, after one to warm up.
-
-    Raises:
-        ClusterError: the sum is wrong.
-    """
+    """Milliseconds of an all-reduce of REDUCE_BYTES, after one to warm up; ClusterError if a sum is wrong."""
     import torch
     import torch.distributed as dist
 
     world_size = dist.get_world_size()
-    took_s = 0.0
     for _ in range(2):
         values = torch.full((REDUCE_BYTES // 4,), float(dist.get_rank() + 1), device=device)
         started = time.perf_counter()

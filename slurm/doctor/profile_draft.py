@@ -8,7 +8,7 @@ from typing import Literal
 import yaml
 
 from data_prep.errors import ClusterError, SettingsError
-from slurm.doctor.site import NodeKind, Partition, Site, describe_nodes
+from slurm.doctor.site import Partition, Site, describe_nodes
 from slurm.profile import PROFILES_DIR, ClusterProfile
 from vae.study import NAME
 
@@ -31,11 +31,7 @@ EXAMPLE = ClusterProfile(
 
 
 def new_profile_path(name: str) -> Path:
-    """Where the profile of that name will be.
-
-    Raises:
-        SettingsError: it is there already, or cannot be a name.
-    """
+    """Where the profile of that name will be; SettingsError if it is there already, or cannot be a name."""
     if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         hint = "use up to 64 letters, digits, dots, dashes and underscores, without .yaml"
         raise SettingsError(f"profile name {name!r} is not allowed", hint)
@@ -48,17 +44,18 @@ def new_profile_path(name: str) -> Path:
 def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
     """`base` with what the site decides filled in; the partition of `base` is kept if it names one.
 
-    Raises:
-        ClusterError: no partition takes jobs.
+    Raises ClusterError if no partition takes jobs.
     """
     partition = site.partition(base.partition) if base.partition else choose_partition(site)
     if partition is None or not partition.kinds:
         problem = f'partition "{base.partition}" does not take' if base.partition else "no partition takes"
         hint = "wait for the site, or begin from a --profile with another partition"
         raise ClusterError(f"{problem} jobs now", hint)
-    cpu_partition = choose_cpu_partition(site) if partition.most_gpus else None
+    cpu_partition = choose_cpu_partition(site) if partition.num_gpus else None
     small = cpu_partition or partition  # for jobs without GPUs
-    node = typical(partition)
+
+    # shares of the kind of node that has most of the partition's GPUs, or else of its nodes
+    node = max(partition.kinds, key=lambda kind: (kind.count * kind.gpus, kind.count))
     gpus, types = max(1, node.gpus), partition.gpu_types
     has_gpus_flag = site.config.get("SelectType", "").endswith("/cons_tres")
     gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node" if has_gpus_flag else "gres"
@@ -72,7 +69,7 @@ def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
         cpus_per_gpu=max(1, min(MOST_CPUS_PER_GPU, node.cpus // gpus)),
         mem_per_gpu_gb=min(MOST_GB_PER_GPU, node.mem_gb // gpus),
         pack_cpus=max(1, min(base.pack_cpus, *(kind.cpus for kind in small.kinds))),
-        drop=base.drop if partition.most_gpus else tuple(dict.fromkeys([*base.drop, gpu_flag])),
+        drop=base.drop if partition.num_gpus else tuple(dict.fromkeys([*base.drop, gpu_flag])),
         train_limit_min=within(base.train_limit_min, partition),
         evaluate_limit_min=within(base.evaluate_limit_min, partition),
         pack_limit_min=within(base.pack_limit_min, small),
@@ -88,19 +85,14 @@ def open_partitions(site: Site) -> list[Partition]:
 def choose_partition(site: Site) -> Partition | None:
     """For training: the default partition if it has GPUs, else the one with the most."""
     partitions = open_partitions(site)
-    defaults = [partition for partition in partitions if partition.is_default and partition.most_gpus]
+    defaults = [partition for partition in partitions if partition.is_default and partition.num_gpus]
     return max(defaults or partitions, key=lambda p: (p.num_gpus, p.is_default), default=None)
 
 
 def choose_cpu_partition(site: Site) -> Partition | None:
     """For packing: a partition without GPUs, the default one first; None if there is none."""
-    without_gpus = [partition for partition in open_partitions(site) if not partition.most_gpus]
+    without_gpus = [partition for partition in open_partitions(site) if not partition.num_gpus]
     return max(without_gpus, key=lambda p: (p.is_default, p.num_nodes()), default=None)
-
-
-def typical(partition: Partition) -> NodeKind:
-    """The kind of node that has most of the partition's GPUs, or else of its nodes."""
-    return max(partition.kinds, key=lambda kind: (kind.count * kind.gpus, kind.count))
 
 
 def within(limit_min: int, partition: Partition) -> int:
@@ -119,12 +111,12 @@ def profile_text(profile: ClusterProfile, site: Site) -> str:
         "# Every setting is explained in slurm/profile.py.",
         "",
     ]
-    for name in [field.name for field in dataclasses.fields(profile)]:
-        value, example = getattr(profile, name), getattr(EXAMPLE, name)
-        if not (value or example):
-            continue
+    for name, value in vars(profile).items():
         note = f"  # {notes[name]}" if name in notes else ""
-        lines.append(yaml_line(name, value) + note if value else f"# {yaml_line(name, example)}{note}")
+        if value:
+            lines.append(yaml_line(name, value) + note)
+        elif example := getattr(EXAMPLE, name):
+            lines.append(f"# {yaml_line(name, example)}{note}")
     return "\n".join(lines) + "\n"
 
 
@@ -156,11 +148,7 @@ def yaml_line(name: str, value: object) -> str:
 
 
 def write_draft(path: Path, text: str) -> None:
-    """Write a new profile; one that has appeared in the meantime stays as it is.
-
-    Raises:
-        SettingsError: the file is there already, or cannot be written.
-    """
+    """Write a new profile; SettingsError if it cannot be written, or has appeared in the meantime."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -24,8 +24,6 @@ class NodeKind:
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition."""
-
     name: str
     is_default: bool = False
     state: str = "UP"
@@ -40,13 +38,7 @@ class Partition:
     num_unusable: int = 0
 
     @property
-    def most_gpus(self) -> int:
-        """GPUs of the node with the most of them."""
-        return max((kind.gpus for kind in self.kinds), default=0)
-
-    @property
     def num_gpus(self) -> int:
-        """All its GPUs."""
         return sum(kind.count * kind.gpus for kind in self.kinds)
 
     @property
@@ -56,16 +48,13 @@ class Partition:
 
     def num_nodes(self, gpus: int = 0, gpu_type: str = "") -> int:
         """Nodes that a job could get which wants this many GPUs of that type on each."""
-        count = sum(
-            kind.count for kind in self.kinds if kind.gpus >= gpus and gpu_type in ("", kind.gpu_type)
-        )
+        fit = [kind for kind in self.kinds if kind.gpus >= gpus and gpu_type in ("", kind.gpu_type)]
+        count = sum(kind.count for kind in fit)
         return count if self.max_nodes is None else min(count, self.max_nodes)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A cluster as SLURM describes it."""
-
     config: dict[str, str] = field(default_factory=dict)
     """`scontrol show config`."""
     partitions: tuple[Partition, ...] = ()
@@ -94,15 +83,14 @@ def ask_site() -> Site | None:
 
 def describe_nodes(partition: Partition) -> str:
     """The nodes that take jobs: `2 nodes of 8 CPUs, 15 GB, 4 GPUs (a100)`."""
-    if not partition.kinds:
-        return "no node takes jobs"
     kinds = [
         f"{kind.count} {'node' if kind.count == 1 else 'nodes'} of {kind.cpus} CPUs, {kind.mem_gb} GB"
         + (f", {kind.gpus} GPUs" if kind.gpus else "")
         + (f" ({kind.gpu_type})" if kind.gpu_type else "")
         for kind in partition.kinds
     ]
-    return "; ".join(kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
+    text = "; ".join(kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
+    return text or "no node takes jobs"
 
 
 def read_config(text: str) -> dict[str, str]:
@@ -122,14 +110,12 @@ def read_partition(line: str, rows: list[list[str]]) -> Partition:
     """One partition from its line and the nodes of all."""
     facts = dict(re.findall(r"(\w+)=(\S*)", line))
     usable, num_unusable = Counter[tuple[str, str, str]](), 0
-    for name, count, cpus, memory_mb, gres, state in rows:
-        if name != facts["PartitionName"]:
-            continue
+    for count, cpus, memory_mb, gres, state in [row[1:] for row in rows if row[0] == facts["PartitionName"]]:
         if state.startswith(UNUSABLE) or state.endswith("*"):  # * = does not respond
             num_unusable += int(count)
         else:
             usable[cpus, memory_mb, gres] += int(count)
-    max_nodes, grace_s = facts.get("MaxNodes", ""), facts.get("GraceTime", "")
+    max_nodes = facts.get("MaxNodes", "")
     return Partition(
         name=facts["PartitionName"],
         is_default=facts.get("Default") == "YES",
@@ -137,7 +123,7 @@ def read_partition(line: str, rows: list[list[str]]) -> Partition:
         max_time_min=minutes(facts.get("MaxTime", "")),
         max_nodes=int(max_nodes) if max_nodes.isdigit() else None,
         preempt_mode=facts.get("PreemptMode", "OFF"),
-        grace_s=leading_int(grace_s),
+        grace_s=leading_int(facts.get("GraceTime", "")),
         kinds=tuple(node_kind(count, *kind) for kind, count in usable.items()),
         num_unusable=num_unusable,
     )

@@ -19,10 +19,9 @@ def check_site(site: Site, profile: ClusterProfile) -> list[Check]:
     checks = check_partitions(site, profile.partition, "partition")
     if profile.cpu_partition:
         checks += check_partitions(site, profile.cpu_partition, "cpu_partition")
-    if (partition := site.partition(profile.partition)) is not None:
-        checks.append(check_nodes(partition, profile))
-        checks += check_all_limits(site, partition, profile)
-        checks.append(check_preemption(site.config, partition))
+    if partition := site.partition(profile.partition):
+        limits = check_all_limits(site, partition, profile)
+        checks += [check_nodes(partition, profile), *limits, check_preemption(site.config, partition)]
     return [
         *checks,
         check_requeue(site.config, profile),
@@ -58,23 +57,18 @@ def check_nodes(partition: Partition, profile: ClusterProfile) -> Check:
     if partition.num_unusable:
         seen += f"; {partition.num_unusable} more are down or drained"
     if partition.num_nodes(int(profile.wants_gpus), profile.gpu_type) == 0:
-        return check_no_node(partition, profile, seen)
+        if profile.wants_gpus and profile.gpu_type and partition.num_gpus:
+            hint = f"set gpu_type in the profile to one of: {', '.join(partition.gpu_types)}"
+            return fail("nodes", f"{seen}; none has GPUs of type {profile.gpu_type}", hint)
+        if profile.wants_gpus and partition.kinds:
+            hint = f"choose another partition, or train on CPUs: `drop: [{profile.gpu_flag}]` in the profile"
+            return fail("nodes", f"{seen}; none has a GPU", hint)
+        return fail("nodes", seen, "wait for the site, or choose another partition")
     most_cpus = max(kind.cpus for kind in partition.kinds)
     if profile.cpus_per_gpu > most_cpus:
         seen += f"; cpus_per_gpu is {profile.cpus_per_gpu}"
         return fail("nodes", seen, f"lower cpus_per_gpu in the profile to {most_cpus} or less")
     return ok("nodes", seen)
-
-
-def check_no_node(partition: Partition, profile: ClusterProfile, seen: str) -> Check:
-    """Why no node of a partition has what one process asks for."""
-    if profile.wants_gpus and profile.gpu_type and partition.most_gpus:
-        hint = f"set gpu_type in the profile to one of: {', '.join(partition.gpu_types)}"
-        return fail("nodes", f"{seen}; none has GPUs of type {profile.gpu_type}", hint)
-    if profile.wants_gpus and partition.kinds:
-        hint = f"choose another partition, or train on CPUs: `drop: [{profile.gpu_flag}]` in the profile"
-        return fail("nodes", f"{seen}; none has a GPU", hint)
-    return fail("nodes", seen, "wait for the site, or choose another partition")
 
 
 def check_all_limits(site: Site, partition: Partition, profile: ClusterProfile) -> list[Check]:

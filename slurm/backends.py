@@ -14,7 +14,8 @@ from slurm.node.environment import Backend
 from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
 from slurm.preflight import check_this_machine, warn_of_private_folders
 from slurm.profile import ClusterProfile
-from slurm.submit import as_shell, check_accepted, script, submit
+from slurm.sbatch import sbatch_text
+from slurm.submit import as_shell, check_accepted, submit
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ class SlurmBackend:
     def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
         """What `start` would do; scripts to the letter."""
         keys = [request.key for request in requests]
-        calls = [(as_shell(request, keys), script(request, self.profile, code_dir)) for request in requests]
+        calls = [
+            (as_shell(request, keys), sbatch_text(request, self.profile, code_dir)) for request in requests
+        ]
         return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in calls)
 
     def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:

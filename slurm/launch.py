@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,11 @@ def read_launch(flags: Any) -> Launch:
 
 def read_configs(flags: Any, data: Data) -> dict[str, RunConfig]:
     """The runs asked for: every variant with every seed, by name."""
-    configs = {}
-    for variant in VARIANT_GROUPS[flags.variant]:
-        for seed in flags.seeds:
-            own = {"variant": variant, "seed": seed}
-            images = {"data": str(data.folder), "image_size_px": data.image_size_px}
-            configs[run_name(variant, seed)] = RunConfig(**{**flags.run.as_dict(), **own, **images})
-    return configs
+    settings = {**flags.run.as_dict(), "data": str(data.folder), "image_size_px": data.image_size_px}
+    return {
+        run_name(variant, seed): RunConfig(**{**settings, "variant": variant, "seed": seed})
+        for variant, seed in product(VARIANT_GROUPS[flags.variant], flags.seeds)
+    }
 
 
 def check(launch: Launch, is_dry: bool) -> None:
@@ -137,8 +136,7 @@ def check(launch: Launch, is_dry: bool) -> None:
 def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
     """Submit or run the jobs that are missing; whether nothing is left to wait for.
 
-    Raises:
-        ClusterError: another launch is at work on the study, or SLURM would not take a job.
+    Raises ClusterError if another launch is at work on the study, or SLURM would not take a job.
     """
     if not launch.study_dir.exists():
         launch.accepted_jobs()  # what SLURM refuses leaves no folder behind
@@ -186,9 +184,7 @@ def prepare(launch: Launch) -> None:
 
 def note_launch(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
     """Keep the command with the study, if it is about to start anything."""
-    runs: dict[str, None] = {}  # in order, once each: a run is trained, then scored
-    for request in requests:
-        if request.resources:
-            runs |= dict.fromkeys(Path(task.path).name for task in request.tasks.values())
+    tasks = chain.from_iterable(request.tasks.values() for request in requests if request.resources)
+    runs = dict.fromkeys(Path(task.path).name for task in tasks)  # once each: a run is trained, then scored
     if requests:
         add_launch(launch.study_dir, command, list(runs))

@@ -35,8 +35,7 @@ class Data:
 def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
     """The data asked for, or the only packed ones; without a size, packed images keep theirs.
 
-    Raises:
-        SettingsError, DataError: there are none, they cannot be used, or they are packed in another size.
+    Raises SettingsError or DataError if there are none, or they cannot be used, or are of another size.
     """
     if shards_or_source is None or (Path(shards_or_source) / MANIFEST_FILE).exists():
         folder = only_packed(SHARDS_DIR) if shards_or_source is None else Path(shards_or_source)

@@ -62,28 +62,18 @@ def run_debug(requests: Sequence[JobRequest]) -> list[str]:
 
 
 def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str]) -> list[str]:
-    failed: set[tuple[str, int]] = set()
+    """Do what waits for nothing that has failed or was skipped, as SLURM would; returns what failed."""
     reasons: list[str] = []
+    unmet: set[tuple[str, int | None]] = set()  # dependencies, each of one index or (None) of every one
     for request in requests:
         for index in request.tasks:
-            if _is_blocked(request, index, failed):
-                failed.add((request.key, index))
-                continue
-            if reason := act(request, index):
-                failed.add((request.key, index))
+            is_blocked = any({(after, index), (after, None)} & unmet for after in request.after)
+            reason = "" if is_blocked else act(request, index)
+            if reason:
                 reasons.append(reason)
+            if reason or is_blocked:
+                unmet |= {(f"aftercorr:{request.key}", index), (f"afterok:{request.key}", None)}
     return reasons
-
-
-def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -> bool:
-    """What SLURM's dependencies say, for jobs that run one after another."""
-    for after in request.after:
-        condition, key = after.split(":", 1)
-        if condition == "afterok" and any(key == failed_key for failed_key, _ in failed):
-            return True
-        if condition == "aftercorr" and (key, index) in failed:
-            return True
-    return False
 
 
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
@@ -144,8 +134,7 @@ def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
 def visible_gpus(request: JobRequest) -> dict[str, object]:
     """submitit's parameters that leave CUDA_VISIBLE_DEVICES as the user set it; it would number from 0.
 
-    Raises:
-        ClusterError: the variable names GPUs in a way that cannot be passed on.
+    Raises ClusterError if the variable names GPUs in a way that cannot be passed on.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = request.resources.gpus_per_node if request.resources else 0
@@ -208,11 +197,7 @@ def ranks_of(controller: int) -> list[int]:
 
 
 def end_job(pid: int, with_launcher: bool) -> None:
-    """Have a local job's process save and end, and wait for that; with its launcher, nothing follows it.
-
-    Raises:
-        ClusterError: it does not end.
-    """
+    """Have a local job's process save and end; with its launcher, nothing follows it. ClusterError if not."""
     launcher = launcher_of(pid) if with_launcher else None
     if launcher is None:
         has_ended = end_in_time([pid], END_LIMIT_S, ask=pid)

@@ -97,11 +97,7 @@ class ClusterProfile:
     """Further flags of sbatch, as in {reservation: course}; an empty value gives a bare flag."""
 
     def __post_init__(self) -> None:
-        """Refuse values that sbatch, or the shell, could read as something else.
-
-        Raises:
-            SettingsError: names the setting, its value and what is allowed.
-        """
+        """Raise SettingsError for a value that sbatch, or the shell, could read as something else."""
         for name in ("partition", "cpu_partition", "account", "qos", "constraint", "gpu_type"):
             check_word(name, getattr(self, name))
         for flag, value in (self.extra or {}).items():
@@ -160,18 +156,16 @@ def known_profiles() -> list[str]:
 
 
 def read_profile(name: str) -> ClusterProfile:
-    """The profile of that name, the one in a YAML file of that path, or the defaults for an empty name.
-
-    Raises:
-        SettingsError: there is no such profile, or it holds something that is not allowed.
-    """
+    """The profile of that name, the one in a YAML file of that path, or the defaults for an empty name."""
     if not name:
         return ClusterProfile()
     if name.endswith((".yaml", ".yml")):
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
         own = name if NAME.fullmatch(name) else "NAME"
-        hint = "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
-        hint += f"slurm/profiles/{own}.yaml"
-        raise SettingsError(f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.', hint)
+        raise SettingsError(
+            f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
+            "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+            f"slurm/profiles/{own}.yaml",
+        )
     return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,11 +40,12 @@ SIGNAL_SLACK_S = 60
 LEAST_LIMIT_PER_LEAD = 4
 
 
-def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, python: str) -> str:
+def sbatch_text(
+    request: JobRequest, profile: ClusterProfile, code_dir: Path, python: str = sys.executable
+) -> str:
     """The whole script for sbatch; only the dependencies, whose ids come later, are given beside it.
 
-    Raises:
-        SettingsError: a path holds what sbatch would read as something else.
+    The job runs the code in `code_dir` with the profile's Python, or else `python`.
     """
     for path in (request.folder, code_dir):
         check_path(path)
@@ -59,7 +61,7 @@ def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, py
             *profile.setup,
             f"cd {code}  # where Python looks first",
             f'export SUBMITIT_EXECUTOR=slurm PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-            f"{srun_command(request, profile, python)} || code=$?",
+            f"{srun_command(request, profile, profile.python or python)} || code=$?",
             REQUEUE.format(jobs_dir=shlex.quote(str(request.folder / JOBS_DIR))),
         ]
     )
@@ -153,8 +155,7 @@ def limit_min(kind: JobKind, profile: ClusterProfile) -> int:
 def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
     """Seconds before its time limit at which the job gets the stop signal.
 
-    Raises:
-        SettingsError: the limit leaves too little time for work beside it.
+    Raises SettingsError if the limit leaves too little time for work beside it.
     """
     limit_s = 60 * limit_min(request.kind, profile)
     if request.kind is not JobKind.TRAIN:  # it has nothing to save

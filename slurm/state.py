@@ -136,9 +136,7 @@ def study_facts(
     """What `plan.decide` needs to know of these runs of the study; `num_shards` is None for packed data.
 
     SLURM is asked only about what is not finished, so a finished study needs no SLURM that remembers it.
-
-    Raises:
-        ClusterError: SLURM does not answer, so nobody knows what is already running.
+    Raises ClusterError if SLURM does not answer, so nobody knows what is already running.
     """
     is_packed = num_shards is None
     records, data_records = read_jobs(study_dir, study), [] if is_packed else read_records(data_dir)

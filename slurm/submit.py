@@ -6,7 +6,6 @@ sbatch is ours (`sbatch.sbatch_text`), so a dry run shows exactly what would be 
 
 import logging
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +25,6 @@ from vae.run_dir import JOBS_DIR
 log = logging.getLogger(__name__)
 
 
-def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
-    """The exact text that `submit` gives to sbatch; the job runs the code in `code_dir`."""
-    return sbatch_text(request, profile, code_dir, profile.python or sys.executable)
-
-
 def sbatch_options(request: JobRequest, ids: dict[str, str]) -> list[str]:
     """What sbatch is told beside the script; `ids` are the job ids of the plan's keys, where submitted."""
     waits = []
@@ -41,19 +35,14 @@ def sbatch_options(request: JobRequest, ids: dict[str, str]) -> list[str]:
 
 
 def check_accepted(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> None:
-    """Have SLURM check the script without submitting it.
-
-    Raises:
-        ClusterError: SLURM's own words on what it does not accept.
-    """
-    hand_over(request, script(request, profile, code_dir), "--test-only")
+    """Have SLURM check the script without submitting it; ClusterError with its words on what is wrong."""
+    hand_over(request, sbatch_text(request, profile, code_dir), "--test-only")
 
 
 def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Path) -> dict[str, str]:
     """Submit the requests in order; returns the job id of each key. Each is recorded as soon as it is queued.
 
-    Raises:
-        ClusterError: sbatch refused one; those before it stay queued, and launching again adds the rest.
+    Raises ClusterError if sbatch refuses one; those before it stay queued, and launching again adds the rest.
     """
     if ignored := sorted(name for name in os.environ if name.startswith("SBATCH_")):
         log.warning("not passed on: %s; put such settings into a cluster profile", ", ".join(ignored))
@@ -70,7 +59,7 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     jobs_dir.mkdir(parents=True, exist_ok=True)
     limit = limit_min(request.kind, profile)
     pickles = {index: write_pickle(jobs_dir, task, limit) for index, task in request.tasks.items()}
-    text = script(request, profile, code_dir)
+    text = sbatch_text(request, profile, code_dir)
     try:
         answer = hand_over(request, text, *sbatch_options(request, ids))
     except ClusterError:
@@ -98,11 +87,7 @@ def write_pickle(jobs_dir: Path, task: Task, limit: int) -> Path:
 
 
 def hand_over(request: JobRequest, text: str, *options: str) -> str:
-    """Give a script to sbatch; returns what it says.
-
-    Raises:
-        ClusterError: SLURM's own words on why it does not accept the job.
-    """
+    """Give a script to sbatch; returns what it says. Raises as `check_accepted`."""
     try:
         return client.sbatch(text, *options)
     except client.SlurmRefused as error:

@@ -49,10 +49,9 @@ class SlurmBackend:
     def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
         """What `start` would do; scripts to the letter."""
         keys = [request.key for request in requests]
-        calls = [
-            (as_shell(request, keys), sbatch_text(request, self.profile, code_dir)) for request in requests
-        ]
-        return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in calls)
+        calls = [as_shell(request, keys) for request in requests]
+        texts = [sbatch_text(request, self.profile, code_dir) for request in requests]
+        return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in zip(calls, texts, strict=True))
 
     def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
         """Submit the jobs, or run them to their end."""

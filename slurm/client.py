@@ -186,10 +186,8 @@ class EndedJob:
 
 
 def queue() -> tuple[QueuedJob, ...] | None:
-    """This user's queued and running jobs; None if squeue does not answer.
-
-    All of them, for asking for an id that SLURM has forgotten is an error.
-    """
+    """This user's queued and running jobs; None if squeue does not answer."""
+    # all of them, for asking for an id that SLURM has forgotten is an error
     answer = query("squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}")
     return None if answer is None else tuple(QueuedJob(*row) for row in _rows(answer, 6))
 

@@ -52,9 +52,6 @@ def describe(record: JobRecord, indices: Sequence[int], study: Study) -> str:
     return f"{record.kind} {', '.join(runs)}"
 
 
-# --- cancel, and wait for the end ----------------------------------------------------------------
-
-
 def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     """Cancel what is queued or running of a study, or of one run; returns one line for each job.
 
@@ -77,10 +74,7 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
 
 
 def settle(records: list[JobRecord]) -> None:
-    """Have no job left of which SLURM has yet to say what becomes of it, and none that can never start.
-
-    For the first, it waits SLURM_END_S at most.
-    """
+    """Have no job left of which SLURM has yet to say what becomes of it, and none that can never start."""
     if not on_slurm(records):
         return
     watch = QueueWatch()
@@ -120,14 +114,8 @@ def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
     return scheduler_of(on_slurm(records), watch.look())
 
 
-# --- hold, release, throttle ---------------------------------------------------------------------
-
-
 def hold(study_dir: Path, study: Study) -> list[str]:
-    """Let no more runs of a study start; returns one line for each job.
-
-    Raises ClusterError if SLURM does not answer or will not do it, or the study runs on this machine.
-    """
+    """Let no more runs of a study start; returns one line for each job. Raises as `throttled_jobs`."""
     live, scheduler = throttled_jobs(study_dir, study)
     lines = []
     for record, indices in live.items():
@@ -142,7 +130,7 @@ def hold(study_dir: Path, study: Study) -> list[str]:
 
 
 def release(study_dir: Path, study: Study) -> list[str]:
-    """Take back a hold; returns one line for each job. Raises as `hold`."""
+    """Take back a hold; returns one line for each job. Raises as `throttled_jobs`."""
     live, _ = throttled_jobs(study_dir, study)
     for record in live:
         client.release(record.id)
@@ -154,7 +142,7 @@ def release(study_dir: Path, study: Study) -> list[str]:
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
     """Let at most `count` runs train (and be scored) at once; returns one line for each array.
 
-    Several arrays of one kind share it. Raises as `hold`.
+    Several arrays of one kind share it. Raises as `throttled_jobs`.
     """
     if count < 1:
         raise ClusterError(f"{count} runs at once", "give 1 or more, or hold")
@@ -168,7 +156,7 @@ def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
 
 
 def throttled_jobs(study_dir: Path, study: Study) -> tuple[dict[JobRecord, list[int]], Scheduler]:
-    """The live jobs that train or score, and the queue as it is. Raises as `hold`."""
+    """The live jobs that train or score, and the queue; ClusterError without SLURM, or for local jobs."""
     records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
     scheduler = ask_scheduler(records, with_accounts=False)
     live = live_jobs(records, scheduler)

@@ -2,8 +2,8 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -140,7 +140,8 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
     """
     if not launch.study_dir.exists():
         launch.accepted_jobs()  # what SLURM refuses leaves no folder behind
-    with sole_launcher(launch):
+    packing = nullcontext() if launch.data.plan is None else only_launcher(launch.data.folder)
+    with only_launcher(launch.study_dir), packing:
         # Another launch may have added runs, and its jobs may have ended, until a moment ago.
         launch = replace(launch, study=with_earlier_runs(launch.study_dir, launch.study))
         settle(launch.records())
@@ -161,16 +162,6 @@ def follow(launch: Launch) -> None:
     except KeyboardInterrupt:
         log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(launch.study_dir)))
         raise
-
-
-@contextmanager
-def sole_launcher(launch: Launch) -> Iterator[None]:
-    """Nobody else launches this study, or packs its images, in the meantime."""
-    with ExitStack() as locks:
-        locks.enter_context(only_launcher(launch.study_dir))
-        if launch.data.plan is not None:
-            locks.enter_context(only_launcher(launch.data.folder))
-        yield
 
 
 def prepare(launch: Launch) -> None:

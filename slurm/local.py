@@ -53,22 +53,17 @@ def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> l
 
 def run_debug(requests: Sequence[JobRequest]) -> list[str]:
     """Run the requests in this very process, one after another; an error is raised where it happens."""
-
-    def act(request: JobRequest, index: int) -> str:
-        request.tasks[index](single_process())
-        return ""
-
-    return _run_in_order(requests, act)
+    return _run_in_order(requests, lambda request, index: request.tasks[index](single_process()))
 
 
-def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str]) -> list[str]:
+def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str | None]) -> list[str]:
     """Do what waits for nothing that has failed or was skipped, as SLURM would; returns what failed."""
     reasons: list[str] = []
     unmet: set[tuple[str, int | None]] = set()  # dependencies, each of one index or (None) of every one
     for request in requests:
         for index in request.tasks:
             is_blocked = any({(after, index), (after, None)} & unmet for after in request.after)
-            reason = "" if is_blocked else act(request, index)
+            reason = None if is_blocked else act(request, index)
             if reason:
                 reasons.append(reason)
             if reason or is_blocked:
@@ -79,7 +74,7 @@ def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
     """Run one array task in processes of its own; returns why it failed, or nothing."""
     num_ranks = request.resources.gpus_per_node if request.resources else 1
-    with _at_home(code_dir), _without_ctrl_c():
+    with _set_apart(code_dir):
         job = start_ranks(request, index, num_ranks)
     # this array task's record alone: the others have processes of their own
     record = JobRecord.of(request, job.job_id, Backend.LOCAL)
@@ -151,27 +146,22 @@ def visible_gpus(request: JobRequest) -> dict[str, object]:
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Processes started in here ignore the terminal's Ctrl-C: the launcher ends them, and lets them save."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _set_apart(code_dir: Path) -> Iterator[None]:
+    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us.
 
-
-@contextmanager
-def _at_home(code_dir: Path) -> Iterator[None]:
-    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us."""
+    They ignore the terminal's Ctrl-C: the launcher ends them, and lets them save.
+    """
     environment, folder = dict(os.environ), Path.cwd()
     others = os.environ.get("PYTHONPATH")
     wanted = clean_environment() | {"PYTHONPATH": f"{code_dir}:{others}" if others else str(code_dir)}
     os.environ.clear()
     os.environ.update(wanted)
     os.chdir(code_dir)  # where Python looks first
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, on_ctrl_c)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)

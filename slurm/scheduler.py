@@ -124,8 +124,6 @@ class Scheduler:
         return JobState(GONE, "not in the accounts")
 
 
-# --- looking -------------------------------------------------------------------------------------
-
 Look = Callable[[Iterable[JobRecord]], Scheduler]
 
 

@@ -93,7 +93,7 @@ def order(*command: str, text: str = "", may_be_over: bool = False) -> str:
     return done.stdout
 
 
-# --- is SLURM here ---------------------------------------------------------------------------------
+# --- the cluster -----------------------------------------------------------------------------------
 
 
 def has_programs() -> bool:
@@ -118,9 +118,6 @@ def require_slurm() -> None:
         why = f"{', '.join(missing)} not in PATH" if missing else "its controller is not reached"
         hint = "try again later, or from a login node; --cluster local runs on this machine"
         raise ClusterError(f"no SLURM answers here: {why}", hint)
-
-
-# --- the cluster ----------------------------------------------------------------------------------
 
 
 def max_array_size() -> int:
@@ -270,9 +267,6 @@ def release(job: str) -> None:
 def set_array_throttle(job: str, count: int) -> None:
     """Let so many tasks of an array run at once."""
     order("scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={count}", may_be_over=True)
-
-
-# --- for loops -------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -93,14 +93,9 @@ def handle_of(record: JobRecord) -> JobHandle:
     return LocalJob(record) if record.cluster is Backend.LOCAL else SlurmJob(record)
 
 
-def jobs_of(kind: JobKind, index: int, records: list[JobRecord]) -> list[JobRecord]:
-    """The jobs of that kind for one run, newest first."""
-    return [record for record in reversed(records) if record.kind == kind and index in record.indices]
-
-
 def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> JobRecord | None:
     """The live job of that kind for one run, else the newest; None without any."""
-    jobs = jobs_of(kind, index, records)
+    jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
     live = (record for record in jobs if handle_of(record).state(index, scheduler).is_live)
     return next(live, jobs[0] if jobs else None)
 
@@ -110,5 +105,5 @@ def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Sch
 
     Raises ClusterError if nobody knows, or it is a process, for which no job can wait.
     """
-    jobs = map(handle_of, jobs_of(kind, index, records))
-    return next(filter(None, (job.id_to_wait_for(index, scheduler) for job in jobs)), "")
+    jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
+    return next(filter(None, (handle_of(job).id_to_wait_for(index, scheduler) for job in jobs)), "")

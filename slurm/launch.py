@@ -56,11 +56,6 @@ class Launch:
     """What the jobs will run."""
 
     @property
-    def folders(self) -> tuple[Path, Path]:
-        """The folders that its jobs work in."""
-        return self.study_dir, self.data.folder
-
-    @property
     def report_path(self) -> Path:
         """Where the study's report is, or will be."""
         return self.study_dir / REPORT_FILE
@@ -121,7 +116,8 @@ def read_configs(flags: Any, data: Data) -> dict[str, RunConfig]:
 
 def check(launch: Launch, is_dry: bool) -> None:
     """Raise a ToolkitError for anything that would only fail in a job."""
-    for folder in launch.folders:
+    folders = (launch.study_dir, launch.data.folder)
+    for folder in folders:
         check_path(folder)
     for name, config in launch.configs.items():
         check_run(launch.study_dir / name, config)
@@ -130,7 +126,7 @@ def check(launch: Launch, is_dry: bool) -> None:
     check_writable(launch.study_dir)
     if launch.data.plan is not None:
         check_writable(launch.data.folder)
-    launch.backend.check(launch.resources, launch.folders, is_dry)
+    launch.backend.check(launch.resources, folders, is_dry)
 
 
 def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
@@ -150,18 +146,15 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
         prepare(launch)
         note_launch(launch, requests, command)
         launch.backend.start(requests, launch.code)
+        # Stay until none is queued or running.
         if launch.backend.goes_on_alone and must_wait:
-            follow(launch)
+            try:
+                follow_jobs(launch.study_dir, launch.study)
+            except KeyboardInterrupt:
+                study = shlex.quote(str(launch.study_dir))
+                log.info("the jobs go on; python jobs/cancel.py %s ends them", study)
+                raise
     return must_wait or not launch.backend.goes_on_alone
-
-
-def follow(launch: Launch) -> None:
-    """Stay until no job of the study is queued or running, and log what changes."""
-    try:
-        follow_jobs(launch.study_dir, launch.study)
-    except KeyboardInterrupt:
-        log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(launch.study_dir)))
-        raise
 
 
 def prepare(launch: Launch) -> None:

@@ -22,7 +22,6 @@ from slurm.plan import JobRequest
 from vae.run_dir import JOBS_DIR
 
 if TYPE_CHECKING:
-    from submitit.core.core import Job
     from submitit.core.utils import JobPaths
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
@@ -73,9 +72,15 @@ def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int
 
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
     """Run one array task in processes of its own; returns why it failed, or nothing."""
+    from submitit import LocalExecutor
+
+    # submitit starts a controller, which starts a process for each rank; its process id is the job's
     num_ranks = request.resources.gpus_per_node if request.resources else 1
+    limits = {"timeout_min": LOCAL_LIMIT_MIN, "tasks_per_node": num_ranks, **visible_gpus(request)}
     with _set_apart(code_dir):
-        job = start_ranks(request, index, num_ranks)
+        executor = LocalExecutor(request.folder / JOBS_DIR, max_num_timeout=UNLIMITED_RESTARTS)
+        executor.update_parameters(stderr_to_stdout=True, **limits)
+        job = executor.submit(request.tasks[index])
     # this array task's record alone: the others have processes of their own
     record = JobRecord.of(request, job.job_id, Backend.LOCAL)
     add_record(request.folder, msgspec.structs.replace(record, indices=(index,)))
@@ -88,17 +93,6 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
         end_or_kill(int(job.job_id))  # submitit's cancel() saves nothing
         raise
     return failure(request, index, job.job_id, num_ranks)
-
-
-def start_ranks(request: JobRequest, index: int, num_ranks: int) -> Job[None]:
-    """Have submitit start a controller, which starts a process for each rank; its process id is the job's."""
-    from submitit import LocalExecutor
-
-    executor = LocalExecutor(request.folder / JOBS_DIR, max_num_timeout=UNLIMITED_RESTARTS)
-    executor.update_parameters(
-        timeout_min=LOCAL_LIMIT_MIN, tasks_per_node=num_ranks, stderr_to_stdout=True, **visible_gpus(request)
-    )
-    return executor.submit(request.tasks[index])
 
 
 def job_paths(jobs_dir: Path, job: str, rank: int = 0) -> JobPaths:

@@ -121,10 +121,10 @@ def check_flag(name: str) -> None:
 def check_word(name: str, value: str) -> None:
     """Raise SettingsError unless `value` is empty or one word that an #SBATCH line can hold."""
     if value and not WORD.fullmatch(value):
-        hint = (
-            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign"
+        raise SettingsError(
+            f"{name} = {value!r} is not allowed",
+            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign",
         )
-        raise SettingsError(f"{name} = {value!r} is not allowed", hint)
 
 
 def check_one_line(name: str, value: str) -> None:

@@ -40,12 +40,10 @@ SIGNAL_SLACK_S = 60
 LEAST_LIMIT_PER_LEAD = 4
 
 
-def sbatch_text(
-    request: JobRequest, profile: ClusterProfile, code_dir: Path, python: str = sys.executable
-) -> str:
-    """The whole script for sbatch; only the dependencies, whose ids come later, are given beside it.
+def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
+    """The whole script for sbatch, of a job that runs the code in `code_dir`.
 
-    The job runs the code in `code_dir` with the profile's Python, or else `python`.
+    Only the dependencies, whose ids come later, are given beside it.
     """
     for path in (request.folder, code_dir):
         check_path(path)
@@ -61,7 +59,7 @@ def sbatch_text(
             *profile.setup,
             f"cd {code}  # where Python looks first",
             f'export SUBMITIT_EXECUTOR=slurm PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-            f"{srun_command(request, profile, profile.python or python)} || code=$?",
+            f"{srun_command(request, profile)} || code=$?",
             REQUEUE.format(jobs_dir=shlex.quote(str(request.folder / JOBS_DIR))),
         ]
     )
@@ -179,7 +177,7 @@ def measured_signal_lead_s(stop_s: float) -> int:
     return max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * stop_s) + SIGNAL_SLACK_S)
 
 
-def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> str:
+def srun_command(request: JobRequest, profile: ClusterProfile) -> str:
     """The job's work: one process per GPU, all of which end when one fails."""
     jobs_dir = request.folder / JOBS_DIR
     srun = [
@@ -192,9 +190,9 @@ def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> s
         f"--cpus-per-task={cpus_per_task(request, profile)}",
         f"--output={jobs_dir}/{job_pattern(request)}_%t.log",
     ]
-    runner = [shlex.quote(python), "-u", "-m", "submitit.core._submit", shlex.quote(str(jobs_dir))]
-    container = [profile.container] if profile.container else []
-    return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join([*container, *runner])])
+    python = profile.python or sys.executable
+    runner = shlex.join([python, "-u", "-m", "submitit.core._submit", str(jobs_dir)])
+    return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join(filter(None, [profile.container, runner]))])
 
 
 def array_spec(request: JobRequest) -> str:

@@ -269,6 +269,9 @@ def set_array_throttle(job: str, count: int) -> None:
     order("scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={count}", may_be_over=True)
 
 
+# --- for loops -------------------------------------------------------------------------------------
+
+
 @dataclass
 class QueueWatch:
     """The queue for those who look again and again; everything that loops in one process shares one.

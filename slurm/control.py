@@ -78,11 +78,11 @@ def settle(records: list[JobRecord]) -> None:
     if not on_slurm(records):
         return
     watch = QueueWatch()
-    if open_cases := unsettled(records, look(records, watch)):
+    if open_cases := unsettled(records, scheduler_of(records, watch.look())):
         log.info("waiting for SLURM to settle jobs that are just ending: %s", ", ".join(open_cases))
         wait_until(lambda scheduler: not unsettled(records, scheduler), records, watch)
     # SLURM itself does not cancel everywhere what waits for a job that has failed
-    if dead := sorted(array_tasks_of(records) & look(records, watch).never_satisfiable()):
+    if dead := sorted(array_tasks_of(records) & scheduler_of(records, watch.look()).never_satisfiable()):
         client.cancel(*dead)
         watch.expire()
         wait_for_end(records, set(dead), watch)
@@ -105,13 +105,8 @@ def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWa
 def wait_until(is_over: Callable[[Scheduler], bool], records: list[JobRecord], watch: QueueWatch) -> None:
     """Return when `is_over` says so of the queue, or after SLURM_END_S."""
     give_up_s = watch.clock() + SLURM_END_S
-    while not is_over(look(records, watch)) and watch.clock() < give_up_s:
+    while not is_over(scheduler_of(records, watch.look())) and watch.clock() < give_up_s:
         watch.wait()
-
-
-def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
-    """What the queue says of SLURM's jobs among these."""
-    return scheduler_of(on_slurm(records), watch.look())
 
 
 def hold(study_dir: Path, study: Study) -> list[str]:

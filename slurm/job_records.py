@@ -14,7 +14,7 @@ from data_prep.records import Record, read_record, write_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from vae.provenance import read_attempts
+from vae.provenance import Attempt, read_attempts
 from vae.run_dir import JOBS_FILE, JOBS_LOCK_FILE, LAUNCH_LOCK_FILE
 from vae.study import Study
 
@@ -69,7 +69,10 @@ class JobList(Record, frozen=True):
 
 
 def read_records(folder: Path) -> list[JobRecord]:
-    """The jobs submitted for a study or data folder, oldest first; DamagedFile if nobody knows them."""
+    """The jobs submitted for a study or data folder, oldest first.
+
+    Raises DamagedFile if nobody knows which are at work, so what runs might be started twice.
+    """
     return list((read_record(folder / JOBS_FILE, JobList) or JobList()).jobs)
 
 
@@ -79,14 +82,18 @@ def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
     ids = {record.id for record in records}
     by_hand = []
     for index, name in enumerate(study.runs):
-        with suppress(DamagedFile):  # the state of that run says so
-            for attempt in read_attempts(study_dir / name)[-1:]:
-                if attempt.cluster == Backend.SLURM and attempt.job.split("_")[0] not in ids:
-                    run = (index,)
-                    by_hand.append(
-                        JobRecord(attempt.job, JobKind.TRAIN, Backend.SLURM, False, run, attempt.host)
-                    )
+        attempt = newest_attempt(study_dir / name)
+        if attempt and attempt.cluster == Backend.SLURM and attempt.job.split("_")[0] not in ids:
+            job = JobRecord(attempt.job, JobKind.TRAIN, Backend.SLURM, False, (index,), attempt.host)
+            by_hand.append(job)
     return [*by_hand, *records]
+
+
+def newest_attempt(run_dir: Path) -> Attempt | None:
+    """The newest attempt of a run; None without one, and of a damaged run, which is shown as such."""
+    with suppress(DamagedFile):
+        return next(reversed(read_attempts(run_dir)), None)
+    return None
 
 
 def add_record(folder: Path, record: JobRecord) -> None:
@@ -116,7 +123,7 @@ def _changing(folder: Path) -> Iterator[list[JobRecord]]:
 
 @contextmanager
 def only_launcher(study_dir: Path) -> Iterator[None]:
-    """Hold the study's lock until this process ends, however it ends; ClusterError if another one has it."""
+    """Hold the study's lock, which the system drops if this process dies; ClusterError if it is taken."""
     with only_holder(study_dir / LAUNCH_LOCK_FILE, wait_s=0) as is_ours:
         if not is_ours:
             raise ClusterError(

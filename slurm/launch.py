@@ -143,8 +143,7 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
         settle(launch.records())
         requests = launch.accepted_jobs()
         # Write down what the jobs will read, then start them.
-        prepare(launch)
-        note_launch(launch, requests, command)
+        write_down(launch, requests, command)
         launch.backend.start(requests, launch.code)
         # Stay until none is queued or running.
         if launch.backend.goes_on_alone and must_wait:
@@ -157,17 +156,16 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
     return must_wait or not launch.backend.goes_on_alone
 
 
-def prepare(launch: Launch) -> None:
-    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
+def write_down(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
+    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet.
+
+    The command is kept with the study, if it is about to start anything.
+    """
     write_data_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
     for name, config in launch.configs.items():
         if not is_trained(launch.study_dir / name):
             prepare_run(launch.study_dir / name, config)
-
-
-def note_launch(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
-    """Keep the command with the study, if it is about to start anything."""
     tasks = chain.from_iterable(request.tasks.values() for request in requests if request.resources)
     runs = dict.fromkeys(Path(task.path).name for task in tasks)  # once each: a run is trained, then scored
     if requests:

@@ -1,7 +1,5 @@
 """Which images a launch trains on: packed ones, or a source that is packed first."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ class Data:
     folder: Path
     image_size_px: int
     num_train_images: int
-    plan: Plan | None = None
+    plan: "Plan | None" = None
     """How they are going to be packed; None when that is done."""
 
     @property

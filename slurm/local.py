@@ -1,7 +1,5 @@
 """Runs jobs as processes of this machine, one after another, without a scheduler."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -10,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,9 +17,6 @@ from slurm.job_records import JobRecord, add_record, note_end, read_records
 from slurm.node.environment import Backend, single_process
 from slurm.plan import JobRequest
 from vae.run_dir import JOBS_DIR
-
-if TYPE_CHECKING:
-    from submitit.core.utils import JobPaths
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
 UNLIMITED_RESTARTS = 1_000_000
@@ -47,27 +41,24 @@ def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> l
     One that waits for another which failed is skipped; the report always comes. `watch` is called now and
     then with what is running. Ctrl-C ends the processes.
     """
-    return _run_in_order(requests, lambda request, index: run_array_task(request, index, code_dir, watch))
-
-
-def run_debug(requests: Sequence[JobRequest]) -> list[str]:
-    """Run the requests in this very process, one after another; an error is raised where it happens."""
-    return _run_in_order(requests, lambda request, index: request.tasks[index](single_process()))
-
-
-def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str | None]) -> list[str]:
-    """Do what waits for nothing that has failed or was skipped, as SLURM would; returns what failed."""
     reasons: list[str] = []
     unmet: set[tuple[str, int | None]] = set()  # dependencies, each of one index or (None) of every one
     for request in requests:
         for index in request.tasks:
             is_blocked = any({(after, index), (after, None)} & unmet for after in request.after)
-            reason = None if is_blocked else act(request, index)
+            reason = "" if is_blocked else run_array_task(request, index, code_dir, watch)
             if reason:
                 reasons.append(reason)
             if reason or is_blocked:
                 unmet |= {(f"aftercorr:{request.key}", index), (f"afterok:{request.key}", None)}
     return reasons
+
+
+def run_debug(requests: Sequence[JobRequest]) -> None:
+    """Run the requests in this very process, one after another; an error is raised where it happens."""
+    for request in requests:
+        for task in request.tasks.values():
+            task(single_process())
 
 
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
@@ -95,18 +86,11 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
     return failure(request, index, job.job_id, num_ranks)
 
 
-def job_paths(jobs_dir: Path, job: str, rank: int = 0) -> JobPaths:
-    """Where submitit keeps what a job is to run, its result, and what it prints."""
-    from submitit.core.utils import JobPaths
-
-    return JobPaths(jobs_dir, job, rank)
-
-
 def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
     """One line on why a local job failed: the last line of its error, and where to read on; or nothing."""
-    from submitit.core.utils import pickle_load
+    from submitit.core.utils import JobPaths, pickle_load
 
-    paths = [job_paths(request.folder / JOBS_DIR, job, rank) for rank in range(num_ranks)]
+    paths = [JobPaths(request.folder / JOBS_DIR, job, rank) for rank in range(num_ranks)]
     outcomes = [pickle_load(path.result_pickle) for path in paths if path.result_pickle.exists()]
     if [outcome for outcome, _ in outcomes] == ["success"] * num_ranks:
         return ""

@@ -14,7 +14,7 @@ from data_prep.errors import ClusterError
 from data_prep.files import write_text
 from slurm import client
 from slurm.job_records import JobRecord, add_record
-from slurm.local import UNLIMITED_RESTARTS, job_paths
+from slurm.local import UNLIMITED_RESTARTS
 from slurm.node.environment import Backend
 from slurm.node.task import Task
 from slurm.plan import JobRequest
@@ -27,10 +27,8 @@ log = logging.getLogger(__name__)
 
 def sbatch_options(request: JobRequest, ids: dict[str, str]) -> list[str]:
     """What sbatch is told beside the script; `ids` are the job ids of the plan's keys, where submitted."""
-    waits = []
-    for after in request.after:
-        condition, target = after.split(":", 1)
-        waits.append(f"{condition}:{ids.get(target, target)}")
+    pairs = (after.split(":", 1) for after in request.after)
+    waits = [f"{condition}:{ids.get(target, target)}" for condition, target in pairs]
     return ["--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
 
 
@@ -55,6 +53,8 @@ def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Pa
 
 def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids: dict[str, str]) -> str:
     """Queue one job or array, record it, and put the pickles where its array tasks look for them."""
+    from submitit.core.utils import JobPaths
+
     jobs_dir = request.folder / JOBS_DIR
     jobs_dir.mkdir(parents=True, exist_ok=True)
     limit = limit_min(request.kind, profile)
@@ -70,7 +70,7 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     record = JobRecord.of(request, job, Backend.SLURM)
     add_record(request.folder, record)
     for index, path in pickles.items():
-        path.rename(job_paths(jobs_dir, record.array_task(index)).submitted_pickle)
+        path.rename(JobPaths(jobs_dir, record.array_task(index)).submitted_pickle)
     write_text(jobs_dir / f"{job}.sbatch", text)
     return job
 
@@ -100,10 +100,6 @@ def hand_over(request: JobRequest, text: str, *options: str) -> str:
 
 def as_shell(request: JobRequest, keys: Sequence[str]) -> str:
     """The sbatch call as one would type it, with shell variables for ids that are not known yet."""
-    options = sbatch_options(request, {key: f"${shell_name(key)}" for key in keys})
-    return f"{shell_name(request.key)}=$(sbatch {' '.join(options)} <<'EOF'"
-
-
-def shell_name(key: str) -> str:
-    """A key of the plan as the name of a shell variable."""
-    return key.replace("-", "_")
+    names = {key: key.replace("-", "_") for key in keys}
+    options = sbatch_options(request, {key: f"${name}" for key, name in names.items()})
+    return f"{names[request.key]}=$(sbatch {' '.join(options)} <<'EOF'"

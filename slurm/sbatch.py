@@ -131,9 +131,8 @@ def memory(request: JobRequest, profile: ClusterProfile) -> str:
 
 def gpu_amount(profile: ClusterProfile, resources: Resources) -> str:
     """GPUs of each node, as the site's flag wants them: `4`, `a100:4`, `gpu:4` or `gpu:a100:4`."""
-    generic = ["gpu"] if profile.gpu_flag == "gres" else []
-    kind = [profile.gpu_type] if profile.gpu_type else []
-    return ":".join([*generic, *kind, str(resources.gpus_per_node)])
+    generic = "gpu" if profile.gpu_flag == "gres" else ""
+    return ":".join(filter(None, [generic, profile.gpu_type, str(resources.gpus_per_node)]))
 
 
 def cpus_per_task(request: JobRequest, profile: ClusterProfile) -> int:

@@ -124,8 +124,7 @@ def merge_training(run_dir: Path, job: JobState | None) -> tuple[RunState, str]:
     if job.state not in ENDED:
         return RunState.FAILED, f"{JobKind.TRAIN} {job.state}"
     details = ["interrupted" if job.state == INTERRUPTED else job.reason]
-    step = saved_step(run_dir)
-    if job.state in (CANCELLED, INTERRUPTED) and step:
+    if job.state in (CANCELLED, INTERRUPTED) and (step := saved_step(run_dir)):
         details.append(f"saved at step {step:,}")
     return ENDED[job.state], ", ".join(filter(None, details))
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
 
 from data_prep.errors import ClusterError, SettingsError
 from slurm import client
@@ -15,72 +14,54 @@ from slurm.node.environment import Backend
 from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
 from slurm.preflight import check_this_machine, warn_of_private_folders
 from slurm.profile import ClusterProfile
-from slurm.submit import as_shell, check_accepted, script, submit
+from slurm.sbatch import sbatch_text
+from slurm.submit import as_shell, check_accepted, submit
 
 log = logging.getLogger(__name__)
 
 
-class LaunchBackend(Protocol):
-    """What a launch asks of whatever runs its jobs."""
-
-    goes_on_alone: ClassVar[bool]
-    """Whether its jobs go on when the launcher has ended."""
-
-    def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
-        """Raise a ToolkitError for what would only fail in a job; `folders` are those that jobs work in."""
-
-    def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
-        """The jobs that a study still needs, in order.
-
-        Raises:
-            ClusterError: they cannot be added to what is at work.
-        """
-
-    def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
-        """Raise ClusterError if a job would be refused."""
-
-    def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
-        """What `start` would do; scripts to the letter."""
-
-    def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
-        """Submit the jobs, or run them to their end."""
-
-
 @dataclass(frozen=True)
-class SlurmBackend(LaunchBackend):
+class SlurmBackend:
     """Jobs and arrays of SLURM, asked for as a site's profile says."""
 
     profile: ClusterProfile
     max_parallel: int = 0
     """Runs that may train at once; 0 = as many as there is room for."""
     goes_on_alone = True
+    """Whether its jobs go on when the launcher has ended."""
 
     def check(self, resources: Resources, folders: Sequence[Path], is_dry: bool) -> None:
+        """Raise a ToolkitError for what would only fail in a job; `folders` are those that jobs work in."""
         if not is_dry:
             client.require_slurm()
         warn_of_private_folders(folders)
 
     def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
+        """The jobs that a study still needs, in order; ClusterError if they cannot join what is at work."""
         requests = decide(facts, resources, self.profile.pack_jobs, client.max_array_size())
         return with_cap(requests, self.max_parallel)
 
     def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
+        """Raise ClusterError if a job would be refused."""
         for request in requests:
             check_accepted(request, self.profile, code_dir)
 
     def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
+        """What `start` would do; scripts to the letter."""
         keys = [request.key for request in requests]
-        calls = [(as_shell(request, keys), script(request, self.profile, code_dir)) for request in requests]
-        return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in calls)
+        calls = [as_shell(request, keys) for request in requests]
+        texts = [sbatch_text(request, self.profile, code_dir) for request in requests]
+        return "".join(f"{call}\n{text}EOF\n)\n\n" for call, text in zip(calls, texts, strict=True))
 
     def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
+        """Submit the jobs, or run them to their end."""
         if requests:
             code.write()
         submit(requests, self.profile, code.folder)
 
 
-class LocalBackend(LaunchBackend):
-    """Processes of this machine, one run after another."""
+class LocalBackend:
+    """Processes of this machine, one run after another, behind the same functions."""
 
     goes_on_alone = False
 
@@ -117,6 +98,9 @@ class DebugBackend(LocalBackend):
 
     def start(self, requests: Sequence[JobRequest], code: Snapshot) -> None:
         run_debug(requests)
+
+
+LaunchBackend = SlurmBackend | LocalBackend
 
 
 def choose_backend(wanted: str, has_profile: bool) -> Backend:

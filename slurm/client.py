@@ -61,11 +61,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def run(command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run one of SLURM's programs with `text` as its standard input.
-
-    Raises:
-        ClusterError: it is not there, or does not end in time.
-    """
+    """Run one of SLURM's programs with `text` as input; ClusterError if it is missing or takes too long."""
     try:
         return subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=TIME_LIMIT_S, env=clean_environment()
@@ -83,28 +79,21 @@ def query(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def order(*command: str, text: str = "") -> str:
-    """Have SLURM do something; returns what it says.
+def order(*command: str, text: str = "", may_be_over: bool = False) -> str:
+    """Have SLURM do something; returns what it says. It is a failure that a job has ended, unless it may be.
 
-    Raises:
-        SlurmRefused: SLURM's own words on why not.
-        ClusterError: it cannot be asked.
+    Raises SlurmRefused, with SLURM's own words, or ClusterError if it cannot be asked.
     """
     done = run(command, text)
-    if done.returncode:
-        raise SlurmRefused(command, " ".join((done.stderr + done.stdout).split()))
+    words = done.stderr + done.stdout
+    lines = [line for line in words.splitlines() if line.strip()]
+    is_over = bool(lines) and all(map(OVER.search, lines))
+    if done.returncode and not (may_be_over and is_over):
+        raise SlurmRefused(command, " ".join(words.split()))
     return done.stdout
 
 
-def order_if_alive(*command: str) -> None:
-    """As `order`, but a job that has ended in the meantime is no failure."""
-    done = run(command)
-    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    if done.returncode and not (lines and all(OVER.search(line) for line in lines)):
-        raise SlurmRefused(command, " ".join(" ".join(lines).split()))
-
-
-# --- is SLURM here ---------------------------------------------------------------------------------
+# --- the cluster -----------------------------------------------------------------------------------
 
 
 def has_programs() -> bool:
@@ -129,9 +118,6 @@ def require_slurm() -> None:
         why = f"{', '.join(missing)} not in PATH" if missing else "its controller is not reached"
         hint = "try again later, or from a login node; --cluster local runs on this machine"
         raise ClusterError(f"no SLURM answers here: {why}", hint)
-
-
-# --- the cluster ----------------------------------------------------------------------------------
 
 
 def max_array_size() -> int:
@@ -197,10 +183,8 @@ class EndedJob:
 
 
 def queue() -> tuple[QueuedJob, ...] | None:
-    """This user's queued and running jobs; None if squeue does not answer.
-
-    All of them, for asking for an id that SLURM has forgotten is an error.
-    """
+    """This user's queued and running jobs; None if squeue does not answer."""
+    # all of them, for asking for an id that SLURM has forgotten is an error
     answer = query("squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}")
     return None if answer is None else tuple(QueuedJob(*row) for row in _rows(answer, 6))
 
@@ -241,17 +225,13 @@ def node_address(node: str) -> str | None:
 
 
 def sbatch(text: str, *flags: str) -> str:
-    """Hand a script to sbatch; returns what it says.
-
-    Raises:
-        SlurmRefused, ClusterError: as `order`.
-    """
+    """Hand a script to sbatch; returns what it says. Raises as `order`."""
     return order("sbatch", *flags, text=text)
 
 
 def cancel(*jobs: str) -> None:
     """End jobs, arrays or array tasks; it is no failure that one has ended."""
-    order_if_alive("scancel", "--quiet", *jobs)
+    order("scancel", "--quiet", *jobs, may_be_over=True)
 
 
 def cancel_running(job: str) -> None:
@@ -276,17 +256,17 @@ def requeue(job: str) -> None:
 
 def hold(job: str) -> None:
     """Keep what is pending of a job from starting, so that its owner may release it."""
-    order_if_alive("scontrol", "uhold", job)
+    order("scontrol", "uhold", job, may_be_over=True)
 
 
 def release(job: str) -> None:
     """Take back a hold."""
-    order_if_alive("scontrol", "release", job)
+    order("scontrol", "release", job, may_be_over=True)
 
 
 def set_array_throttle(job: str, count: int) -> None:
     """Let so many tasks of an array run at once."""
-    order_if_alive("scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={count}")
+    order("scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={count}", may_be_over=True)
 
 
 # --- for loops -------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Changes what is queued or running of a study: cancel, hold, release, and how many runs train at once."""
 
-import collections
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,10 +29,7 @@ def live_jobs(
 ) -> dict[JobRecord, list[int]]:
     """The jobs that are queued or running, oldest first, each with the runs that it is still to work on.
 
-    With `run`, a position in the study, only what works on that one.
-
-    Raises:
-        ClusterError: SLURM does not answer, and nothing may be changed blindly.
+    With `run`, a position in the study, only what works on that one. ClusterError if SLURM does not answer.
     """
     if scheduler.queue is None:
         raise ClusterError(
@@ -56,16 +52,11 @@ def describe(record: JobRecord, indices: Sequence[int], study: Study) -> str:
     return f"{record.kind} {', '.join(runs)}"
 
 
-# --- cancel, and wait for the end ----------------------------------------------------------------
-
-
 def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
     """Cancel what is queued or running of a study, or of one run; returns one line for each job.
 
     A running training is asked to end and saves. Packing goes on: other studies may want the images.
-
-    Raises:
-        ClusterError: SLURM does not answer, or will not cancel.
+    Raises ClusterError if SLURM does not answer, or will not cancel.
     """
     kinds = LAST_FIRST[1:] if run else LAST_FIRST  # the report tells of the other runs too
     records = [record for record in read_jobs(study_dir, study) if record.kind in kinds]
@@ -87,37 +78,21 @@ def settle(records: list[JobRecord]) -> None:
     if not on_slurm(records):
         return
     watch = QueueWatch()
-    wait_until_settled(records, watch)
-    if dead := cancel_unsatisfiable(records, watch):
-        log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
-
-
-def wait_until_settled(records: list[JobRecord], watch: QueueWatch) -> None:
-    """Return when SLURM has made up its mind about these jobs, or after SLURM_END_S.
-
-    Nobody knows yet whether one that is just ending will run again, nor whether one that waits for what has
-    ended may start.
-    """
-    open_cases = unsettled(records, look(records, watch))
-    if open_cases:
+    if open_cases := unsettled(records, scheduler_of(records, watch.look())):
         log.info("waiting for SLURM to settle jobs that are just ending: %s", ", ".join(open_cases))
         wait_until(lambda scheduler: not unsettled(records, scheduler), records, watch)
-
-
-def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
-    """The array tasks of which SLURM has yet to say what becomes of them."""
-    completing = {job for job, state in (scheduler.queue or {}).items() if state.state == "COMPLETING"}
-    return sorted(array_tasks_of(records) & (completing | scheduler.in_transition()))
-
-
-def cancel_unsatisfiable(records: list[JobRecord], watch: QueueWatch) -> list[str]:
-    """Cancel what waits for a job that has failed, where SLURM does not do so itself; returns the ids."""
-    dead = sorted(array_tasks_of(records) & look(records, watch).never_satisfiable())
-    if dead:
+    # SLURM itself does not cancel everywhere what waits for a job that has failed
+    if dead := sorted(array_tasks_of(records) & scheduler_of(records, watch.look()).never_satisfiable()):
         client.cancel(*dead)
         watch.expire()
         wait_for_end(records, set(dead), watch)
-    return dead
+        log.info("cancelled, for what they waited for has failed: %s", ", ".join(dead))
+
+
+def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
+    """The array tasks of which SLURM has yet to say whether they run again, or may start."""
+    completing = {job for job, state in (scheduler.queue or {}).items() if state.state == "COMPLETING"}
+    return sorted(array_tasks_of(records) & (completing | scheduler.in_transition()))
 
 
 def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWatch) -> None:
@@ -130,24 +105,12 @@ def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWa
 def wait_until(is_over: Callable[[Scheduler], bool], records: list[JobRecord], watch: QueueWatch) -> None:
     """Return when `is_over` says so of the queue, or after SLURM_END_S."""
     give_up_s = watch.clock() + SLURM_END_S
-    while not is_over(look(records, watch)) and watch.clock() < give_up_s:
+    while not is_over(scheduler_of(records, watch.look())) and watch.clock() < give_up_s:
         watch.wait()
 
 
-def look(records: list[JobRecord], watch: QueueWatch) -> Scheduler:
-    """What the queue says of SLURM's jobs among these."""
-    return scheduler_of(on_slurm(records), watch.look())
-
-
-# --- hold, release, throttle ---------------------------------------------------------------------
-
-
 def hold(study_dir: Path, study: Study) -> list[str]:
-    """Let no more runs of a study start; returns one line for each job.
-
-    Raises:
-        ClusterError: SLURM does not answer or will not do it, or the study runs on this machine.
-    """
+    """Let no more runs of a study start; returns one line for each job. Raises as `throttled_jobs`."""
     live, scheduler = throttled_jobs(study_dir, study)
     lines = []
     for record, indices in live.items():
@@ -162,7 +125,7 @@ def hold(study_dir: Path, study: Study) -> list[str]:
 
 
 def release(study_dir: Path, study: Study) -> list[str]:
-    """Take back a hold; returns one line for each job. Raises as `hold`."""
+    """Take back a hold; returns one line for each job. Raises as `throttled_jobs`."""
     live, _ = throttled_jobs(study_dir, study)
     for record in live:
         client.release(record.id)
@@ -174,24 +137,21 @@ def release(study_dir: Path, study: Study) -> list[str]:
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
     """Let at most `count` runs train (and be scored) at once; returns one line for each array.
 
-    Several arrays of one kind share it. Raises as `hold`.
+    Several arrays of one kind share it. Raises as `throttled_jobs`.
     """
     if count < 1:
         raise ClusterError(f"{count} runs at once", "give 1 or more, or hold")
     live, _ = throttled_jobs(study_dir, study)
     arrays = [record for record in live if record.is_array]
-    num_arrays = collections.Counter(array.kind for array in arrays)
-    shares_left = {kind: iter(shares(count, number)) for kind, number in num_arrays.items()}
     lines = []
-    for array in arrays:
-        share = next(shares_left[array.kind])
+    for array, share in zip(arrays, shares(count, [array.kind for array in arrays]), strict=True):
         client.set_array_throttle(array.id, share)
         lines.append(f"at most {share} at once: {array.kind} (job {array.id})")
     return lines
 
 
 def throttled_jobs(study_dir: Path, study: Study) -> tuple[dict[JobRecord, list[int]], Scheduler]:
-    """The live jobs that train or score, and the queue as it is. Raises as `hold`."""
+    """The live jobs that train or score, and the queue; ClusterError without SLURM, or for local jobs."""
     records = [record for record in read_jobs(study_dir, study) if record.kind in LAST_FIRST[1:]]
     scheduler = ask_scheduler(records, with_accounts=False)
     live = live_jobs(records, scheduler)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
 
 from data_prep.errors import ClusterError
 from slurm import client, local
@@ -14,51 +13,25 @@ from slurm.scheduler import GONE, JobState, Scheduler
 from vae.run_dir import JOBS_FILE
 
 
-class JobHandle(Protocol):
-    """What differs between jobs by what runs them; `index` is the position of a run in its study."""
-
-    is_local: ClassVar[bool]
-    log_ending: ClassVar[str]
-    """How the names of files with what its ranks have printed end, after `<job>_<rank>`."""
-
-    def state(self, index: int, scheduler: Scheduler) -> JobState:
-        """What it is doing; a local job that was ended on purpose is CANCELLED or INTERRUPTED."""
-
-    def is_live(self, index: int, scheduler: Scheduler) -> bool:
-        """Whether it is queued or running."""
-
-    def id_to_wait_for(self, index: int, scheduler: Scheduler) -> str:
-        """Its id if it is queued or running and may still start; else empty.
-
-        Raises:
-            ClusterError: nobody knows, or it is a process, for which no job can wait.
-        """
-
-    def label(self, index: int | None = None) -> str:
-        """What people know it by: `job 8`, with an index `job 8_1`, or `process 4711`."""
-
-    def log_tag(self, index: int) -> str:
-        """What the names of a run's log files call it."""
-
-    def end(self, study_dir: Path, indices: Sequence[int], is_all: bool) -> None:
-        """End these of its runs; with `is_all` the whole job and what would follow it."""
-
-
 @dataclass(frozen=True)
-class SlurmJob(JobHandle):
-    """A job or an array of SLURM."""
+class SlurmJob:
+    """A job or an array of SLURM; `index` is the position of one of its runs in the study."""
 
     record: JobRecord
     is_local = False
     log_ending = ".log"
+    """How the names of files with what its ranks have printed end, after `<job>_<rank>`."""
 
     def state(self, index: int, scheduler: Scheduler) -> JobState:
+        """What it is doing; a local job that was ended on purpose is CANCELLED or INTERRUPTED."""
         return scheduler.state(self.record, index)
 
     def is_live(self, index: int, scheduler: Scheduler) -> bool:
+        """Whether it is queued or running."""
         return self.record.array_task(index) in (scheduler.queue or {})
 
     def id_to_wait_for(self, index: int, scheduler: Scheduler) -> str:
+        """Its id if it is queued or running and may still start, else empty. Raises as `live_job`."""
         if scheduler.queue is None:
             raise ClusterError(
                 f"squeue does not answer, so job {self.record.id} may still be running",
@@ -69,18 +42,21 @@ class SlurmJob(JobHandle):
         return array_task if can_start else ""
 
     def label(self, index: int | None = None) -> str:
+        """What people know it by: `job 8`, with an index `job 8_1`, or `process 4711`."""
         return f"job {self.record.id if index is None else self.record.array_task(index)}"
 
     def log_tag(self, index: int) -> str:
+        """What the names of a run's log files call it."""
         return self.record.array_task(index)
 
     def end(self, study_dir: Path, indices: Sequence[int], is_all: bool) -> None:
+        """End these of its runs; with `is_all` the whole job and what would follow it."""
         client.cancel(*([self.record.id] if is_all else map(self.record.array_task, indices)))
 
 
 @dataclass(frozen=True)
-class LocalJob(JobHandle):
-    """Processes of this machine; the id is that of the one which controls them."""
+class LocalJob:
+    """Processes of this machine, asked the same; the id is that of the one which controls them."""
 
     record: JobRecord
     is_local = True
@@ -109,6 +85,9 @@ class LocalJob(JobHandle):
         local.end_job(int(self.record.id), with_launcher=is_all)
 
 
+JobHandle = SlurmJob | LocalJob
+
+
 def handle_of(record: JobRecord) -> JobHandle:
     """The job of a record, by what runs it."""
     return LocalJob(record) if record.cluster is Backend.LOCAL else SlurmJob(record)
@@ -124,8 +103,7 @@ def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: S
 def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
     """Id of the queued or running job of that kind for one run; empty if there is none.
 
-    Raises:
-        ClusterError: nobody knows, or it is a process, for which no job can wait.
+    Raises ClusterError if nobody knows, or it is a process, for which no job can wait.
     """
     jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
-    return next(filter(None, (handle_of(record).id_to_wait_for(index, scheduler) for record in jobs)), "")
+    return next(filter(None, (handle_of(job).id_to_wait_for(index, scheduler) for job in jobs)), "")

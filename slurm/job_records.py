@@ -29,7 +29,6 @@ class JobRecord(Record, frozen=True):
     id: str
     kind: JobKind
     cluster: Backend
-    """slurm or local."""
     is_array: bool
     indices: tuple[int, ...]
     """Positions in study.yaml of the runs it works on."""
@@ -72,8 +71,7 @@ class JobList(Record, frozen=True):
 def read_records(folder: Path) -> list[JobRecord]:
     """The jobs submitted for a study or data folder, oldest first.
 
-    Raises:
-        DamagedFile: nobody knows which jobs are at work, so what runs might be started twice.
+    Raises DamagedFile if nobody knows which are at work, so what runs might be started twice.
     """
     return list((read_record(folder / JOBS_FILE, JobList) or JobList()).jobs)
 
@@ -125,11 +123,7 @@ def _changing(folder: Path) -> Iterator[list[JobRecord]]:
 
 @contextmanager
 def only_launcher(study_dir: Path) -> Iterator[None]:
-    """Hold the study's lock, which the system itself drops when this process ends, however it ends.
-
-    Raises:
-        ClusterError: another launcher holds it.
-    """
+    """Hold the study's lock, which the system drops if this process dies; ClusterError if it is taken."""
     with only_holder(study_dir / LAUNCH_LOCK_FILE, wait_s=0) as is_ours:
         if not is_ours:
             raise ClusterError(

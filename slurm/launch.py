@@ -2,9 +2,10 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,6 @@ class Launch:
     backend: LaunchBackend
     code: Snapshot
     """What the jobs will run."""
-
-    @property
-    def folders(self) -> tuple[Path, Path]:
-        """The folders that its jobs work in."""
-        return self.study_dir, self.data.folder
 
     @property
     def report_path(self) -> Path:
@@ -111,18 +107,17 @@ def read_launch(flags: Any) -> Launch:
 
 def read_configs(flags: Any, data: Data) -> dict[str, RunConfig]:
     """The runs asked for: every variant with every seed, by name."""
-    configs = {}
-    for variant in VARIANT_GROUPS[flags.variant]:
-        for seed in flags.seeds:
-            own = {"variant": variant, "seed": seed}
-            images = {"data": str(data.folder), "image_size_px": data.image_size_px}
-            configs[run_name(variant, seed)] = RunConfig(**{**flags.run.as_dict(), **own, **images})
-    return configs
+    settings = {**flags.run.as_dict(), "data": str(data.folder), "image_size_px": data.image_size_px}
+    return {
+        run_name(variant, seed): RunConfig(**{**settings, "variant": variant, "seed": seed})
+        for variant, seed in product(VARIANT_GROUPS[flags.variant], flags.seeds)
+    }
 
 
 def check(launch: Launch, is_dry: bool) -> None:
     """Raise a ToolkitError for anything that would only fail in a job."""
-    for folder in launch.folders:
+    folders = (launch.study_dir, launch.data.folder)
+    for folder in folders:
         check_path(folder)
     for name, config in launch.configs.items():
         check_run(launch.study_dir / name, config)
@@ -131,64 +126,47 @@ def check(launch: Launch, is_dry: bool) -> None:
     check_writable(launch.study_dir)
     if launch.data.plan is not None:
         check_writable(launch.data.folder)
-    launch.backend.check(launch.resources, launch.folders, is_dry)
+    launch.backend.check(launch.resources, folders, is_dry)
 
 
 def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
     """Submit or run the jobs that are missing; whether nothing is left to wait for.
 
-    Raises:
-        ClusterError: another launch is at work on the study, or SLURM would not take a job.
+    Raises ClusterError if another launch is at work on the study, or SLURM would not take a job.
     """
     if not launch.study_dir.exists():
         launch.accepted_jobs()  # what SLURM refuses leaves no folder behind
-    with sole_launcher(launch):
+    packing = nullcontext() if launch.data.plan is None else only_launcher(launch.data.folder)
+    with only_launcher(launch.study_dir), packing:
         # Another launch may have added runs, and its jobs may have ended, until a moment ago.
         launch = replace(launch, study=with_earlier_runs(launch.study_dir, launch.study))
         settle(launch.records())
         requests = launch.accepted_jobs()
         # Write down what the jobs will read, then start them.
-        prepare(launch)
-        note_launch(launch, requests, command)
+        write_down(launch, requests, command)
         launch.backend.start(requests, launch.code)
+        # Stay until none is queued or running.
         if launch.backend.goes_on_alone and must_wait:
-            follow(launch)
+            try:
+                follow_jobs(launch.study_dir, launch.study)
+            except KeyboardInterrupt:
+                study = shlex.quote(str(launch.study_dir))
+                log.info("the jobs go on; python jobs/cancel.py %s ends them", study)
+                raise
     return must_wait or not launch.backend.goes_on_alone
 
 
-def follow(launch: Launch) -> None:
-    """Stay until no job of the study is queued or running, and log what changes."""
-    try:
-        follow_jobs(launch.study_dir, launch.study)
-    except KeyboardInterrupt:
-        log.info("the jobs go on; python jobs/cancel.py %s ends them", shlex.quote(str(launch.study_dir)))
-        raise
+def write_down(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
+    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet.
 
-
-@contextmanager
-def sole_launcher(launch: Launch) -> Iterator[None]:
-    """Nobody else launches this study, or packs its images, in the meantime."""
-    with ExitStack() as locks:
-        locks.enter_context(only_launcher(launch.study_dir))
-        if launch.data.plan is not None:
-            locks.enter_context(only_launcher(launch.data.folder))
-        yield
-
-
-def prepare(launch: Launch) -> None:
-    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet."""
+    The command is kept with the study, if it is about to start anything.
+    """
     write_data_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
     for name, config in launch.configs.items():
         if not is_trained(launch.study_dir / name):
             prepare_run(launch.study_dir / name, config)
-
-
-def note_launch(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
-    """Keep the command with the study, if it is about to start anything."""
-    runs: dict[str, None] = {}  # in order, once each: a run is trained, then scored
-    for request in requests:
-        if request.resources:
-            runs |= dict.fromkeys(Path(task.path).name for task in request.tasks.values())
+    tasks = chain.from_iterable(request.tasks.values() for request in requests if request.resources)
+    runs = dict.fromkeys(Path(task.path).name for task in tasks)  # once each: a run is trained, then scored
     if requests:
         add_launch(launch.study_dir, command, list(runs))

@@ -1,7 +1,5 @@
 """Which images a launch trains on: packed ones, or a source that is packed first."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ class Data:
     folder: Path
     image_size_px: int
     num_train_images: int
-    plan: Plan | None = None
+    plan: "Plan | None" = None
     """How they are going to be packed; None when that is done."""
 
     @property
@@ -35,8 +33,7 @@ class Data:
 def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
     """The data asked for, or the only packed ones; without a size, packed images keep theirs.
 
-    Raises:
-        SettingsError, DataError: there are none, they cannot be used, or they are packed in another size.
+    Raises SettingsError or DataError if there are none, or they cannot be used, or are of another size.
     """
     if shards_or_source is None or (Path(shards_or_source) / MANIFEST_FILE).exists():
         folder = only_packed(SHARDS_DIR) if shards_or_source is None else Path(shards_or_source)

@@ -1,7 +1,5 @@
 """Runs jobs as processes of this machine, one after another, without a scheduler."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -10,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,10 +17,6 @@ from slurm.job_records import JobRecord, add_record, note_end, read_records
 from slurm.node.environment import Backend, single_process
 from slurm.plan import JobRequest
 from vae.run_dir import JOBS_DIR
-
-if TYPE_CHECKING:
-    from submitit.core.core import Job
-    from submitit.core.utils import JobPaths
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
 UNLIMITED_RESTARTS = 1_000_000
@@ -48,49 +41,37 @@ def run_local(requests: Sequence[JobRequest], code_dir: Path, watch: Watch) -> l
     One that waits for another which failed is skipped; the report always comes. `watch` is called now and
     then with what is running. Ctrl-C ends the processes.
     """
-    return _run_in_order(requests, lambda request, index: run_array_task(request, index, code_dir, watch))
-
-
-def run_debug(requests: Sequence[JobRequest]) -> list[str]:
-    """Run the requests in this very process, one after another; an error is raised where it happens."""
-
-    def act(request: JobRequest, index: int) -> str:
-        request.tasks[index](single_process())
-        return ""
-
-    return _run_in_order(requests, act)
-
-
-def _run_in_order(requests: Sequence[JobRequest], act: Callable[[JobRequest, int], str]) -> list[str]:
-    failed: set[tuple[str, int]] = set()
     reasons: list[str] = []
+    unmet: set[tuple[str, int | None]] = set()  # dependencies, each of one index or (None) of every one
     for request in requests:
         for index in request.tasks:
-            if _is_blocked(request, index, failed):
-                failed.add((request.key, index))
-                continue
-            if reason := act(request, index):
-                failed.add((request.key, index))
+            is_blocked = any({(after, index), (after, None)} & unmet for after in request.after)
+            reason = "" if is_blocked else run_array_task(request, index, code_dir, watch)
+            if reason:
                 reasons.append(reason)
+            if reason or is_blocked:
+                unmet |= {(f"aftercorr:{request.key}", index), (f"afterok:{request.key}", None)}
     return reasons
 
 
-def _is_blocked(request: JobRequest, index: int, failed: set[tuple[str, int]]) -> bool:
-    """What SLURM's dependencies say, for jobs that run one after another."""
-    for after in request.after:
-        condition, key = after.split(":", 1)
-        if condition == "afterok" and any(key == failed_key for failed_key, _ in failed):
-            return True
-        if condition == "aftercorr" and (key, index) in failed:
-            return True
-    return False
+def run_debug(requests: Sequence[JobRequest]) -> None:
+    """Run the requests in this very process, one after another; an error is raised where it happens."""
+    for request in requests:
+        for task in request.tasks.values():
+            task(single_process())
 
 
 def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch) -> str:
     """Run one array task in processes of its own; returns why it failed, or nothing."""
+    from submitit import LocalExecutor
+
+    # submitit starts a controller, which starts a process for each rank; its process id is the job's
     num_ranks = request.resources.gpus_per_node if request.resources else 1
-    with _at_home(code_dir), _without_ctrl_c():
-        job = start_ranks(request, index, num_ranks)
+    limits = {"timeout_min": LOCAL_LIMIT_MIN, "tasks_per_node": num_ranks, **visible_gpus(request)}
+    with _set_apart(code_dir):
+        executor = LocalExecutor(request.folder / JOBS_DIR, max_num_timeout=UNLIMITED_RESTARTS)
+        executor.update_parameters(stderr_to_stdout=True, **limits)
+        job = executor.submit(request.tasks[index])
     # this array task's record alone: the others have processes of their own
     record = JobRecord.of(request, job.job_id, Backend.LOCAL)
     add_record(request.folder, msgspec.structs.replace(record, indices=(index,)))
@@ -105,29 +86,11 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
     return failure(request, index, job.job_id, num_ranks)
 
 
-def start_ranks(request: JobRequest, index: int, num_ranks: int) -> Job[None]:
-    """Have submitit start a controller, which starts a process for each rank; its process id is the job's."""
-    from submitit import LocalExecutor
-
-    executor = LocalExecutor(request.folder / JOBS_DIR, max_num_timeout=UNLIMITED_RESTARTS)
-    executor.update_parameters(
-        timeout_min=LOCAL_LIMIT_MIN, tasks_per_node=num_ranks, stderr_to_stdout=True, **visible_gpus(request)
-    )
-    return executor.submit(request.tasks[index])
-
-
-def job_paths(jobs_dir: Path, job: str, rank: int = 0) -> JobPaths:
-    """Where submitit keeps what a job is to run, its result, and what it prints."""
-    from submitit.core.utils import JobPaths
-
-    return JobPaths(jobs_dir, job, rank)
-
-
 def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
     """One line on why a local job failed: the last line of its error, and where to read on; or nothing."""
-    from submitit.core.utils import pickle_load
+    from submitit.core.utils import JobPaths, pickle_load
 
-    paths = [job_paths(request.folder / JOBS_DIR, job, rank) for rank in range(num_ranks)]
+    paths = [JobPaths(request.folder / JOBS_DIR, job, rank) for rank in range(num_ranks)]
     outcomes = [pickle_load(path.result_pickle) for path in paths if path.result_pickle.exists()]
     if [outcome for outcome, _ in outcomes] == ["success"] * num_ranks:
         return ""
@@ -144,8 +107,7 @@ def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
 def visible_gpus(request: JobRequest) -> dict[str, object]:
     """submitit's parameters that leave CUDA_VISIBLE_DEVICES as the user set it; it would number from 0.
 
-    Raises:
-        ClusterError: the variable names GPUs in a way that cannot be passed on.
+    Raises ClusterError if the variable names GPUs in a way that cannot be passed on.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = request.resources.gpus_per_node if request.resources else 0
@@ -162,27 +124,22 @@ def visible_gpus(request: JobRequest) -> dict[str, object]:
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Processes started in here ignore the terminal's Ctrl-C: the launcher ends them, and lets them save."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _set_apart(code_dir: Path) -> Iterator[None]:
+    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us.
 
-
-@contextmanager
-def _at_home(code_dir: Path) -> Iterator[None]:
-    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us."""
+    They ignore the terminal's Ctrl-C: the launcher ends them, and lets them save.
+    """
     environment, folder = dict(os.environ), Path.cwd()
     others = os.environ.get("PYTHONPATH")
     wanted = clean_environment() | {"PYTHONPATH": f"{code_dir}:{others}" if others else str(code_dir)}
     os.environ.clear()
     os.environ.update(wanted)
     os.chdir(code_dir)  # where Python looks first
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, on_ctrl_c)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
@@ -208,11 +165,7 @@ def ranks_of(controller: int) -> list[int]:
 
 
 def end_job(pid: int, with_launcher: bool) -> None:
-    """Have a local job's process save and end, and wait for that; with its launcher, nothing follows it.
-
-    Raises:
-        ClusterError: it does not end.
-    """
+    """Have a local job's process save and end; with its launcher, nothing follows it. ClusterError if not."""
     launcher = launcher_of(pid) if with_launcher else None
     if launcher is None:
         has_ended = end_in_time([pid], END_LIMIT_S, ask=pid)

@@ -6,7 +6,8 @@
 Nothing here reads a disk or talks to SLURM: state.py finds out what is there, submit.py acts.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -111,7 +112,9 @@ def decide(
 ) -> tuple[JobRequest, ...]:
     """The jobs to submit, in order: only what is neither done nor queued nor running."""
     pack = decide_pack(facts, min(pack_jobs, max_array_size))
-    train = decide_train(facts, resources, _after_data(facts, pack), max_array_size)
+    join = "finalize" if pack else facts.pack_job
+    after_data = (f"afterok:{join}",) if join else ()
+    train = decide_train(facts, resources, after_data, max_array_size)
     evaluate = decide_evaluate(facts, resources, max_array_size)
     report = decide_report(facts, evaluate)
     return (*pack, *train, *evaluate, *report)
@@ -128,12 +131,6 @@ def decide_pack(facts: StudyFacts, pack_jobs: int) -> tuple[JobRequest, ...]:
         JobRequest("pack", JobKind.PACK, out, tasks),
         JobRequest("finalize", JobKind.FINALIZE, out, join, after=("afterok:pack",), is_array=False),
     )
-
-
-def _after_data(facts: StudyFacts, pack: tuple[JobRequest, ...]) -> tuple[str, ...]:
-    if pack:
-        return ("afterok:finalize",)
-    return (f"afterok:{facts.pack_job}",) if facts.pack_job else ()
 
 
 def decide_train(
@@ -218,24 +215,23 @@ def numbered(key: str, number: int) -> str:
 def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ...]:
     """The requests, with at most `cap` runs that train, and that are scored, at once; 0 = no cap.
 
-    Raises:
-        SettingsError: there are more training arrays than that, and each runs one array task at least.
+    Raises SettingsError if there are more training arrays than that, for each runs one array task at least.
     """
+    if not cap:
+        return requests
     arrays = sum(request.kind is JobKind.TRAIN for request in requests)
-    if 0 < cap < arrays:
+    if cap < arrays:
         raise SettingsError(
             f"--max-parallel {cap}, but the study takes {arrays} arrays, each of which runs one run at least",
             f"use --max-parallel {arrays} or more, or launch fewer --seeds at a time",
         )
-    if not cap:
-        return requests
-    caps: dict[str, int] = {}
-    for kind in (JobKind.TRAIN, JobKind.EVALUATE):
-        keys = [request.key for request in requests if request.kind is kind]
-        caps |= dict(zip(keys, shares(cap, len(keys)), strict=True))
-    return tuple(replace(request, max_parallel=caps.get(request.key, 0)) for request in requests)
+    caps = zip(requests, shares(cap, [request.kind for request in requests]), strict=True)
+    return tuple(replace(request, max_parallel=share if request.resources else 0) for request, share in caps)
 
 
-def shares(total: int, parts: int) -> list[int]:
-    """`total` shared out evenly, the first ones a little more; at least 1 each."""
-    return [max(1, total // parts + (part < total % parts)) for part in range(parts)]
+def shares(cap: int, kinds: Sequence[JobKind]) -> Iterator[int]:
+    """How much of `cap` each of these arrays gets: those of one kind share it evenly, at least 1 each."""
+    totals, before = Counter(kinds), Counter[JobKind]()
+    for kind in kinds:
+        yield max(1, cap // totals[kind] + (before[kind] < cap % totals[kind]))
+        before[kind] += 1

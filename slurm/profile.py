@@ -29,79 +29,58 @@ class ClusterProfile:
 
     partition: str = ""
     """Partition for jobs that use GPUs."""
-
     cpu_partition: str = ""
     """Partition for packing and the report; empty = as `partition`."""
-
     account: str = ""
     """Account the time is charged to."""
-
     qos: str = ""
     """Quality of service."""
-
     constraint: str = ""
     """Node features, as in `a100&nvlink`."""
 
     gpu_type: str = ""
     """GPU type, as in `a100`."""
-
     gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     """How the site wants GPUs asked for: `--gpus-per-node=4` or `--gres=gpu:4`."""
 
     cpus_per_gpu: int = 4
     """CPU cores for each training or evaluation process (one process per GPU)."""
-
     mem_per_gpu_gb: int = 0
     """Memory for each training or evaluation process, in GB."""
-
     pack_cpus: int = 8
     """CPU cores of each packing job."""
-
     pack_jobs: int = 4
     """Largest number of packing jobs; each packs every n-th shard."""
-
     pack_mem_gb: int = 0
     """Memory of each packing job, in GB."""
 
     train_limit_min: int = 1440
     """Time limit of one attempt at training; a longer run goes on by itself in the next one."""
-
     evaluate_limit_min: int = 120
     """Time limit of scoring one run."""
-
     pack_limit_min: int = 240
     """Time limit of one packing job."""
-
     report_limit_min: int = 30
     """Time limit of joining the shards, and of writing the report."""
-
     warning_s: int = 0
     """Seconds from the stop signal to the time limit; 0 = from the saves measured so far."""
 
     setup: tuple[str, ...] = ()
     """Shell lines before the job's command (`module load cuda`); the job stops if one fails."""
-
     container: str = ""
     """Command that runs another inside a container (`apptainer exec --nv /shared/image.sif`)."""
-
     python: str = ""
     """Python of the jobs; empty = the one that launches."""
 
     drop: tuple[str, ...] = ()
     """Flags of sbatch that the site refuses, as in [kill-on-invalid-dep, mem]."""
-
     rename: dict[str, str] | None = None
     """Flags of sbatch that the site wants under another name, as in {mem: mem-per-node}."""
-
     extra: dict[str, str | int] | None = None
     """Further flags of sbatch, as in {reservation: course}; an empty value gives a bare flag."""
 
     def __post_init__(self) -> None:
-        """Refuse values that sbatch, or the shell, could read as something else.
-
-        Raises:
-            SettingsError: names the setting, its value and what is allowed.
-        """
+        """Raise SettingsError for a value that sbatch, or the shell, could read as something else."""
         for name in ("partition", "cpu_partition", "account", "qos", "constraint", "gpu_type"):
             check_word(name, getattr(self, name))
         for flag, value in (self.extra or {}).items():
@@ -142,10 +121,10 @@ def check_flag(name: str) -> None:
 def check_word(name: str, value: str) -> None:
     """Raise SettingsError unless `value` is empty or one word that an #SBATCH line can hold."""
     if value and not WORD.fullmatch(value):
-        hint = (
-            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign"
+        raise SettingsError(
+            f"{name} = {value!r} is not allowed",
+            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign",
         )
-        raise SettingsError(f"{name} = {value!r} is not allowed", hint)
 
 
 def check_one_line(name: str, value: str) -> None:
@@ -160,18 +139,16 @@ def known_profiles() -> list[str]:
 
 
 def read_profile(name: str) -> ClusterProfile:
-    """The profile of that name, the one in a YAML file of that path, or the defaults for an empty name.
-
-    Raises:
-        SettingsError: there is no such profile, or it holds something that is not allowed.
-    """
+    """The profile of that name, the one in a YAML file of that path, or the defaults for an empty name."""
     if not name:
         return ClusterProfile()
     if name.endswith((".yaml", ".yml")):
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
         own = name if NAME.fullmatch(name) else "NAME"
-        hint = "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
-        hint += f"slurm/profiles/{own}.yaml"
-        raise SettingsError(f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.', hint)
+        raise SettingsError(
+            f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
+            "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+            f"slurm/profiles/{own}.yaml",
+        )
     return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,11 +40,10 @@ SIGNAL_SLACK_S = 60
 LEAST_LIMIT_PER_LEAD = 4
 
 
-def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, python: str) -> str:
-    """The whole script for sbatch; only the dependencies, whose ids come later, are given beside it.
+def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
+    """The whole script for sbatch, of a job that runs the code in `code_dir`.
 
-    Raises:
-        SettingsError: a path holds what sbatch would read as something else.
+    Only the dependencies, whose ids come later, are given beside it.
     """
     for path in (request.folder, code_dir):
         check_path(path)
@@ -59,7 +59,7 @@ def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path, py
             *profile.setup,
             f"cd {code}  # where Python looks first",
             f'export SUBMITIT_EXECUTOR=slurm PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-            f"{srun_command(request, profile, python)} || code=$?",
+            f"{srun_command(request, profile)} || code=$?",
             REQUEUE.format(jobs_dir=shlex.quote(str(request.folder / JOBS_DIR))),
         ]
     )
@@ -131,9 +131,8 @@ def memory(request: JobRequest, profile: ClusterProfile) -> str:
 
 def gpu_amount(profile: ClusterProfile, resources: Resources) -> str:
     """GPUs of each node, as the site's flag wants them: `4`, `a100:4`, `gpu:4` or `gpu:a100:4`."""
-    generic = ["gpu"] if profile.gpu_flag == "gres" else []
-    kind = [profile.gpu_type] if profile.gpu_type else []
-    return ":".join([*generic, *kind, str(resources.gpus_per_node)])
+    generic = "gpu" if profile.gpu_flag == "gres" else ""
+    return ":".join(filter(None, [generic, profile.gpu_type, str(resources.gpus_per_node)]))
 
 
 def cpus_per_task(request: JobRequest, profile: ClusterProfile) -> int:
@@ -153,8 +152,7 @@ def limit_min(kind: JobKind, profile: ClusterProfile) -> int:
 def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
     """Seconds before its time limit at which the job gets the stop signal.
 
-    Raises:
-        SettingsError: the limit leaves too little time for work beside it.
+    Raises SettingsError if the limit leaves too little time for work beside it.
     """
     limit_s = 60 * limit_min(request.kind, profile)
     if request.kind is not JobKind.TRAIN:  # it has nothing to save
@@ -178,7 +176,7 @@ def measured_signal_lead_s(stop_s: float) -> int:
     return max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * stop_s) + SIGNAL_SLACK_S)
 
 
-def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> str:
+def srun_command(request: JobRequest, profile: ClusterProfile) -> str:
     """The job's work: one process per GPU, all of which end when one fails."""
     jobs_dir = request.folder / JOBS_DIR
     srun = [
@@ -191,9 +189,9 @@ def srun_command(request: JobRequest, profile: ClusterProfile, python: str) -> s
         f"--cpus-per-task={cpus_per_task(request, profile)}",
         f"--output={jobs_dir}/{job_pattern(request)}_%t.log",
     ]
-    runner = [shlex.quote(python), "-u", "-m", "submitit.core._submit", shlex.quote(str(jobs_dir))]
-    container = [profile.container] if profile.container else []
-    return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join([*container, *runner])])
+    python = profile.python or sys.executable
+    runner = shlex.join([python, "-u", "-m", "submitit.core._submit", str(jobs_dir)])
+    return " \\\n    ".join([shlex.join(srun), LAUNCHER, " ".join(filter(None, [profile.container, runner]))])
 
 
 def array_spec(request: JobRequest) -> str:

@@ -124,8 +124,6 @@ class Scheduler:
         return JobState(GONE, "not in the accounts")
 
 
-# --- looking -------------------------------------------------------------------------------------
-
 Look = Callable[[Iterable[JobRecord]], Scheduler]
 
 
@@ -151,8 +149,8 @@ def array_tasks_of(records: Iterable[JobRecord]) -> set[str]:
 def scheduler_of(
     records: Iterable[JobRecord], queue: Iterable[QueuedJob] | None, ended: Iterable[EndedJob] | None = None
 ) -> Scheduler:
-    """What squeue and sacct say of the jobs in `records`; None for one that did not answer."""
-    names = {record.id: record.name for record in records if record.name}
+    """What squeue and sacct say of SLURM's jobs among `records`; None for one that did not answer."""
+    names = {record.id: record.name for record in on_slurm(records) if record.name}
 
     def is_ours(job: QueuedJob | EndedJob) -> bool:
         """SLURM may give an id of ours again to something else, under another name."""

@@ -124,8 +124,7 @@ def merge_training(run_dir: Path, job: JobState | None) -> tuple[RunState, str]:
     if job.state not in ENDED:
         return RunState.FAILED, f"{JobKind.TRAIN} {job.state}"
     details = ["interrupted" if job.state == INTERRUPTED else job.reason]
-    step = saved_step(run_dir)
-    if job.state in (CANCELLED, INTERRUPTED) and step:
+    if job.state in (CANCELLED, INTERRUPTED) and (step := saved_step(run_dir)):
         details.append(f"saved at step {step:,}")
     return ENDED[job.state], ", ".join(filter(None, details))
 
@@ -136,9 +135,7 @@ def study_facts(
     """What `plan.decide` needs to know of these runs of the study; `num_shards` is None for packed data.
 
     SLURM is asked only about what is not finished, so a finished study needs no SLURM that remembers it.
-
-    Raises:
-        ClusterError: SLURM does not answer, so nobody knows what is already running.
+    Raises ClusterError if SLURM does not answer, so nobody knows what is already running.
     """
     is_packed = num_shards is None
     records, data_records = read_jobs(study_dir, study), [] if is_packed else read_records(data_dir)

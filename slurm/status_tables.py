@@ -46,8 +46,7 @@ def study_page(study_dir: Path, runs: list[RunStatus]) -> str:
         parts.append(scores_table(runs))
     if launches := read_launches(study_dir):
         parts.append(f"launched {launches[-1].time}: {shlex.join(launches[-1].command)}")
-    report = study_dir / REPORT_FILE
-    if report.exists():
+    if (report := study_dir / REPORT_FILE).exists():
         parts.append(f"report: {report}")
     return "\n\n".join(parts)
 

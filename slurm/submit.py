@@ -6,7 +6,6 @@ sbatch is ours (`sbatch.sbatch_text`), so a dry run shows exactly what would be 
 
 import logging
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from data_prep.errors import ClusterError
 from data_prep.files import write_text
 from slurm import client
 from slurm.job_records import JobRecord, add_record
-from slurm.local import UNLIMITED_RESTARTS, job_paths
+from slurm.local import UNLIMITED_RESTARTS
 from slurm.node.environment import Backend
 from slurm.node.task import Task
 from slurm.plan import JobRequest
@@ -26,34 +25,22 @@ from vae.run_dir import JOBS_DIR
 log = logging.getLogger(__name__)
 
 
-def script(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
-    """The exact text that `submit` gives to sbatch; the job runs the code in `code_dir`."""
-    return sbatch_text(request, profile, code_dir, profile.python or sys.executable)
-
-
 def sbatch_options(request: JobRequest, ids: dict[str, str]) -> list[str]:
     """What sbatch is told beside the script; `ids` are the job ids of the plan's keys, where submitted."""
-    waits = []
-    for after in request.after:
-        condition, target = after.split(":", 1)
-        waits.append(f"{condition}:{ids.get(target, target)}")
+    pairs = (after.split(":", 1) for after in request.after)
+    waits = [f"{condition}:{ids.get(target, target)}" for condition, target in pairs]
     return ["--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
 
 
 def check_accepted(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> None:
-    """Have SLURM check the script without submitting it.
-
-    Raises:
-        ClusterError: SLURM's own words on what it does not accept.
-    """
-    hand_over(request, script(request, profile, code_dir), "--test-only")
+    """Have SLURM check the script without submitting it; ClusterError with its words on what is wrong."""
+    hand_over(request, sbatch_text(request, profile, code_dir), "--test-only")
 
 
 def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Path) -> dict[str, str]:
     """Submit the requests in order; returns the job id of each key. Each is recorded as soon as it is queued.
 
-    Raises:
-        ClusterError: sbatch refused one; those before it stay queued, and launching again adds the rest.
+    Raises ClusterError if sbatch refuses one; those before it stay queued, and launching again adds the rest.
     """
     if ignored := sorted(name for name in os.environ if name.startswith("SBATCH_")):
         log.warning("not passed on: %s; put such settings into a cluster profile", ", ".join(ignored))
@@ -66,11 +53,13 @@ def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Pa
 
 def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids: dict[str, str]) -> str:
     """Queue one job or array, record it, and put the pickles where its array tasks look for them."""
+    from submitit.core.utils import JobPaths
+
     jobs_dir = request.folder / JOBS_DIR
     jobs_dir.mkdir(parents=True, exist_ok=True)
     limit = limit_min(request.kind, profile)
     pickles = {index: write_pickle(jobs_dir, task, limit) for index, task in request.tasks.items()}
-    text = script(request, profile, code_dir)
+    text = sbatch_text(request, profile, code_dir)
     try:
         answer = hand_over(request, text, *sbatch_options(request, ids))
     except ClusterError:
@@ -81,7 +70,7 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     record = JobRecord.of(request, job, Backend.SLURM)
     add_record(request.folder, record)
     for index, path in pickles.items():
-        path.rename(job_paths(jobs_dir, record.array_task(index)).submitted_pickle)
+        path.rename(JobPaths(jobs_dir, record.array_task(index)).submitted_pickle)
     write_text(jobs_dir / f"{job}.sbatch", text)
     return job
 
@@ -98,11 +87,7 @@ def write_pickle(jobs_dir: Path, task: Task, limit: int) -> Path:
 
 
 def hand_over(request: JobRequest, text: str, *options: str) -> str:
-    """Give a script to sbatch; returns what it says.
-
-    Raises:
-        ClusterError: SLURM's own words on why it does not accept the job.
-    """
+    """Give a script to sbatch; returns what it says. Raises as `check_accepted`."""
     try:
         return client.sbatch(text, *options)
     except client.SlurmRefused as error:
@@ -115,10 +100,6 @@ def hand_over(request: JobRequest, text: str, *options: str) -> str:
 
 def as_shell(request: JobRequest, keys: Sequence[str]) -> str:
     """The sbatch call as one would type it, with shell variables for ids that are not known yet."""
-    options = sbatch_options(request, {key: f"${shell_name(key)}" for key in keys})
-    return f"{shell_name(request.key)}=$(sbatch {' '.join(options)} <<'EOF'"
-
-
-def shell_name(key: str) -> str:
-    """A key of the plan as the name of a shell variable."""
-    return key.replace("-", "_")
+    names = {key: key.replace("-", "_") for key in keys}
+    options = sbatch_options(request, {key: f"${name}" for key, name in names.items()})
+    return f"{names[request.key]}=$(sbatch {' '.join(options)} <<'EOF'"

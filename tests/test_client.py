@@ -65,6 +65,35 @@ def test_what_a_user_or_an_outer_job_has_set_changes_no_answer(
         assert caught.value.words.split()[1:] == ["/etc/elsewhere.conf"]
 
 
+def test_an_outer_job_does_not_leak_into_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaked = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_CPU_BIND": "verbose",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SRUN_CPUS_PER_TASK": "2",
+        "SBATCH_PARTITION": "old",
+        "PMI_RANK": "0",
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "MASTER_PORT": "29500",
+        "SUBMITIT_EXECUTOR": "local",
+    }
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "FRANK": "1", "MASTER_ADDRESS_BOOK": "x"}
+    for name, value in {**leaked, **kept}.items():
+        monkeypatch.setenv(name, value)
+    cleaned = client.clean_environment()
+    assert not set(leaked) & set(cleaned)
+    assert kept.items() <= cleaned.items()
+    assert set(os.environ) - set(cleaned) == set(leaked)
+
+
+def test_without_slurm_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not client.slurm_answers()
+
+
 def test_the_script_reaches_sbatch_whole(program: Program) -> None:
     program("sbatch", 'cat; echo "$@"')
     assert client.sbatch("#!/bin/sh\necho ä\n", "--parsable") == "#!/bin/sh\necho ä\n--parsable\n"

@@ -22,13 +22,13 @@ PACKED = replace(NEW, is_packed=True)
 
 def test_a_single_run_is_still_an_array() -> None:
     train = decide(replace(NEW, runs=(DIRECT,), is_packed=True), Resources(), 4)[0]
-    assert "#SBATCH --array=1\n" in sbatch_text(train, ClusterProfile(), CODE, "python")
+    assert "#SBATCH --array=1\n" in sbatch_text(train, ClusterProfile(), CODE)
 
 
 @pytest.mark.parametrize("key", ["pack", "finalize", "train", "evaluate", "report"])
 def test_script_is_the_golden_one(key: str) -> None:
     (request,) = [r for r in decide(NEW, Resources(8, 2), pack_jobs=4) if r.key == key]
-    text = sbatch_text(request, read_profile("example"), CODE, "/shared/venv/bin/python")
+    text = sbatch_text(request, replace(read_profile("example"), python="/shared/venv/bin/python"), CODE)
     path = GOLDEN / f"{key}.sbatch"
     if os.environ.get("CXR_ACCEPT") == "1":
         path.write_text(text)
@@ -48,7 +48,7 @@ def test_script_says_what_the_site_wants_said() -> None:
         rename={"time": "time-min"},
         extra={"reservation": "course", "exclusive": ""},
     )
-    lines = sbatch_text(train, profile, CODE, profile.python).splitlines()
+    lines = sbatch_text(train, profile, CODE).splitlines()
     for line in (
         "--gres=gpu:h100:2",
         "--qos=long",
@@ -67,20 +67,20 @@ def test_script_says_what_the_site_wants_said() -> None:
 
 def test_script_never_asks_for_what_breaks_gpu_numbering_or_accounting() -> None:
     for request in decide(NEW, Resources(2), 4):
-        text = sbatch_text(request, ClusterProfile(), CODE, "python")
+        text = sbatch_text(request, ClusterProfile(), CODE)
         assert "gpus-per-task" not in text
         assert "wckey" not in text
 
 
 def test_paths_with_spaces_are_quoted_and_others_refused() -> None:
     request = decide(replace(NEW, study_dir=Path("/my runs/x"), is_packed=True), Resources(), 4)[0]
-    text = sbatch_text(request, ClusterProfile(), Path("/my code"), "/my env/python")
+    text = sbatch_text(request, ClusterProfile(python="/my env/python"), Path("/my code"))
     assert '#SBATCH --output="/my runs/x/jobs/%A_%a.log"' in text
     assert "'/my env/python' -u -m submitit.core._submit '/my runs/x/jobs'" in text
     for bad in ("/a\nb", '/a"b', "/a'b", "/a%j", "/a$HOME", "/a\\b", "/a#1"):
         request = decide(replace(NEW, study_dir=Path(bad), is_packed=True), Resources(), 4)[0]
         with pytest.raises(SettingsError, match="misread"):
-            sbatch_text(request, ClusterProfile(), CODE, "python")
+            sbatch_text(request, ClusterProfile(), CODE)
 
 
 def test_index_lists_are_short() -> None:
@@ -91,9 +91,9 @@ def test_index_lists_are_short() -> None:
 
 def test_at_most_so_many_array_tasks_run_at_once() -> None:
     train = decide(PACKED, Resources(), pack_jobs=4)[0]
-    text = sbatch_text(replace(train, max_parallel=1), ClusterProfile(), CODE, "python")
+    text = sbatch_text(replace(train, max_parallel=1), ClusterProfile(), CODE)
     assert "#SBATCH --array=0-1%1\n" in text
-    assert text.replace("%1\n", "\n", 1) == sbatch_text(train, ClusterProfile(), CODE, "python")
+    assert text.replace("%1\n", "\n", 1) == sbatch_text(train, ClusterProfile(), CODE)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_at_most_so_many_array_tasks_run_at_once() -> None:
 def test_the_stop_signal_comes_as_early_as_measured_saves_need_it(stop_s: float, expected: int) -> None:
     """Nothing measured: 180 s; else three times the slowest stop and SLURM's slack of a minute."""
     train = decide(replace(PACKED, runs=(replace(LINEAR, stop_s=stop_s), DIRECT)), Resources(), 4)[0]
-    assert f"#SBATCH --signal=USR2@{expected}\n" in sbatch_text(train, ClusterProfile(), CODE, "python")
+    assert f"#SBATCH --signal=USR2@{expected}\n" in sbatch_text(train, ClusterProfile(), CODE)
 
 
 def test_a_limit_that_leaves_no_time_to_save_is_refused() -> None:
@@ -111,13 +111,13 @@ def test_a_limit_that_leaves_no_time_to_save_is_refused() -> None:
     with pytest.raises(
         SettingsError, match=r"train_limit_min = 23 leaves too little .* 360 s before"
     ) as caught:
-        sbatch_text(train, short, CODE, "python")
+        sbatch_text(train, short, CODE)
     assert caught.value.hint.startswith("allow at least 24 minutes")
-    sbatch_text(train, replace(short, train_limit_min=24), CODE, "python")
+    sbatch_text(train, replace(short, train_limit_min=24), CODE)
     # these have nothing to save
-    assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, short, CODE, "python")
-    assert "#SBATCH --signal=USR2@15\n" in sbatch_text(report, short, CODE, "python")
+    assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, short, CODE)
+    assert "#SBATCH --signal=USR2@15\n" in sbatch_text(report, short, CODE)
     # what the profile says goes, within reason
     early = replace(short, train_limit_min=120, warning_s=1800)
-    assert "#SBATCH --signal=USR2@1800\n" in sbatch_text(train, early, CODE, "python")
-    assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, early, CODE, "python")
+    assert "#SBATCH --signal=USR2@1800\n" in sbatch_text(train, early, CODE)
+    assert "#SBATCH --signal=USR2@30\n" in sbatch_text(evaluate, early, CODE)

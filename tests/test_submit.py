@@ -1,6 +1,5 @@
 """slurm/submit.py: what sbatch is told, and what is written down of it."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -8,13 +7,13 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from data_prep.errors import ClusterError
-from slurm.client import clean_environment, slurm_answers
 from slurm.job_records import read_records
 from slurm.node.environment import Backend
 from slurm.node.task import EvaluateTask, JobKind, ReportTask, TrainTask
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
-from slurm.submit import as_shell, check_accepted, sbatch_options, script, submit
+from slurm.sbatch import sbatch_text
+from slurm.submit import as_shell, check_accepted, sbatch_options, submit
 
 STUDY = Path("/shared/runs/chest")
 CODE = Path("/shared/runs/chest/code/0123456789ab")
@@ -69,7 +68,7 @@ def test_jobs_wait_for_those_before_and_each_is_on_record_with_its_script_and_pi
     pickles = [f"{task}_submitted.pkl" for task in tasks]  # where submitit's process looks for them
     scripts = ["1.sbatch", "2.sbatch", "3.sbatch"]
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == sorted([*pickles, *scripts])
-    assert (tmp_path / "jobs" / "1.sbatch").read_text() == script(requests[0], ClusterProfile(), CODE)
+    assert (tmp_path / "jobs" / "1.sbatch").read_text() == sbatch_text(requests[0], ClusterProfile(), CODE)
 
 
 def test_a_job_that_is_refused_leaves_no_pickle_and_those_before_it_stay(
@@ -108,7 +107,7 @@ def test_settings_of_sbatch_in_the_environment_are_said_not_to_count(
 def test_the_script_is_bash() -> None:
     for request in plan(STUDY, "a b"):
         profile = ClusterProfile(setup=("module load cuda",), container="apptainer exec 'my image.sif'")
-        subprocess.run(["bash", "-n"], input=script(request, profile, CODE), text=True, check=True)
+        subprocess.run(["bash", "-n"], input=sbatch_text(request, profile, CODE), text=True, check=True)
 
 
 def run_script(folder: Path, profile: ClusterProfile, srun: str) -> tuple[int, str]:
@@ -119,7 +118,7 @@ def run_script(folder: Path, profile: ClusterProfile, srun: str) -> tuple[int, s
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
     (folder / "jobs").mkdir()
-    text = script(plan(folder, "x")[0], profile, TESTS)
+    text = sbatch_text(plan(folder, "x")[0], profile, TESTS)
     env = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}
     done = subprocess.run(["bash"], input=text, text=True, capture_output=True, env=env)
     return done.returncode, done.stdout
@@ -147,32 +146,3 @@ def test_the_script_requeues_the_job_that_could_not_do_it_itself(tmp_path: Path)
 
 def test_the_script_requeues_the_job_whose_warning_came_before_it_could_be_ignored(tmp_path: Path) -> None:
     assert run_script(tmp_path, ClusterProfile(), "kill -USR2 $$") == (140, "scontrol requeue 8_3\n")
-
-
-def test_an_outer_job_does_not_leak_into_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaked = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_CPU_BIND": "verbose",
-        "SLURM_ARRAY_TASK_ID": "3",
-        "SRUN_CPUS_PER_TASK": "2",
-        "SBATCH_PARTITION": "old",
-        "PMI_RANK": "0",
-        "RANK": "3",
-        "LOCAL_RANK": "1",
-        "WORLD_SIZE": "4",
-        "MASTER_PORT": "29500",
-        "SUBMITIT_EXECUTOR": "local",
-    }
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "FRANK": "1", "MASTER_ADDRESS_BOOK": "x"}
-    for name, value in {**leaked, **kept}.items():
-        monkeypatch.setenv(name, value)
-    cleaned = clean_environment()
-    assert not set(leaked) & set(cleaned)
-    assert kept.items() <= cleaned.items()
-    assert set(os.environ) - set(cleaned) == set(leaked)
-
-
-def test_without_slurm_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_CONF", raising=False)
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert not slurm_answers()

@@ -70,7 +70,7 @@ def _decode_in(
 
 
 def _decode_chunk(job: Callable[[Item], Packed], chunk: list[Item]) -> list[Packed]:
-    return [job(item) for item in chunk]
+    return list(map(job, chunk))
 
 
 def _start_worker() -> None:
@@ -92,7 +92,6 @@ def decode_item(plan: Plan, item: Item) -> Packed:
     """One image as a record and its pixels, or as a reject with the reason."""
     label, path = plan.class_names.index(item.label), Path(plan.root, unescape(item.path or item.key))
     size_px, aspect = plan.options.size_px, plan.options.aspect
-    # Get the picture.
     content = b""
     try:
         if plan.kind == "phantom":
@@ -107,7 +106,6 @@ def decode_item(plan: Plan, item: Item) -> Packed:
             picture = make_picture(content, path.suffix, size_px, aspect)
     except BadImageError as error:
         return Reject(item.key, label, str(error), hashlib.sha256(content).hexdigest() if content else "")
-    # Note where it comes from.
     record = ImageRecord(
         key=item.key,
         label=label,

@@ -38,7 +38,11 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` in the end, also through a power cut; on error nothing changes."""
+    """A temporary path that becomes `path` in the end, also through a power cut; on error nothing changes.
+
+    The folder is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(path)
     try:
         yield part
@@ -51,7 +55,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically, making its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -206,10 +206,9 @@ def _reserve_images(file: h5py.File, shape: tuple[int, int, int]) -> int:
     create.set_layout(h5py.h5d.CONTIGUOUS)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else there is no offset before a write
     create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    create.set_obj_track_times(False)  # no clock in the file: same images, same bytes
-    space = h5py.h5s.create_simple(shape)
-    dataset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, dcpl=create)
-    return dataset.get_offset() or 0  # no images, no offset
+    # no clock in the file: same images, same bytes
+    dataset = file.create_dataset("images", shape, np.uint8, dcpl=create, track_times=False)
+    return dataset.id.get_offset() or 0  # no images, no offset
 
 
 def damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]) -> list[int]:

@@ -34,7 +34,6 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
     cells = np.pad(images, ((0, rows * columns - count), (0, GAP_PX), (0, GAP_PX)), constant_values=255)
     grid = cells.reshape(rows, columns, height + GAP_PX, width + GAP_PX).swapaxes(1, 2)
     canvas = grid.reshape(rows * (height + GAP_PX), -1)[:-GAP_PX, :-GAP_PX]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         Image.fromarray(canvas).save(part, format="PNG", optimize=True)
 
@@ -44,7 +43,6 @@ def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) 
     figure = draw_loss_curves(metrics)
     if figure is None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         figure.savefig(part, format="png")
     return True

@@ -106,14 +106,6 @@ def decode_item(plan: Plan, item: Item) -> Packed:
             picture = make_picture(content, path.suffix, size_px, aspect)
     except BadImageError as error:
         return Reject(item.key, label, str(error), hashlib.sha256(content).hexdigest() if content else "")
-    record = ImageRecord(
-        key=item.key,
-        label=label,
-        group=item.group,
-        source_sha256=hashlib.sha256(content).hexdigest(),
-        source_bytes=len(content),
-        source_width_px=picture.width_px,
-        source_height_px=picture.height_px,
-        source_mode=picture.mode,
-    )
-    return record, picture.pixels.tobytes()
+    digest = hashlib.sha256(content).hexdigest()
+    source = (digest, len(content), picture.width_px, picture.height_px, picture.mode)
+    return ImageRecord(item.key, label, item.group, *source), picture.pixels.tobytes()

@@ -38,10 +38,7 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` in the end, also through a power cut; on error nothing changes.
-
-    The folder is made if need be.
-    """
+    """A temporary path that becomes `path` in the end, also through a power cut; on error nothing changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(path)
     try:

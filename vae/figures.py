@@ -1,7 +1,5 @@
 """Figures as PNG: grids of images, and loss curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,6 +21,8 @@ GAP_PX = 2
 # Okabe & Ito's palette, which colour-blind readers can tell apart; line styles repeat the difference.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+
+Points = list[tuple[float, float]]
 
 
 def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
@@ -48,7 +48,7 @@ def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) 
     return True
 
 
-def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | None:
+def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> "Figure | None":
     """The figure of `write_loss_curves`; None where nothing was logged yet."""
     curves = {name: _curves(lines) for name, lines in metrics.items()}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
@@ -76,9 +76,6 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | N
     points = chain.from_iterable(train + validation for train, validation in curves.values())
     axes.set_ylim(*_range([loss for _, loss in points]))
     return figure
-
-
-Points = list[tuple[float, float]]
 
 
 def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:

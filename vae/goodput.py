@@ -172,10 +172,7 @@ def account(
 
 
 def count_kills(attempts: Sequence[Attempt], events: Sequence[AnyEvent]) -> int | None:
-    """Attempts before the newest that ended neither complete nor after a stop signal.
-
-    None if events.jsonl tells of another number of attempts than provenance.json.
-    """
+    """Attempts before the newest that were killed; None if events.jsonl tells of another number."""
     courses = by_attempt(events)
     if len(courses) != len(attempts):
         return None
@@ -208,12 +205,9 @@ def _suggest_limit(accounts: Sequence[Account]) -> Iterator[str]:
 
 
 def need_s(account: Account, steps: int) -> float | None:
-    """Seconds that one attempt of `steps` steps would take at the pace so far; None if there is no pace.
-
-    Only attempts on the same device and number of processes as the newest tell its pace.
-    """
-    newest = account.attempts[-1:]
-    alike = [attempt for attempt in account.attempts if attempt.processes == newest[0].processes]
+    """Seconds that one attempt of `steps` steps would take at the pace so far; None if there is no pace."""
+    # only attempts on the same device and number of processes as the newest tell its pace
+    alike = [attempt for attempt in account.attempts if attempt.processes == account.attempts[-1].processes]
     spent, done = total(attempt.spent for attempt in alike), sum(attempt.steps for attempt in alike)
     if not done:
         return None

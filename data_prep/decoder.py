@@ -82,8 +82,7 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """A pool whose leader was killed would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
+    if parent := parent_process():
         parent.join()
         os._exit(1)
 

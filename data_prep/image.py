@@ -139,7 +139,6 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
     """A DICOM radiograph as a viewer shows it, inverted if MONOCHROME1; else BadImageError."""
     import pydicom
 
-    # Refuse what is not one grey frame.
     try:
         data = pydicom.dcmread(io.BytesIO(content))
         photometric = str(data.PhotometricInterpretation)
@@ -155,7 +154,6 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
         raise
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise BadImageError(f"is not a readable DICOM image: {' '.join(str(error).split())}") from error
-    # Bring it to 8 bits and to size.
     if photometric == "MONOCHROME1":  # 0 means white
         grey = 1 - grey
     image = Image.fromarray((255 * grey).round().astype(np.uint8))

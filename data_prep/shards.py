@@ -16,7 +16,6 @@ and attributes that say which recipe and plan made it; `complete` = 1 marks a wh
 everything else, so a folder with a manifest is whole. Readers open the manifest, never a glob.
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -27,7 +26,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -177,7 +176,7 @@ def _header(
     ) as file:
         # Write what is known; no clock in the file: same images, same bytes.
         file.attrs.update({"format": FORMAT, "num_images": len(rows), **attributes, "complete": 1})
-        quarantined = json.dumps([dataclasses.asdict(reject) for reject in rejects])
+        quarantined = json.dumps([asdict(reject) for reject in rejects])
         for name, column in (*_columns(rows, crc32).items(), ("quarantined", quarantined)):
             file.create_dataset(name, data=column, track_times=False)
         # Reserve the place of the pixels.
@@ -193,7 +192,7 @@ def _header(
 
 def _columns(rows: list[ImageRecord], crc32: list[int]) -> dict[str, npt.NDArray[Any]]:
     columns: dict[str, npt.NDArray[Any]] = {"crc32": np.asarray(crc32, np.uint32)}
-    for field in dataclasses.fields(ImageRecord):
+    for field in fields(ImageRecord):
         values = [getattr(row, field.name) for row in rows]
         if field.type is str:
             texts = [value.encode() for value in values]
@@ -307,7 +306,7 @@ def read_keys(folder: Path, shard: ShardInfo) -> list[str]:
 def read_records(path: Path) -> list[ImageRecord]:
     """Everything a shard file knows about its images but the pixels."""
     columns = []
-    for field in dataclasses.fields(ImageRecord):
+    for field in fields(ImageRecord):
         values = _column(path, "labels" if field.name == "label" else field.name).tolist()
         columns.append([value.decode() for value in values] if field.type is str else values)
     return [ImageRecord(*row) for row in zip(*columns, strict=True)]

@@ -5,9 +5,8 @@ Imports no torch, so `--help` and `--dry-run` stay quick on a login node.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -144,7 +143,7 @@ YamlLoader.add_implicit_resolver(
 
 def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
     """A settings dataclass from plain values; SettingsError names what is wrong and its `source`."""
-    annotations = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    annotations = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in annotations:
             near = get_close_matches(str(name), annotations, 1)
@@ -185,7 +184,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values that YAML and JSON can hold (tuples become lists)."""
-    values = dataclasses.asdict(settings).items()
+    values = asdict(settings).items()
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
@@ -198,6 +197,6 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines `name: old -> new` for every setting that decides the result and is not the same."""
     return [
         f"{field.name}: {getattr(old, field.name)!r} -> {getattr(new, field.name)!r}"
-        for field in dataclasses.fields(RunConfig)
+        for field in fields(RunConfig)
         if field.name not in OPERATIONAL and getattr(old, field.name) != getattr(new, field.name)
     ]

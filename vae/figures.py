@@ -74,7 +74,11 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> "Figure | 
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     points = chain.from_iterable(train + validation for train, validation in curves.values())
-    axes.set_ylim(*_range([loss for _, loss in points]))
+    losses = [loss for _, loss in points]
+    # limits that show the curves and not the first steps, which lie far above them
+    low, high = min(losses), float(np.percentile(losses, 98))
+    margin = 0.05 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
     return figure
 
 
@@ -84,10 +88,3 @@ def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:
     train: Points = [(line.epoch, line.loss) for line in lines if isinstance(line, StepLine)]
     train = train or [(line.epoch, line.train_loss) for line in epochs]
     return train, [(line.epoch, line.val_loss) for line in epochs if line.val_loss is not None]
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    """Limits that show the curves and not the first steps, which lie far above them."""
-    low, high = min(values), float(np.percentile(values, 98))
-    margin = 0.05 * (high - low) or 1.0
-    return low - margin, high + margin

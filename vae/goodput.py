@@ -88,6 +88,12 @@ class Account:
     def spent(self) -> Spent:
         return total(attempt.spent for attempt in self.attempts)
 
+    @property
+    def kills_or_losses(self) -> int:
+        """Attempts that were killed; without events, those that lost steps."""
+        losses = sum(attempt.steps_lost > 0 for attempt in self.attempts)
+        return losses if self.kills is None else self.kills
+
 
 def total(parts: Iterable[Spent]) -> Spent:
     """The sums; unknown where a part is unknown."""
@@ -187,7 +193,7 @@ def suggestions(accounts: Sequence[Account]) -> list[str]:
     return [
         *_suggest_limit(trained),
         *_suggest_process([attempt.peaks for attempt in attempts], scoring_gb),
-        *_suggest_interval(attempts, sum(_kills(run) for run in trained)),
+        *_suggest_interval(attempts, sum(run.kills_or_losses for run in trained)),
     ]
 
 
@@ -250,12 +256,6 @@ def _suggest_interval(attempts: Sequence[AttemptSpent], kills: int) -> Iterator[
             f"this rate --run.checkpoint_every_min {max(best_min, 0.1):.1f} loses least, saves included "
             "(Young 1974, Daly 2006)."
         )
-
-
-def _kills(account: Account) -> int:
-    """Attempts that were killed; without events, those that lost steps."""
-    lossy = sum(attempt.steps_lost > 0 for attempt in account.attempts)
-    return lossy if account.kills is None else account.kills
 
 
 def interval_s(save_s: float, between_s: float) -> float:

@@ -11,7 +11,6 @@ from pathlib import Path
 from subprocess import DEVNULL, SubprocessError, check_output
 
 import msgspec
-from msgspec.structs import asdict, replace
 
 from data_prep.records import Record, read_record, write_record
 from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, read_metrics
@@ -105,7 +104,7 @@ def record_attempt(run_dir: Path, data_fingerprint: str, attempt: Attempt) -> in
         # its lines after the step that this one begins at are about to be dropped from metrics.jsonl
         earlier[-1] = with_work(earlier[-1], read_metrics(run_dir))
     provenance = Provenance(
-        **asdict(code_version()),
+        **msgspec.structs.asdict(code_version()),
         versions=versions(),
         data_fingerprint=data_fingerprint,
         command=command_of(run_dir, attempt),
@@ -125,7 +124,7 @@ def with_work(attempt: Attempt, lines: Sequence[MetricsLine]) -> Attempt:
     """The newest attempt and what it did, if the end of metrics.jsonl is its own."""
     if attempt.work or attempt.started_s is None or not lines or lines[-1].time < attempt.started_s:
         return attempt
-    return replace(attempt, work=work_of(lines))
+    return msgspec.structs.replace(attempt, work=work_of(lines))
 
 
 def work_of(lines: Sequence[MetricsLine]) -> Work | None:

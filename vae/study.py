@@ -9,12 +9,11 @@ Readers raise DamagedFile, or SettingsError for YAML, where a file is not what t
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product, starmap
 from pathlib import Path
 
@@ -164,7 +163,7 @@ def with_earlier_runs(study_dir: Path, study: Study) -> Study:
     if not (study_dir / STUDY_FILE).exists():
         return study
     earlier = read_study(study_dir).runs
-    return dataclasses.replace(study, runs=earlier + tuple(run for run in study.runs if run not in earlier))
+    return replace(study, runs=earlier + tuple(run for run in study.runs if run not in earlier))
 
 
 def is_trained(run_dir: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
@@ -57,17 +56,15 @@ class Audit(Record, frozen=True):
 
 def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> None:
     """Look through the shards `names` and write audit.json."""
-    # Read what the shards know.
     rows: Rows = []
     reasons: Counter[str] = Counter()
     for name in names:
         split = name.split("-")[0]
         rows += [(split, record) for record in read_records(out / name)]
         reasons.update(reject.reason.split(":")[0] for reject in read_rejects(out / name))
-    # Count it.
     images = Counter((split, record.label) for split, record in rows)
     splits = list(dict.fromkeys(split for split, _ in rows))
-    patients = Counter(chain.from_iterable(splits_of_patients(rows).values()))
+    patients = Counter(split for split, _ in patients_by_split(rows))
     audit = Audit(
         num_images=len(rows),
         splits={split: {name: images[split, i] for i, name in enumerate(class_names)} for split in splits},
@@ -89,18 +86,15 @@ def read(out: Path) -> Audit:
     return audit
 
 
-def splits_of_patients(rows: Rows) -> dict[str, set[str]]:
-    """The splits in which each known patient has images."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for split, record in rows:
-        if record.group:
-            splits[record.group].add(split)
-    return splits
+def patients_by_split(rows: Rows) -> set[tuple[str, str]]:
+    """Every split with each known patient in it."""
+    return {(split, record.group) for split, record in rows if record.group}
 
 
 def leaks(rows: Rows) -> list[str]:
     """Patients with images in more than one split."""
-    return sorted(patient for patient, splits in splits_of_patients(rows).items() if len(splits) > 1)
+    splits = Counter(patient for _, patient in patients_by_split(rows))
+    return sorted(patient for patient, count in splits.items() if count > 1)
 
 
 def duplicates(rows: Rows) -> Duplicates:

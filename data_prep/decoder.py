@@ -70,7 +70,7 @@ def _decode_in(
 
 
 def _decode_chunk(job: Callable[[Item], Packed], chunk: list[Item]) -> list[Packed]:
-    return [job(item) for item in chunk]
+    return list(map(job, chunk))
 
 
 def _start_worker() -> None:
@@ -82,8 +82,7 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """A pool whose leader was killed would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
+    if parent := parent_process():
         parent.join()
         os._exit(1)
 
@@ -92,7 +91,6 @@ def decode_item(plan: Plan, item: Item) -> Packed:
     """One image as a record and its pixels, or as a reject with the reason."""
     label, path = plan.class_names.index(item.label), Path(plan.root, unescape(item.path or item.key))
     size_px, aspect = plan.options.size_px, plan.options.aspect
-    # Get the picture.
     content = b""
     try:
         if plan.kind == "phantom":
@@ -107,15 +105,6 @@ def decode_item(plan: Plan, item: Item) -> Packed:
             picture = make_picture(content, path.suffix, size_px, aspect)
     except BadImageError as error:
         return Reject(item.key, label, str(error), hashlib.sha256(content).hexdigest() if content else "")
-    # Note where it comes from.
-    record = ImageRecord(
-        key=item.key,
-        label=label,
-        group=item.group,
-        source_sha256=hashlib.sha256(content).hexdigest(),
-        source_bytes=len(content),
-        source_width_px=picture.width_px,
-        source_height_px=picture.height_px,
-        source_mode=picture.mode,
-    )
-    return record, picture.pixels.tobytes()
+    digest = hashlib.sha256(content).hexdigest()
+    source = (digest, len(content), picture.width_px, picture.height_px, picture.mode)
+    return ImageRecord(item.key, label, item.group, *source), picture.pixels.tobytes()

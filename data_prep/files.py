@@ -39,6 +39,7 @@ def fsync_path(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` in the end, also through a power cut; on error nothing changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(path)
     try:
         yield part
@@ -51,7 +52,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically, making its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 

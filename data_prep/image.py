@@ -73,19 +73,16 @@ def read_file(path: Path) -> bytes:
 
 
 def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> Picture:
-    """Decode an image file and bring it to `size_px` squared.
-
-    Raises BadImageError if it is damaged, not what it is named, or would take guesswork to convert.
-    """
+    """An image file as a square; BadImageError if it is damaged, misnamed, or would take guesswork."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; we decide ourselves
         try:
             image = Image.open(io.BytesIO(content), formats=tuple(SUFFIXES))
             _check(image, suffix)
             size, mode = image.size, image.mode
-            image.draft("L", image.size)  # JPEG only: colour is never decoded
+            image.draft("L", size)  # JPEG only: colour is never decoded
             grey = image if image.mode == "L" else image.convert("L")  # convert would copy
-            pixels = resize(grey, size_px, aspect)
+            return Picture(resize(grey, size_px, aspect), *size, mode)
         except UnidentifiedImageError as error:
             raise BadImageError(f"is not an image ({', '.join(SUFFIXES)})") from error
         except Image.DecompressionBombError as error:
@@ -94,7 +91,6 @@ def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> P
             raise
         except Exception as error:  # Pillow raises many kinds on broken files; each means this file only
             raise BadImageError(f"is truncated or damaged: {error}") from error
-    return Picture(pixels, *size, mode)
 
 
 def _check(image: Image.Image, suffix: str) -> None:
@@ -140,13 +136,9 @@ def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.u
 
 
 def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
-    """Decode a DICOM radiograph the way a viewer shows it: VOI window or LUT, inverted if MONOCHROME1.
-
-    Raises BadImageError if it is not a DICOM image of one grey frame, or its pixels cannot be decoded.
-    """
+    """A DICOM radiograph as a viewer shows it, inverted if MONOCHROME1; else BadImageError."""
     import pydicom
 
-    # Refuse what is not one grey frame.
     try:
         data = pydicom.dcmread(io.BytesIO(content))
         photometric = str(data.PhotometricInterpretation)
@@ -162,7 +154,6 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
         raise
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise BadImageError(f"is not a readable DICOM image: {' '.join(str(error).split())}") from error
-    # Bring it to 8 bits and to size.
     if photometric == "MONOCHROME1":  # 0 means white
         grey = 1 - grey
     image = Image.fromarray((255 * grey).round().astype(np.uint8))
@@ -170,10 +161,7 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
 
 
 def _unit_greys(data: Any) -> npt.NDArray[np.floating[Any]]:
-    """Stored values as shown, in [0, 1]: by VOI LUT, else first window, else from darkest to brightest.
-
-    DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
-    """
+    """As shown, in [0, 1] (DICOM PS3.3 C.11.2.1.2 and 3): by VOI LUT, else first window, else full range."""
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(data.pixel_array, data)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from data_prep.errors import DamagedFile, DataError
 from data_prep.files import writing
 from data_prep.image import REDUCING_GAP, Aspect
 from data_prep.records import Record, read_record, write_record
 from data_prep.shards import SHARD_NAME, SPLITS, Recipe
-from data_prep.sources import Item, Kind, Source, find_items, keep_salt
+from data_prep.sources import Item, Kind, find_items, keep_salt
 
 PLAN_FILE = "plan.json"
 # Below this share of the wanted size a given validation split is too small to choose by (Kaggle's: 16).
@@ -87,12 +88,9 @@ class Plan(Record, frozen=True):
         return {**recipe, "filter": "bicubic", "reducing_gap": REDUCING_GAP, "grey": "luma (ITU-R 601)"}
 
     def digest(self) -> str:
-        """SHA-256 of the plan without source path and max_bad, which do not change the output.
-
-        Takes seconds where the images are many.
-        """
-        options = msgspec.structs.replace(self.options, max_bad=0.0)
-        values = msgspec.to_builtins(msgspec.structs.replace(self, source="", root="", options=options))
+        """SHA-256 of the plan without source path and max_bad; takes seconds where the images are many."""
+        options = replace(self.options, max_bad=0.0)  # neither changes the output
+        values = msgspec.to_builtins(replace(self, source="", root="", options=options))
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,13 +100,20 @@ def count_images(shards: Iterable[ShardPlan]) -> int:
 
 
 def plan(source: str, out: Path, options: PackOptions, write: bool = True) -> Plan:
-    """Decide which image of `source` goes into which shard, and write that down as OUT/plan.json.
+    """Decide which image of `source` goes into which shard, and `write` that down as OUT/plan.json.
 
-    `source` is a folder, CSV file, DICOM folder or `phantom:N`. A dry run does not `write`. Raises DataError
-    if the source cannot be used, one patient is on two sides, or OUT holds another plan; DamagedFile if that
-    is damaged.
+    `source` is a folder, CSV file, DICOM folder or `phantom:N`. Raises DataError if it cannot be used, one
+    patient is on two sides, or OUT holds another plan; DamagedFile if that is damaged.
     """
-    new = make_plan(source, find_items(source, out, may_write=write), options)
+    # Splits by patient, then one seeded shuffle, then shards.
+    listing = find_items(source, out, may_write=write)
+    splits = cut_splits(listing.items, options.val_fraction, options.seed)
+    shards = chain.from_iterable(plan_shards(split, splits[split], options) for split in SPLITS)
+    class_names = tuple(sorted({item.label for item in listing.items}))
+    if len(class_names) > 256:
+        raise DataError(f"{source} has {len(class_names)} classes", "at most 256; are these class folders?")
+    new = Plan(source, listing.kind, str(listing.root), options, class_names, tuple(shards))
+    # Keep it, or see that it fits.
     if write:
         write_plan(out, new)
     else:
@@ -134,16 +139,6 @@ def existing_plan(out: Path, new: Plan) -> Plan | None:
             "choose another folder for the shards, or remove this one",
         )
     return existing
-
-
-def make_plan(source: str, listing: Source, options: PackOptions) -> Plan:
-    """Splits by patient, then one seeded shuffle, then shards: a pure function of its arguments."""
-    splits = cut_splits(listing.items, options.val_fraction, options.seed)
-    shards = chain.from_iterable(plan_shards(split, splits[split], options) for split in SPLITS)
-    class_names = tuple(sorted({item.label for item in listing.items}))
-    if len(class_names) > 256:
-        raise DataError(f"{source} has {len(class_names)} classes", "at most 256; are these class folders?")
-    return Plan(source, listing.kind, str(listing.root), options, class_names, tuple(shards))
 
 
 def cut_splits(items: Iterable[Item], fraction: float, seed: int) -> dict[str, list[Item]]:
@@ -217,9 +212,9 @@ def plan_shards(split: str, items: list[Item], options: PackOptions) -> Iterator
 def plan_differences(existing: Plan, new: Plan) -> str:
     """What tells two plans apart."""
     differences = []
-    for name, value in msgspec.structs.asdict(existing.options).items():
+    for name, value in asdict(replace(existing.options, max_bad=new.options.max_bad)).items():
         new_value = getattr(new.options, name)
-        if name != "max_bad" and value != new_value:
+        if value != new_value:
             differences.append(f"{name}: {value} there, {new_value} asked for")
     count, new_count = count_images(existing.shards), count_images(new.shards)
     if count != new_count:

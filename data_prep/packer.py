@@ -28,21 +28,17 @@ def pack_part(
 ) -> None:
     """Write shards number `part`, `part + num_parts`, ... of OUT's plan that are not there yet.
 
-    Parts may run at the same time on different nodes. A single worker decodes in this process. `progress` is
-    called with how many more images are done, first with those of an earlier attempt.
-
-    Raises DataError if too many files are unusable, the disk is full, or a worker died.
+    Parts may run at the same time on different nodes. `progress` is told how many more images are done, first
+    those of an earlier attempt. DataError if too many files are unusable, the disk is full, or a worker died.
     """
-    # Refuse what cannot be packed here.
     if not 0 <= part < num_parts or workers < 1:
         given = f"--task {part} --tasks {num_parts} --workers {workers}"
         raise DataError(f"{given} is not allowed", "0 <= task < tasks")
     plan = read_plan(out)
     if plan.kind == "dicom":
         import_pydicom()
-    # One process a part, so that no two write the same shard.
     with only_holder(out / f".packing-{part}-of-{num_parts}") as is_ours:
-        if not is_ours:
+        if not is_ours:  # no two may write the same shard
             this = f"part {part} of {num_parts} of {out}"
             raise DataError(f"another process is packing {this}", "wait for it, or end it")
         pack_shards(out, plan, plan.shards[part::num_parts], workers, progress)
@@ -51,33 +47,24 @@ def pack_part(
 def pack_shards(out: Path, plan: Plan, shards: Sequence[ShardPlan], workers: int, progress: Progress) -> None:
     """Write those of `shards` that are not there yet; all their images are decoded in one stream."""
     plan_sha256 = plan.digest()
-    missing = missing_shards(out, shards, plan_sha256)
-    progress(count_images(shards) - count_images(missing))
-    with decoder(plan, workers if missing else 1) as decode:
-        images = decode(chain.from_iterable(shard.items for shard in missing))
-        images = watched(out, plan, images, progress)
-        for shard in missing:
-            path, about = out / shard.name, attributes(plan, plan_sha256, shard.split)
-            remove_leftovers(path)
-            with writing(path):
-                write_shard(path, plan.options.size_px, about, islice(images, len(shard.items)))
-
-
-def missing_shards(out: Path, shards: Iterable[ShardPlan], plan_sha256: str) -> list[ShardPlan]:
-    """Those of `shards` that are not there, or not whole, or of another plan."""
-    return [shard for shard in shards if not is_complete(out / shard.name, plan_sha256)]
-
-
-def attributes(plan: Plan, plan_sha256: str, split: str) -> dict[str, int | str]:
-    """What a shard says about itself."""
-    return {
-        "split": split,
+    about: dict[str, int | str] = {  # what every shard says about itself
         "class_names": json.dumps(plan.class_names),
         "recipe": json.dumps(plan.recipe, sort_keys=True),
         "order_seed": plan.options.seed,
         "pillow": PIL.__version__,
         "plan_sha256": plan_sha256,
     }
+    missing = [shard for shard in shards if not is_complete(out / shard.name, plan_sha256)]
+    progress(count_images(shards) - count_images(missing))
+    with decoder(plan, workers if missing else 1) as decode:
+        images = decode(chain.from_iterable(shard.items for shard in missing))
+        images = watched(out, plan, images, progress)
+        for shard in missing:
+            path = out / shard.name
+            remove_leftovers(path)
+            attributes, own_images = {"split": shard.split, **about}, islice(images, len(shard.items))
+            with writing(path):
+                write_shard(path, plan.options.size_px, attributes, own_images)
 
 
 def watched(out: Path, plan: Plan, images: Iterable[Packed], progress: Progress) -> Iterator[Packed]:
@@ -128,13 +115,13 @@ def finalize(out: Path) -> Manifest:
     Raises DataError if shards are missing, or too many files were unusable (then the shards are removed).
     """
     plan = read_plan(out)
-    missing = missing_shards(out, plan.shards, plan.digest())
+    names, plan_sha256 = [shard.name for shard in plan.shards], plan.digest()
+    missing = [name for name in names if not is_complete(out / name, plan_sha256)]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(plan.shards)} shards are not packed yet, such as {missing[0].name}",
+            f"{len(missing)} of {len(names)} shards are not packed yet, such as {missing[0]}",
             "run the missing parts: python jobs/pack.py SOURCE OUT --task T --tasks N",
         )
-    names = [shard.name for shard in plan.shards]
     rejects = list(chain.from_iterable(read_rejects(out / name) for name in names))
     refuse_too_many(out, plan, rejects)
     with writing(out):

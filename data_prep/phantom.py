@@ -142,8 +142,7 @@ def _spine(x: Array, y: Array) -> Array:
     column = _step(0.105 - np.abs(x), 0.015)
     bodies = 0.10 + 0.05 * np.cos(y * np.float32(2 * np.pi / 0.125))
     trachea = 0.10 * np.exp(-((x / 0.035) ** 2)) * _step(-0.25 - y, 0.1)
-    spine: Array = column * bodies - trachea
-    return spine
+    return np.asarray(column * bodies - trachea)
 
 
 def _heart(x: Array, y: Array, body: np.random.Generator) -> Array:
@@ -153,16 +152,14 @@ def _heart(x: Array, y: Array, body: np.random.Generator) -> Array:
     heart = _step(1 - _ellipse(tilted, y, (0.13, 0.22), (0.29 * size, 0.36 * size)), 0.16)
     arch = _step(1 - _ellipse(x, y, (0.06, -0.28), (0.15, 0.22)), 0.25)
     hila = np.exp(-_ellipse(np.abs(x), y, (0.22, -0.02), (0.10, 0.16)))
-    brightness: Array = 0.20 * np.maximum(heart, 0.75 * arch) + 0.08 * hila
-    return brightness
+    return np.asarray(0.20 * np.maximum(heart, 0.75 * arch) + 0.08 * hila)
 
 
 def _stomach(x: Array, y: Array, dome: Array, body: np.random.Generator) -> Array:
     """A bubble of air under the left dome, in most people."""
     centre = (body.uniform(0.32, 0.48), body.uniform(0.68, 0.80))
     bubble = _step(1 - _ellipse(x, y, centre, (0.17, 0.11)), 0.3)
-    air: Array = bubble * _step(y - dome - 0.05, 0.02) * np.float32(body.random() < 0.7)
-    return air
+    return np.asarray(bubble * _step(y - dome - 0.05, 0.02) * np.float32(body.random() < 0.7))
 
 
 def _clavicles(x: Array, y: Array, body: np.random.Generator) -> Array:

@@ -18,13 +18,10 @@ LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def shown_progress(total: int, title: str, prefix: str = "") -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of images done since the last call: first before any is, then on.
-
-    `title` stands before the bar, `prefix` before each line in the log.
-    """
+def shown_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of images done since the last call: first before any is, then on."""
     if not sys.stderr.isatty():
-        yield LoggedProgress(total, prefix).advance
+        yield LoggedProgress(total).advance
         return
     title_column, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]:,.0f} images/s")
     columns = (title_column, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
@@ -42,10 +39,9 @@ def shown_progress(total: int, title: str, prefix: str = "") -> Iterator[Callabl
 class LoggedProgress:
     """Images done, images per second and time left, at most every few seconds."""
 
-    def __init__(self, total: int, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.done, self.prefix = total, 0, prefix
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self.clock = total, 0, clock
         self.num_before: int | None = None  # images of an earlier attempt
-        self.clock = clock
         self.start = self.last_line = clock()
 
     def advance(self, count: int) -> None:
@@ -54,12 +50,11 @@ class LoggedProgress:
         if self.num_before is None:
             self.num_before = count
             if count:
-                log.info("%s%d of %d images are packed already", self.prefix, count, self.total)
+                log.info("%d of %d images are packed already", count, self.total)
             return
         now = self.clock()
         if self.done == self.total or now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
             pace = (self.done - self.num_before) / max(now - self.start, 1e-9)
             left_s = (self.total - self.done) / max(pace, 1e-9)
-            images = f"{self.prefix}{self.done} of {self.total} images"
-            log.info("%s, %.0f images/s, %.0f s left", images, pace, left_s)
+            log.info("%d of %d images, %.0f images/s, %.0f s left", self.done, self.total, pace, left_s)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import msgspec
+from msgspec.json import Decoder
 
 from data_prep.errors import DamagedFile, ToolkitError
 from data_prep.files import write_json
@@ -37,9 +38,8 @@ class Word(str, enum.Enum):
 
 def read_record(path: Path, kind: type[T]) -> T | None:
     """The record in a JSON file; None if there is no such file, DamagedFile if it holds anything else."""
-    content = read_bytes(path)
-    hint = getattr(kind, "IF_DAMAGED", Record.IF_DAMAGED)
-    return None if content is None else decode(content, msgspec.json.Decoder(kind), str(path), hint)
+    content, hint = read_bytes(path), getattr(kind, "IF_DAMAGED", Record.IF_DAMAGED)
+    return None if content is None else decode(content, Decoder(kind), str(path), hint)
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -52,7 +52,7 @@ def read_bytes(path: Path) -> bytes | None:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}", "see who may read it") from error
 
 
-def decode(content: bytes, decoder: msgspec.json.Decoder[T], where: str, hint: str) -> T:
+def decode(content: bytes, decoder: Decoder[T], where: str, hint: str = "remove that line") -> T:
     """A record from its JSON; `where` and `hint` are for the DamagedFile if it is none."""
     try:
         if ODD_BYTE in content:
@@ -74,24 +74,15 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
     write_json(path, msgspec.to_builtins(record))
 
 
-def read_lines(path: Path, decoder: msgspec.json.Decoder[T]) -> list[T]:
-    """The records of a JSON-lines file, oldest first, without a half-written last one; none without a file.
-
-    Raises DamagedFile, which names the line too, if a line holds anything else.
-    """
-    lines = (read_bytes(path) or b"").splitlines(keepends=True)
-    whole = lines[:-1] if lines and not is_whole(lines[-1]) else lines
-    return [decode_line(line, decoder, f"{path}, line {number},") for number, line in enumerate(whole, 1)]
+def read_lines(path: Path, decoder: Decoder[T]) -> list[T]:
+    """The records of a JSON-lines file, oldest first; none without a file. Its DamagedFile names the line."""
+    lines = whole_lines(read_bytes(path) or b"")
+    return [decode(line, decoder, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
 
 
-def is_whole(line: bytes) -> bool:
-    """Whether the writer of a line was not interrupted."""
-    return line.endswith(b"\n")
-
-
-def decode_line(line: bytes, decoder: msgspec.json.Decoder[T], where: str) -> T:
-    """A record from one line of a JSON-lines file; DamagedFile as in `read_lines`."""
-    return decode(line, decoder, where, "remove that line")
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a JSON-lines file without a last one whose writer was interrupted."""
+    return content[: content.rfind(b"\n") + 1].splitlines()
 
 
 def encode_line(record: msgspec.Struct) -> bytes:

@@ -16,7 +16,6 @@ and attributes that say which recipe and plan made it; `complete` = 1 marks a wh
 everything else, so a folder with a manifest is whole. Readers open the manifest, never a glob.
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -26,8 +25,8 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -164,11 +163,9 @@ def write_shard(path: Path, size_px: int, attributes: Attributes, items: Iterabl
 def _header(
     size_px: int, attributes: Attributes, rows: list[ImageRecord], crc32: list[int], rejects: list[Reject]
 ) -> tuple[bytes, int]:
-    """All bytes of a shard but the pixels, and where in the file these belong.
-
-    HDF5 writes to memory here, never to the disk: a full disk makes it end the process.
-    """
+    """All bytes of a shard but the pixels, and where in the file these belong."""
     num_bytes = len(rows) * size_px**2
+    # HDF5 never writes to the disk here, for a full one makes it end the process
     memory = io.BytesIO()  # ends where the pixels begin, as `images` is the last thing created
     with h5py.File(
         memory,
@@ -177,18 +174,25 @@ def _header(
         alignment_threshold=min(num_bytes, ALIGNED_BYTES) or ALIGNED_BYTES,
         alignment_interval=PAGE_BYTES,
     ) as file:
+        # Write what is known; no clock in the file: same images, same bytes.
         file.attrs.update({"format": FORMAT, "num_images": len(rows), **attributes, "complete": 1})
-        for name, column in _columns(rows, crc32).items():
+        quarantined = json.dumps([asdict(reject) for reject in rejects])
+        for name, column in (*_columns(rows, crc32).items(), ("quarantined", quarantined)):
             file.create_dataset(name, data=column, track_times=False)
-        quarantined = json.dumps([dataclasses.asdict(reject) for reject in rejects])
-        file.create_dataset("quarantined", data=quarantined, track_times=False)
-        offset = _reserve_images(file, (len(rows), size_px, size_px))
+        # Reserve the place of the pixels.
+        create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        create.set_layout(h5py.h5d.CONTIGUOUS)
+        create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else there is no offset before a write
+        create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        shape = (len(rows), size_px, size_px)
+        images = file.create_dataset("images", shape, np.uint8, dcpl=create, track_times=False)
+        offset = images.id.get_offset() or 0  # no images, no offset
     return memory.getvalue(), offset
 
 
 def _columns(rows: list[ImageRecord], crc32: list[int]) -> dict[str, npt.NDArray[Any]]:
     columns: dict[str, npt.NDArray[Any]] = {"crc32": np.asarray(crc32, np.uint32)}
-    for field in dataclasses.fields(ImageRecord):
+    for field in fields(ImageRecord):
         values = [getattr(row, field.name) for row in rows]
         if field.type is str:
             texts = [value.encode() for value in values]
@@ -198,18 +202,6 @@ def _columns(rows: list[ImageRecord], crc32: list[int]) -> dict[str, npt.NDArray
             columns[field.name] = np.asarray(values, np.int64)
     columns["labels"] = columns.pop("label").astype(np.uint8)
     return columns
-
-
-def _reserve_images(file: h5py.File, shape: tuple[int, int, int]) -> int:
-    """Create `images` without writing to it, and return where in the file its bytes belong."""
-    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    create.set_layout(h5py.h5d.CONTIGUOUS)
-    create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else there is no offset before a write
-    create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    create.set_obj_track_times(False)  # no clock in the file: same images, same bytes
-    space = h5py.h5s.create_simple(shape)
-    dataset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, dcpl=create)
-    return dataset.get_offset() or 0  # no images, no offset
 
 
 def damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.uint32]) -> list[int]:
@@ -222,11 +214,10 @@ def damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.
 def describe_shard(path: Path) -> ShardInfo:
     """What the manifest should say about a shard file, read from it; DataError if it is not complete."""
     with _opened(path) as file:
-        attributes = file.attrs
-        num_classes = len(json.loads(attributes["class_names"]))
+        num_classes = len(json.loads(file.attrs["class_names"]))
         return ShardInfo(
             name=path.name,
-            split=str(attributes["split"]),
+            split=str(file.attrs["split"]),
             num_images=len(file["images"]),
             num_bytes=path.stat().st_size,
             data_offset=file["images"].id.get_offset() or 0,
@@ -238,11 +229,9 @@ def describe_shard(path: Path) -> ShardInfo:
 
 def is_complete(path: Path, plan_sha256: str) -> bool:
     """Whether `path` is a whole shard of the plan with this digest."""
-    try:
-        with _opened(path) as file:
-            return bool(file.attrs["plan_sha256"] == plan_sha256)
-    except DataError:
-        return False
+    with suppress(DataError), _opened(path) as file:
+        return bool(file.attrs["plan_sha256"] == plan_sha256)
+    return False
 
 
 def write_manifest(
@@ -262,14 +251,14 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a packed data set; every shard it names is there and has its full length.
-
-    Raises DataError if the manifest or a shard is missing or short, DamagedFile if it was damaged or edited.
-    """
+    """The manifest of a data set; DataError if it or a shard is missing or short, DamagedFile if edited."""
     path = folder / MANIFEST_FILE
     manifest = read_record(path, Manifest)
     if manifest is None:
-        raise DataError(f"no packed images at {folder}: {path.name} is missing", hint_where_packed(folder))
+        manifests = [*folder.glob(f"*/{MANIFEST_FILE}"), *folder.parent.glob(f"*/{MANIFEST_FILE}")]
+        near = ", ".join(sorted({str(manifest.parent) for manifest in manifests})[:5])
+        hint = f"packed images are in {near}" if near else "python jobs/pack.py SOURCE OUT packs some"
+        raise DataError(f"no packed images at {folder}: {path.name} is missing", hint)
     if manifest.format != FORMAT:
         raise DamagedFile(f"{path} has format {manifest.format}; this version reads {FORMAT}", REPACK_HINT)
     # names become paths: a manifest from elsewhere must not point outside its folder
@@ -281,13 +270,6 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def hint_where_packed(folder: Path) -> str:
-    """What to do if `folder` is not packed: packed images near it, or how to pack some."""
-    manifests = [*folder.glob(f"*/{MANIFEST_FILE}"), *folder.parent.glob(f"*/{MANIFEST_FILE}")]
-    near = ", ".join(sorted({str(path.parent) for path in manifests})[:5])
-    return f"packed images are in {near}" if near else "python jobs/pack.py SOURCE OUT packs some"
-
-
 def _check_length(folder: Path, shard: ShardInfo) -> None:
     path = folder / shard.name
     num_bytes = path.stat().st_size if path.is_file() else 0
@@ -296,12 +278,9 @@ def _check_length(folder: Path, shard: ShardInfo) -> None:
 
 
 def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
-    """The shard's images as a read-only memory map, uint8 [n, H, W], 0 = black, 255 = white.
-
-    Raises DataError if the file is missing or short; mapped, it would end the process with SIGBUS.
-    """
+    """The shard's images as a read-only memory map, uint8 [n, H, W], 0 = black, 255 = white; or DataError."""
     shape = (shard.num_images, shard.image_size_px, shard.image_size_px)
-    _check_length(folder, shard)
+    _check_length(folder, shard)  # a short file, mapped, would end the process with SIGBUS
     if shard.num_images == 0:
         return np.zeros(shape, np.uint8)  # an empty map is not allowed
     if shard.data_offset + math.prod(shape) > shard.num_bytes:
@@ -327,7 +306,7 @@ def read_keys(folder: Path, shard: ShardInfo) -> list[str]:
 def read_records(path: Path) -> list[ImageRecord]:
     """Everything a shard file knows about its images but the pixels."""
     columns = []
-    for field in dataclasses.fields(ImageRecord):
+    for field in fields(ImageRecord):
         values = _column(path, "labels" if field.name == "label" else field.name).tolist()
         columns.append([value.decode() for value in values] if field.type is str else values)
     return [ImageRecord(*row) for row in zip(*columns, strict=True)]

@@ -9,10 +9,10 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,14 +82,17 @@ def unescape(key: str) -> str:
 
 
 def find_items(source: str, out: Path, may_write: bool = True) -> Source:
-    """List everything in `source`: a folder, a CSV file, a DICOM folder, or `phantom:N`.
+    """List everything in `source`, a folder, CSV, DICOM folder or `phantom:N`; DataError if there is nothing.
 
     A DICOM source keeps its secret salt in `out`, the folder of the shards, if it `may_write` there; else
-    `keep_salt` must follow before anything is made of the names of DICOM files. Raises DataError if there is
-    nothing to pack.
+    `keep_salt` must follow before anything is made of the names of DICOM files.
     """
     if match := PHANTOM.fullmatch(source):
-        return _phantoms(int(match[1]))
+        count = int(match[1])
+        if count < 16:
+            least = "16 phantoms are the least that fill every split with both classes"
+            raise DataError(f"phantom:{count} is too small", least)
+        return Source("phantom", Path(), tuple(starmap(Item, phantom.items(count))))
     path = Path(source).expanduser()
     try:
         root, items = _list(path)
@@ -98,8 +101,9 @@ def find_items(source: str, out: Path, may_write: bool = True) -> Source:
     if not items:
         raise DataError(f"{source} holds no files", f"give {SOURCES}")
     if any(_is_dicom(root / unescape(item.key)) for item in items):
-        hashed = _salted(out, may_write)
-        return Source("dicom", root, tuple(_without_names(root, items, hashed, path.is_file())))
+        if may_write and not keep_salt(out):  # another task of the same pack was first
+            salt_of.cache_clear()
+        return Source("dicom", root, tuple(_without_names(root, items, salt_of(out), path.is_file())))
     return Source("files", root, tuple(items))
 
 
@@ -120,13 +124,6 @@ def _list(path: Path) -> tuple[Path, list[Item]]:
 
 def _split_folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.name in SPLIT_NAMES]
-
-
-def _phantoms(count: int) -> Source:
-    if count < 16:
-        least = "16 phantoms are the least that fill every split with both classes"
-        raise DataError(f"phantom:{count} is too small", least)
-    return Source("phantom", Path(), tuple(Item(*row) for row in phantom.items(count)))
 
 
 def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
@@ -179,10 +176,7 @@ def kermany_patient(name: str) -> str:
 
 
 def _csv_items(path: Path) -> Iterator[Item]:
-    """Rows of `path[,label][,split][,patient]`; paths are relative to the CSV's folder.
-
-    Raises DataError if a column is missing or unknown, a split has another name, or a path comes twice.
-    """
+    """Rows of `path[,label][,split][,patient]`; paths are relative to the CSV's folder."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         columns = set(rows.fieldnames or ())
@@ -214,15 +208,14 @@ def _is_dicom(path: Path) -> bool:
     return False
 
 
-def _without_names(
-    root: Path, items: list[Item], hashed: Callable[[str], str], trust_groups: bool
-) -> Iterator[Item]:
-    """Items under salted hashes: of DICOM files neither names nor patient ids go into the shards.
-
-    The patient is the one in the file, unless a CSV (`trust_groups`) names another.
-    """
+def _without_names(root: Path, items: list[Item], salt: bytes, trust_groups: bool) -> Iterator[Item]:
+    """Items under salted hashes: of DICOM files neither names nor patient ids go into the shards."""
     import_pydicom()
-    for item in items:
+
+    def hashed(text: str) -> str:
+        return hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()
+
+    for item in items:  # the patient is the one in the file, unless a CSV names another
         patient = (trust_groups and item.group) or _dicom_patient(root / unescape(item.key))
         group = f"dicom-{hashed(patient)}" if patient else ""
         yield Item(f"dicom/{hashed(item.key)}", item.label, item.split, group, item.key)
@@ -248,17 +241,9 @@ def _dicom_patient(path: Path) -> str:
     return ""
 
 
-def _salted(out: Path, may_write: bool) -> Callable[[str], str]:
-    """A one-way name for each text; the salt is secret, drawn once, and never part of a shard."""
-    if may_write and not keep_salt(out):  # another task of the same pack was first
-        salt_of.cache_clear()
-    salt = salt_of(out)
-    return lambda text: hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()
-
-
 @functools.cache
 def salt_of(out: Path) -> bytes:
-    """The salt of the shards in `out`; where none is kept yet, one for this process."""
+    """The secret salt of the shards in `out`; where none is kept yet, one for this process."""
     path = out / SALT_FILE
     return path.read_bytes() if path.exists() else secrets.token_bytes(32)
 

@@ -8,10 +8,7 @@ from data_prep.shards import REPACK_HINT, ShardInfo, damaged_images, read_crc32,
 
 
 def verify(folder: Path) -> int:
-    """Read every byte of a packed data set and compare it with its digests; return the images checked.
-
-    Raises DataError that names the damaged shards, and in each the images whose pixels have changed.
-    """
+    """Compare every byte with its digests; the images checked, or a DataError that names what has changed."""
     shards = read_manifest(folder).shards()
     damaged = [shard for shard in shards if sha256_file(folder / shard.name) != shard.sha256]
     if damaged:

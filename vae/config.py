@@ -5,9 +5,8 @@ Imports no torch, so `--help` and `--dry-run` stay quick on a login node.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,11 +21,8 @@ VARIANTS = ("linear", "direct", "spatial")
 Variant = Literal["linear", "direct", "spatial"]
 
 # What `--variant` accepts: the published two, or ours beside them.
-VARIANT_GROUPS: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in VARIANTS},
-    "both": ("linear", "direct"),
-    "all": VARIANTS,
-}
+VARIANT_GROUPS: dict[str, tuple[str, ...]] = {name: (name,) for name in VARIANTS}
+VARIANT_GROUPS |= {"both": ("linear", "direct"), "all": VARIANTS}
 
 
 @dataclass(frozen=True)
@@ -106,20 +102,9 @@ class RunConfig:
     """Newest checkpoints kept; two, so that a damaged one has one before it."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            SettingsError: names the setting, its value and what is allowed.
-        """
-        at_least_one: tuple[str, ...] = (
-            "image_size_px",
-            "latent_dim",
-            "latent_channels",
-            "epochs",
-            "batch_size",
-        )
-        at_least_one += ("accumulate", "log_every_steps", "val_every_epochs", "keep_checkpoints")
-        for name in at_least_one:
+        """Raise SettingsError, which names what is allowed, for values that no run can use."""
+        counts = ("image_size_px", "latent_dim", "latent_channels", "epochs", "batch_size", "accumulate")
+        for name in (*counts, "log_every_steps", "val_every_epochs", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("seed", "max_steps", "warmup_steps", "beta", "clip_norm"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
@@ -128,11 +113,8 @@ class RunConfig:
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("widths", len(self.widths) >= 1 and min(self.widths) >= 1, "positive counts")
         shrink = 2 ** len(self.widths)
-        self._require(
-            "image_size_px",
-            self.image_size_px % shrink == 0,
-            f"a multiple of {shrink} (one halving per layer)",
-        )
+        allowed = f"a multiple of {shrink} (one halving per layer)"
+        self._require("image_size_px", self.image_size_px % shrink == 0, allowed)
 
     def _require(self, name: str, is_allowed: bool, allowed: str) -> None:
         if not is_allowed:
@@ -161,7 +143,7 @@ YamlLoader.add_implicit_resolver(
 
 def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
     """A settings dataclass from plain values; SettingsError names what is wrong and its `source`."""
-    annotations = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    annotations = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in annotations:
             near = get_close_matches(str(name), annotations, 1)
@@ -172,12 +154,12 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}", error.hint) from error
     except msgspec.ValidationError as error:
-        place = re.search(r" - at `\$\.(\w+)", str(error))
-        if place is None:
-            missing = str(error).split("`")[1]
-            raise SettingsError(f"{source}: the following arguments are required: {missing}") from error
-        wanted = expected(annotations[place[1]])
-        raise SettingsError(f'{source}: "{place[1]}": expected {wanted}, not {values[place[1]]}') from error
+        if place := re.search(r" - at `\$\.(\w+)", str(error)):
+            name = place[1]
+            problem = f'"{name}": expected {expected(annotations[name])}, not {values[name]}'
+        else:
+            problem = f"the following arguments are required: {str(error).split('`')[1]}"
+        raise SettingsError(f"{source}: {problem}") from error
 
 
 def expected(annotation: str) -> str:
@@ -202,7 +184,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values that YAML and JSON can hold (tuples become lists)."""
-    values = dataclasses.asdict(settings).items()
+    values = asdict(settings).items()
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
@@ -215,6 +197,6 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines `name: old -> new` for every setting that decides the result and is not the same."""
     return [
         f"{field.name}: {getattr(old, field.name)!r} -> {getattr(new, field.name)!r}"
-        for field in dataclasses.fields(RunConfig)
+        for field in fields(RunConfig)
         if field.name not in OPERATIONAL and getattr(old, field.name) != getattr(new, field.name)
     ]

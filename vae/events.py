@@ -1,7 +1,6 @@
 """events.jsonl: what happened to a run, attempt by attempt; a resume adds to it and drops nothing.
 
-metrics.jsonl reads like that of an unbroken run; here stands what interruptions did: where each attempt began
-and how far the one before it had come, each stop signal, each save, and the end.
+metrics.jsonl reads like that of an unbroken run; here stands what interruptions did to it.
 """
 
 import time
@@ -55,10 +54,7 @@ DECODER: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
 def read_events(run_dir: Path) -> list[AnyEvent]:
-    """All events of a run, oldest first; none of a run that older code has trained.
-
-    Raises DamagedFile for a line that no training has written.
-    """
+    """All events of a run, oldest first; none of a run that older code has trained. May raise DamagedFile."""
     return read_lines(run_dir / EVENTS_FILE, DECODER)
 
 
@@ -72,7 +68,7 @@ class Course:
     """What happened in one attempt."""
 
     started: AttemptStarted
-    events: tuple[AnyEvent, ...]
+    events: list[AnyEvent]
     """What happened until the next attempt, `started` left out."""
 
     @property
@@ -88,10 +84,10 @@ class Course:
 
 def by_attempt(events: Sequence[AnyEvent]) -> list[Course]:
     """The events attempt by attempt; what stands before the first start belongs to none."""
-    attempts: list[tuple[AttemptStarted, list[AnyEvent]]] = []
+    courses: list[Course] = []
     for event in events:
         if isinstance(event, AttemptStarted):
-            attempts.append((event, []))
-        elif attempts:
-            attempts[-1][1].append(event)
-    return [Course(started, tuple(rest)) for started, rest in attempts]
+            courses.append(Course(event, []))
+        elif courses:
+            courses[-1].events.append(event)
+    return courses

@@ -1,7 +1,5 @@
 """Figures as PNG: grids of images, and loss curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,6 +22,8 @@ GAP_PX = 2
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 
+Points = list[tuple[float, float]]
+
 
 def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
     """Write images [n, H, W] as one PNG, pixel for pixel, row by row, 8 to a row."""
@@ -34,7 +34,6 @@ def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
     cells = np.pad(images, ((0, rows * columns - count), (0, GAP_PX), (0, GAP_PX)), constant_values=255)
     grid = cells.reshape(rows, columns, height + GAP_PX, width + GAP_PX).swapaxes(1, 2)
     canvas = grid.reshape(rows * (height + GAP_PX), -1)[:-GAP_PX, :-GAP_PX]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         Image.fromarray(canvas).save(part, format="PNG", optimize=True)
 
@@ -44,13 +43,12 @@ def write_loss_curves(path: Path, metrics: Mapping[str, Sequence[MetricsLine]]) 
     figure = draw_loss_curves(metrics)
     if figure is None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         figure.savefig(part, format="png")
     return True
 
 
-def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | None:
+def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> "Figure | None":
     """The figure of `write_loss_curves`; None where nothing was logged yet."""
     curves = {name: _curves(lines) for name, lines in metrics.items()}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
@@ -76,11 +74,12 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> Figure | N
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     points = chain.from_iterable(train + validation for train, validation in curves.values())
-    axes.set_ylim(*_range([loss for _, loss in points]))
+    losses = [loss for _, loss in points]
+    # limits that show the curves and not the first steps, which lie far above them
+    low, high = min(losses), float(np.percentile(losses, 98))
+    margin = 0.05 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
     return figure
-
-
-Points = list[tuple[float, float]]
 
 
 def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:
@@ -89,10 +88,3 @@ def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:
     train: Points = [(line.epoch, line.loss) for line in lines if isinstance(line, StepLine)]
     train = train or [(line.epoch, line.train_loss) for line in epochs]
     return train, [(line.epoch, line.val_loss) for line in epochs if line.val_loss is not None]
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    """Limits that show the curves and not the first steps, which lie far above them."""
-    low, high = min(values), float(np.percentile(values, 98))
-    margin = 0.05 * (high - low) or 1.0
-    return low - margin, high + margin

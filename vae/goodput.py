@@ -9,13 +9,10 @@ Llama Team, The Llama 3 Herd of Models, 2024, section 3.3.4). An attempt's alloc
 scheduler gives it nodes, or without a scheduler when training is called, and ends with its last line in
 metrics.jsonl. So what a killed attempt did after its last line is not counted, nor are jobs that ended before
 they began to train. Steps that no later attempt went back behind count as useful.
-
-The facts are the attempts in provenance.json, the lines of metrics.jsonl, and events.jsonl for how attempts
-ended. Imports no torch.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 
@@ -65,9 +62,8 @@ class AttemptSpent:
     spent: Spent
     first_step: int
     steps: int
-    """Steps it took, ..."""
     steps_lost: int
-    """... of which so many had to be done again."""
+    """Of these, so many had to be done again."""
     saves: int
     processes: tuple[str, int]
     """Device, and number of processes."""
@@ -92,6 +88,12 @@ class Account:
     def spent(self) -> Spent:
         return total(attempt.spent for attempt in self.attempts)
 
+    @property
+    def kills_or_losses(self) -> int:
+        """Attempts that were killed; without events, those that lost steps."""
+        losses = sum(attempt.steps_lost > 0 for attempt in self.attempts)
+        return losses if self.kills is None else self.kills
+
 
 def total(parts: Iterable[Spent]) -> Spent:
     """The sums; unknown where a part is unknown."""
@@ -99,9 +101,6 @@ def total(parts: Iterable[Spent]) -> Spent:
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Spent)}
     sums = {name: None if None in cells else math.fsum(cells) for name, cells in columns.items()}
     return Spent(**sums)  # type: ignore[arg-type]  # None only where a part has None
-
-
-# --- from the files --------------------------------------------------------------------------
 
 
 def attempts_spent(attempts: Sequence[Attempt], lines: Sequence[MetricsLine]) -> list[AttemptSpent | None]:
@@ -126,14 +125,11 @@ def attempt_spent(attempt: Attempt, kept_until: float) -> AttemptSpent | None:
     begin_s = attempt.allocated_s if attempt.allocated_s is not None else attempt.started_s or work.last_s
     busy_s = work.train_s + work.save_s + work.val_s
     startup_s = max(0.0, work.last_s - begin_s - busy_s)
-
-    # steps that were done again
+    # Steps that were done again: exactly none, or all, where that is so.
     steps = max(0, work.reached_step - first)
-    kept = min(max(0, kept_until - first), steps)
-    # exactly none, or all, where that is so
-    lost_s = work.train_s * ((steps - kept) / steps if steps else 1.0)
-
-    # devices
+    steps_lost = steps - min(max(0, kept_until - first), steps)
+    lost_s = work.train_s * (steps_lost / steps if steps else 1.0)
+    # Devices.
     hours, is_gpu = (startup_s + busy_s) / 3600, attempt.device == "cuda"
     cpu_hours = attempt.world_size * attempt.cpus * hours if attempt.cpus else None
     spent = Spent(
@@ -146,10 +142,10 @@ def attempt_spent(attempt: Attempt, kept_until: float) -> AttemptSpent | None:
         gpu_hours=attempt.world_size * hours if is_gpu else 0.0,
         cpu_hours=0.0 if is_gpu else cpu_hours,
     )
-    peaks = {"cores": work.cores, "host_gb": work.host_gb, "gpu_gb": work.gpu_gb}
-    measured = {name: peak for name, peak in peaks.items() if peak is not None}
+    measured = {"cores": work.cores, "host_gb": work.host_gb, "gpu_gb": work.gpu_gb}
+    peaks = {name: peak for name, peak in measured.items() if peak is not None}
     processes = (attempt.device, attempt.world_size)
-    return AttemptSpent(spent, first, steps, int(steps - kept), work.saves, processes, measured)
+    return AttemptSpent(spent, first, steps, int(steps_lost), work.saves, processes, peaks)
 
 
 def _wait_s(attempt: Attempt) -> float | None:
@@ -182,47 +178,42 @@ def account(
 
 
 def count_kills(attempts: Sequence[Attempt], events: Sequence[AnyEvent]) -> int | None:
-    """Attempts before the newest that ended neither complete nor after a stop signal.
-
-    None if events.jsonl tells of another number of attempts than provenance.json.
-    """
+    """Attempts before the newest that were killed; None if events.jsonl tells of another number."""
     courses = by_attempt(events)
     if len(courses) != len(attempts):
         return None
     return sum(not course.was_signalled for course in courses[:-1])
 
 
-# --- what to ask for next time ---------------------------------------------------------------
-
-
 def suggestions(accounts: Sequence[Account]) -> list[str]:
     """A sentence for each setting that the measured times speak for; none where facts are missing."""
     trained = [run for run in accounts if run.spent.useful_s + run.spent.lost_s >= LEAST_TRAINING_S]
-    makers = (_suggest_limit, _suggest_cpus, _suggest_memory, _suggest_interval)
-    return list(filter(None, (make(trained) for make in makers)))
+    attempts = list(chain.from_iterable(run.attempts for run in trained))
+    scoring_gb = [run.scoring_gb for run in trained if run.scoring_gb is not None]
+    return [
+        *_suggest_limit(trained),
+        *_suggest_process([attempt.peaks for attempt in attempts], scoring_gb),
+        *_suggest_interval(attempts, sum(run.kills_or_losses for run in trained)),
+    ]
 
 
-def _suggest_limit(accounts: Sequence[Account]) -> str:
+def _suggest_limit(accounts: Sequence[Account]) -> Iterator[str]:
     unfinished = [run for run in accounts if run.steps_left]
     needs = [need_s(run, run.steps_left or run.total_steps) for run in unfinished or accounts]
     longest_s = max((need for need in needs if need is not None), default=None)
-    if longest_s is None:
-        return ""
-    begin = "The longest run still needs about" if unfinished else "The longest run takes about"
-    return (
-        f"{begin} {duration(longest_s)}, start-up, saving and validation included: with train_limit_min "
-        f"{limit_min(longest_s)} in the profile it fits into one stretch, with {LIMIT_RESERVE - 1:.0%} in "
-        "reserve."
-    )
+    if longest_s is not None:
+        begin = "The longest run still needs about" if unfinished else "The longest run takes about"
+        yield (
+            f"{begin} {duration(longest_s)}, start-up, saving and validation included: with train_limit_min "
+            f"{limit_min(longest_s)} in the profile it fits into one stretch, with {LIMIT_RESERVE - 1:.0%} "
+            "in reserve."
+        )
 
 
 def need_s(account: Account, steps: int) -> float | None:
-    """Seconds that one attempt of `steps` steps would take at the pace so far; None if there is no pace.
-
-    Only attempts on the same device and number of processes as the newest tell its pace.
-    """
-    newest = account.attempts[-1:]
-    alike = [attempt for attempt in account.attempts if attempt.processes == newest[0].processes]
+    """Seconds that one attempt of `steps` steps would take at the pace so far; None if there is no pace."""
+    # only attempts on the same device and number of processes as the newest tell its pace
+    alike = [attempt for attempt in account.attempts if attempt.processes == account.attempts[-1].processes]
     spent, done = total(attempt.spent for attempt in alike), sum(attempt.steps for attempt in alike)
     if not done:
         return None
@@ -235,27 +226,20 @@ def limit_min(need_s: float) -> int:
     return LIMIT_ROUND_MIN * math.ceil(LIMIT_RESERVE * need_s / 60 / LIMIT_ROUND_MIN)
 
 
-def _suggest_cpus(accounts: Sequence[Account]) -> str:
-    cores = _peaks(accounts, "cores")
-    if not cores:
-        return ""
-    return (
-        f"A training process kept {max(cores):.2g} CPU cores busy on average: cpus_per_gpu "
-        f"{to_ask_for(max(cores), CPU_RESERVE)} in the profile is enough."
-    )
-
-
-def _suggest_memory(accounts: Sequence[Account]) -> str:
-    """Training and scoring share the setting, so both must have been measured."""
-    training = _peaks(accounts, "host_gb")
-    scoring = [account.scoring_gb for account in accounts if account.scoring_gb is not None]
-    if not training or not scoring:
-        return ""
-    whole_gb = to_ask_for(max(training + scoring), MEMORY_RESERVE)  # GiB, which SLURM calls G
-    return (
-        f"A training process took up to {max(training):.2g} GiB of memory and a scoring process "
-        f"{max(scoring):.2g} GiB: mem_per_gpu_gb {whole_gb} in the profile is enough."
-    )
+def _suggest_process(peaks: Sequence[dict[str, float]], scoring_gb: Sequence[float]) -> Iterator[str]:
+    """Cores and memory; training and scoring share the memory, so both must have been measured."""
+    cores, host_gb = ([peak[name] for peak in peaks if name in peak] for name in ("cores", "host_gb"))
+    if cores:
+        yield (
+            f"A training process kept {max(cores):.2g} CPU cores busy on average: cpus_per_gpu "
+            f"{to_ask_for(max(cores), CPU_RESERVE)} in the profile is enough."
+        )
+    if host_gb and scoring_gb:
+        whole_gb = to_ask_for(max(*host_gb, *scoring_gb), MEMORY_RESERVE)  # GiB, which SLURM calls G
+        yield (
+            f"A training process took up to {max(host_gb):.2g} GiB of memory and a scoring process "
+            f"{max(scoring_gb):.2g} GiB: mem_per_gpu_gb {whole_gb} in the profile is enough."
+        )
 
 
 def to_ask_for(peak: float, reserve: float) -> int:
@@ -263,33 +247,15 @@ def to_ask_for(peak: float, reserve: float) -> int:
     return max(1, math.ceil(reserve * peak))
 
 
-def _all_attempts(accounts: Sequence[Account]) -> list[AttemptSpent]:
-    return list(chain.from_iterable(account.attempts for account in accounts))
-
-
-def _peaks(accounts: Sequence[Account], name: str) -> list[float]:
-    return [attempt.peaks[name] for attempt in _all_attempts(accounts) if name in attempt.peaks]
-
-
-def _suggest_interval(accounts: Sequence[Account]) -> str:
-    attempts = _all_attempts(accounts)
+def _suggest_interval(attempts: Sequence[AttemptSpent], kills: int) -> Iterator[str]:
     spent, saves = total(attempt.spent for attempt in attempts), sum(attempt.saves for attempt in attempts)
-    kills = sum(_kills(account) for account in accounts)
-    if not kills or not saves:
-        return ""
-    best_min = interval_s(spent.save_s / saves, spent.allocated_s / kills) / 60
-    return (
-        f"Interruptions without a warning: {kills}; they cost {duration(spent.lost_s)} of training. At this "
-        f"rate --run.checkpoint_every_min {max(best_min, 0.1):.1f} loses least, saves included (Young 1974, "
-        "Daly 2006)."
-    )
-
-
-def _kills(account: Account) -> int:
-    """Attempts that were killed; without events, those that lost steps."""
-    if account.kills is not None:
-        return account.kills
-    return sum(attempt.steps_lost > 0 for attempt in account.attempts)
+    if kills and saves:
+        best_min = interval_s(spent.save_s / saves, spent.allocated_s / kills) / 60
+        yield (
+            f"Interruptions without a warning: {kills}; they cost {duration(spent.lost_s)} of training. At "
+            f"this rate --run.checkpoint_every_min {max(best_min, 0.1):.1f} loses least, saves included "
+            "(Young 1974, Daly 2006)."
+        )
 
 
 def interval_s(save_s: float, between_s: float) -> float:
@@ -306,11 +272,9 @@ def duration(seconds: float | None) -> str:
     """Seconds as `0.4 s`, `45 s`, `12 min`, `3 h 20 min` or `2 d 3 h`."""
     if seconds is None:
         return ""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     if minutes < 90:
         return f"{minutes} min"
     if minutes < 48 * 60:

@@ -8,12 +8,13 @@ training has written gets a DamagedFile.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from data_prep.records import Record, decode_line, is_whole, read_lines
+from data_prep.records import Record, decode, read_lines, whole_lines
 from vae.run_dir import METRICS_FILE
 
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no start or save. A
@@ -96,9 +97,6 @@ def slowest_stop_s(run_dir: Path) -> float:
     return max(saves, default=0.0) + max(validations, default=0.0)
 
 
-# --- how far a run is ----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a training is; all 0 or None before its first line."""
@@ -121,32 +119,27 @@ def progress_of(start: StartLine | None, tail: Sequence[MetricsLine]) -> Progres
     if start is None:
         return Progress()
     step = tail[-1].step if tail else 0
-    newest = next((line for line in reversed(tail) if isinstance(line, StepLine)), None)
-    return Progress(
-        step,
-        start.total_steps,
-        step / max(start.steps_per_epoch, 1),
-        newest.loss if newest else None,
-        newest.images_per_s if newest else None,
-        _eta_s(start.total_steps - step, tail),
-    )
+    steps = [line for line in tail if isinstance(line, StepLine)]
+    loss, images_per_s = (steps[-1].loss, steps[-1].images_per_s) if steps else (None, None)
+    epoch, eta_s = step / max(start.steps_per_epoch, 1), _eta_s(start.total_steps - step, tail)
+    return Progress(step, start.total_steps, epoch, loss, images_per_s, eta_s)
 
 
 def _eta_s(steps_left: int, tail: Sequence[MetricsLine]) -> float | None:
     """Seconds to go at the pace between the last two step lines of the newest attempt; None without two."""
-    starts = [number for number, line in enumerate(tail) if isinstance(line, StartLine)]
-    own = tail[starts[-1] :] if starts else tail  # no pace over the time in which it waited to go on
-    last_two = [line for line in own if isinstance(line, StepLine)][-2:]
-    if len(last_two) < 2 or last_two[1].step <= last_two[0].step:
+    # no pace over the time in which it waited to go on
+    own = takewhile(lambda line: not isinstance(line, StartLine), reversed(tail))
+    newest = list(islice((line for line in own if isinstance(line, StepLine)), 2))
+    if len(newest) < 2 or newest[0].step <= newest[1].step:
         return None
-    pace_s = (last_two[1].time - last_two[0].time) / (last_two[1].step - last_two[0].step)
+    pace_s = (newest[0].time - newest[1].time) / (newest[0].step - newest[1].step)
     return max(0.0, steps_left * pace_s)
 
 
 def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
-    """The first line of metrics.jsonl, and those of its last ones that goodput and progress need.
+    """The first line of metrics.jsonl, and the last ones, from a start or a save on.
 
-    Those are the lines from a start or a save on, and of the many step lines among them the last two.
+    Of the many step lines among these only the last two, which is what goodput and progress need.
     """
     path = run_dir / METRICS_FILE
     try:
@@ -154,9 +147,9 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
             first, tail = file.readline(), _last_lines(file)
     except (FileNotFoundError, NotADirectoryError):
         return None, []
-    start = decode_line(first, DECODER, f"{path}, line 1,") if is_whole(first) else None
+    start = decode(first, DECODER, f"{path}, line 1,") if first.endswith(b"\n") else None
     idle = set([number for number, line in enumerate(tail) if line.startswith(STEPS)][:-2])
-    lines = [decode_line(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
+    lines = [decode(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
     return start if isinstance(start, StartLine) else None, lines
 
 
@@ -165,8 +158,7 @@ def _last_lines(file: BinaryIO) -> list[bytes]:
     size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
     while True:
         file.seek(max(0, size - length))
-        lines = file.read(length).splitlines(keepends=True)
-        whole = [line for line in lines[length < size :] if is_whole(line)]  # it may begin inside of one
-        if length >= size or any(line.startswith(STARTS_AND_SAVES) for line in whole):
-            return whole
+        lines = whole_lines(file.read(length))[length < size :]  # the first may have begun before
+        if length >= size or any(line.startswith(STARTS_AND_SAVES) for line in lines):
+            return lines
         length *= 4

@@ -3,12 +3,12 @@
 import hashlib
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from subprocess import DEVNULL, SubprocessError, check_output
 
 import msgspec
 
@@ -98,13 +98,10 @@ def read_attempts(run_dir: Path) -> tuple[Attempt, ...]:
 
 
 def record_attempt(run_dir: Path, data_fingerprint: str, attempt: Attempt) -> int:
-    """Add this attempt to provenance.json; returns how many came before it (the restarts).
-
-    What the attempt before it did is noted there first: its lines after the step that this one begins at
-    are about to be dropped from metrics.jsonl.
-    """
+    """Add this attempt to provenance.json; returns how many came before it (the restarts)."""
     earlier = list(read_attempts(run_dir))
     if earlier:
+        # its lines after the step that this one begins at are about to be dropped from metrics.jsonl
         earlier[-1] = with_work(earlier[-1], read_metrics(run_dir))
     provenance = Provenance(
         **msgspec.structs.asdict(code_version()),
@@ -140,26 +137,15 @@ def work_of(lines: Sequence[MetricsLine]) -> Work | None:
     if sums.train_s is None:
         return None
     val_s = sum(line.val_seconds or 0.0 for line in after if isinstance(line, EpochLine))
-    return Work(
-        reached_step=last.step,
-        last_s=last.time,
-        train_s=round(sums.train_s + last.time - mark.time - val_s, 3),
-        save_s=sums.save_s,
-        saves=sums.saves,
-        val_s=round(sums.val_s + val_s, 3),
-        cores=sums.cores,
-        host_gb=sums.host_gb,
-        gpu_gb=sums.gpu_gb,
-    )
+    train_s = round(sums.train_s + last.time - mark.time - val_s, 3)
+    as_saved = {name: getattr(sums, name) for name in ("save_s", "saves", "cores", "host_gb", "gpu_gb")}
+    return Work(last.step, last.time, train_s, val_s=round(sums.val_s + val_s, 3), **as_saved)
 
 
 def command_of(run_dir: Path, attempt: Attempt) -> tuple[str, ...]:
     """The words somebody typed: the launch that a job comes from, else this process's own command."""
     launches = read_launches(run_dir.parent, run_dir.name) if attempt.job else []
     return tuple(launches[-1].command if launches else sys.argv)
-
-
-# --- code and packages ---------------------------------------------------------------------------
 
 
 def versions() -> dict[str, str]:
@@ -180,17 +166,13 @@ def code_version() -> CodeVersion:
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
     if commit is None:
         return CodeVersion("unknown: not a git checkout")
-    if not diff:
-        return CodeVersion(commit.strip())
-    return CodeVersion(commit.strip(), hashlib.sha256(diff.encode()).hexdigest(), diff)
+    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else ""
+    return CodeVersion(commit.strip(), digest, diff or "")
 
 
 def _git(*words: str) -> str | None:
     command = ["git", *words]
     try:
-        done = subprocess.run(
-            command, cwd=REPOSITORY, capture_output=True, text=True, errors="replace", check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
+        return check_output(command, cwd=REPOSITORY, stderr=DEVNULL, text=True, errors="replace", timeout=30)
+    except (OSError, SubprocessError):
         return None
-    return done.stdout

@@ -87,11 +87,7 @@ class ScoresSummary(Record, frozen=True, forbid_unknown_fields=False):
 
 
 def read_scores_summary(run_dir: Path) -> ScoresSummary | None:
-    """The scores of a run in short; None for a run without scores.
-
-    Raises:
-        DamagedFile: it is not what a scoring has written.
-    """
+    """The scores of a run in short, if it has any; DamagedFile if no scoring has written them."""
     return read_record(run_dir / SCORES_FILE, ScoresSummary)
 
 

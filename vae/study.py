@@ -9,12 +9,11 @@ Readers raise DamagedFile, or SettingsError for YAML, where a file is not what t
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product, starmap
 from pathlib import Path
 
@@ -108,25 +107,18 @@ def is_study(folder: Path) -> bool:
 
 
 def read_study(study_dir: Path) -> Study:
-    """Read study.yaml; without one, the runs in the folder make a study, scored as they were.
-
-    Raises SettingsError if there are no runs either.
-    """
+    """study.yaml, or else the runs in the folder, scored as they were; SettingsError if there are none."""
     if (study_dir / STUDY_FILE).exists():
         return read_settings(Study, study_dir / STUDY_FILE)
     runs = tuple(sorted(path.parent.name for path in study_dir.glob(f"*/{RUN_FILE}")))
     if not runs:
         hint = "a study is a folder of runs, made by `jobs/launch.py`"
         raise SettingsError(f"no study at {study_dir}", hint)
-    return Study(study_dir.name, runs, next(extractors_of(study_dir, runs), Study.extractor))
-
-
-def extractors_of(study_dir: Path, runs: Sequence[str]) -> Iterator[str]:
-    """What each run with scores was scored by; a damaged one is passed over, for it is shown as such."""
     for run in runs:
-        with suppress(DamagedFile):
+        with suppress(DamagedFile):  # it is shown as such
             if summary := read_scores_summary(study_dir / run):
-                yield summary.extractor
+                return Study(study_dir.name, runs, summary.extractor)
+    return Study(study_dir.name, runs)
 
 
 def read_run(run_dir: Path) -> RunConfig:
@@ -145,10 +137,7 @@ def prepare_run(run_dir: Path, config: RunConfig) -> None:
 
 
 def check_run(run_dir: Path, config: RunConfig) -> RunConfig | None:
-    """The settings of the run that `run_dir` already holds, if any.
-
-    Raises RunError if they differ from `config` in what decides the result; its message shows the difference.
-    """
+    """The settings of the run in `run_dir`, if any; RunError if `config` would give another result."""
     if not (run_dir / RUN_FILE).exists():
         return None
     present = read_run(run_dir)
@@ -174,7 +163,7 @@ def with_earlier_runs(study_dir: Path, study: Study) -> Study:
     if not (study_dir / STUDY_FILE).exists():
         return study
     earlier = read_study(study_dir).runs
-    return dataclasses.replace(study, runs=earlier + tuple(run for run in study.runs if run not in earlier))
+    return replace(study, runs=earlier + tuple(run for run in study.runs if run not in earlier))
 
 
 def is_trained(run_dir: Path) -> bool:

@@ -9,7 +9,7 @@ checkpoints/step_00000120/
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -74,16 +74,11 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
             f"cannot save checkpoint {final}: {error}",
             "make room there and run the same command again; it goes on from the last whole checkpoint",
         ) from error
-    _prune(run_dir, keep)
-    return final
-
-
-def _prune(run_dir: Path, keep: int) -> None:
-    """Drop old checkpoints and what killed saves left behind (one writer per run, so they are dead)."""
     for old in list(checkpoint_dirs(run_dir).values())[keep:]:
         shutil.rmtree(old)
-    for stale in unfinished_checkpoints(run_dir):
+    for stale in unfinished_checkpoints(run_dir):  # of killed saves: a run has one writer
         shutil.rmtree(stale, ignore_errors=True)
+    return final
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -115,8 +110,7 @@ def find_latest(run_dir: Path) -> Path | None:
 
 def load_state(checkpoint: Path) -> StateDict:
     """Everything of `state.pt`, on the CPU. Only tensors and plain values are unpickled."""
-    state: StateDict = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    return state
+    return cast(StateDict, torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -132,10 +126,7 @@ def weights_sha256(checkpoint: Path) -> str:
 
 
 def load_trained(run_dir: Path) -> tuple[VAE, Done]:
-    """The finished model in eval mode on the CPU, and the run's done.json.
-
-    Raises RunError if the run is not complete, or its weights are gone or damaged.
-    """
+    """The finished model in eval mode on the CPU, and done.json; RunError unless both are whole."""
     done = read_done(run_dir)
     if done is None:
         raise RunError(f"{run_dir} is not trained to the end", "train it with `python jobs/train.py`")

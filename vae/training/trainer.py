@@ -29,7 +29,7 @@ from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
 from vae.training.collectives import HostCollectives
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
-from vae.training.metrics_log import MetricsLog, Redone
+from vae.training.metrics_log import MetricsLog, drop_lines_after
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
 from vae.training.validation import validate
 
@@ -48,19 +48,12 @@ def train(
 
     Call it in one process per rank with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, or in
     one process without. Sample order, noise and summed loss do not depend on the number of ranks, and every
-    call goes on at the exact step of the newest whole checkpoint.
+    call goes on at the exact step of the newest whole checkpoint. `should_stop` is asked at every step on
+    every rank; the first yes saves and stops all ranks. `attempt` goes into provenance.json.
 
-    Args:
-        run_dir: folder with run.yaml.
-        should_stop: asked at every step on every rank; the first yes saves and stops all ranks.
-        attempt: facts about this attempt for provenance.json (job id, nodes, ...).
-
-    Raises:
-        RunError: the loss is not finite, a checkpoint cannot be written or does not fit, or the run is being
-            trained already.
-        DataError: the data are missing, damaged, or not the ones the run began with.
-        SettingsError: the settings do not fit the data or the ranks.
-        DamagedFile: a file of the run is not what a training has written.
+    Raises RunError where the loss is not finite, a checkpoint cannot be written or does not fit, or another
+    process trains the run; DataError where the data are missing, damaged or others than the run began with;
+    SettingsError where settings, data and ranks do not fit; DamagedFile for a file no training has written.
     """
     if is_trained(run_dir):
         return True
@@ -140,15 +133,10 @@ def run_to_end(
 def train_step(
     state: TrainingState, batch: Tensor, plan: BatchPlan, step: int, wants_norm: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Take one optimiser step on this rank's share of the global batch.
+    """Take one optimiser step, after `step` others, on this rank's images, uint8 [b, 1, H, W].
 
-    Args:
-        batch: uint8 [b, 1, H, W], the rank's images.
-        step: steps taken before this one.
-        wants_norm: also return the norm of the summed loss's gradient.
-
-    Returns:
-        (bce, kl) sums over the rank's images in nats, [2], on the device; and the norm or None.
+    Returns (bce, kl) sums over them in nats, [2], on the device; and the norm of the summed loss's gradient,
+    if it is wanted or at hand.
     """
     config, accelerator = state.config, state.accelerator
     noise = noise_of(state, plan, step)
@@ -197,35 +185,29 @@ def start_attempt(
     accelerator = metrics_log.accelerator
     ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
     attempt = msgspec.structs.replace(attempt, **ranks)
-    add_missing_start(run_dir, metrics_log)
+    add_missing_start(run_dir)
     # reads the lines of the attempt before, which the metrics log is about to drop
     restarts = record_attempt(run_dir, data_fingerprint, attempt)
     redone = metrics_log.start(step, epoch_sums, restarts)
-    add_event(run_dir, start_event(attempt, redone, time.time()))
+    add_start(run_dir, attempt, redone, time.time())
 
 
-def add_missing_start(run_dir: Path, metrics_log: MetricsLog) -> None:
+def add_missing_start(run_dir: Path) -> None:
     """Note an attempt that was killed when provenance.json knew of it, and events.jsonl did not yet."""
     attempts, starts = read_attempts(run_dir), by_attempt(read_events(run_dir))
     if len(attempts) != len(starts) + 1:
         return
     killed = attempts[-1]
-    own = [line for line in read_metrics(run_dir) if line.time >= (killed.started_s or 0.0)]
+    started_s = killed.started_s or 0.0
+    own = [line for line in read_metrics(run_dir) if line.time >= started_s]
     if all(isinstance(line, StartLine) for line in own):
-        redone = metrics_log.drop_lines_after(killed.from_step or 0)
-        add_event(run_dir, start_event(killed, redone, killed.started_s or 0.0))
+        add_start(run_dir, killed, drop_lines_after(run_dir, killed.from_step or 0), started_s)
 
 
-def start_event(attempt: Attempt, redone: Redone, started_s: float) -> AttemptStarted:
-    """The event by which an attempt begins."""
-    return AttemptStarted(
-        step=attempt.from_step or 0,
-        time=started_s,
-        job=attempt.job,
-        restart=attempt.restart,
-        reached_step=redone.reached_step,
-        redone_s=redone.seconds,
-    )
+def add_start(run_dir: Path, attempt: Attempt, redone: tuple[int, float], started_s: float) -> None:
+    """Write down the event by which an attempt begins; `redone` is what `drop_lines_after` gave."""
+    counts = {"step": attempt.from_step or 0, "restart": attempt.restart, "reached_step": redone[0]}
+    add_event(run_dir, AttemptStarted(time=started_s, job=attempt.job, redone_s=redone[1], **counts))
 
 
 def save(
@@ -243,10 +225,7 @@ def save(
 
 
 def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator) -> BatchPlan:
-    """Which images this rank sees at which step.
-
-    Raises SettingsError if the images have another size, or the batch does not fit their number or the ranks.
-    """
+    """Which images this rank sees at which step; SettingsError if these do not fit the settings."""
     world_size = accelerator.num_processes
     if split.image_size_px != config.image_size_px:
         raise SettingsError(

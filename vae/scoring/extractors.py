@@ -28,7 +28,6 @@ class Features(NamedTuple):
 
     probabilities: Tensor
     """fp32 [n, 1000] softmax."""
-
     pool: Tensor
     """fp32 [n, 2048] activations of the last pooling layer."""
 

@@ -81,15 +81,20 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
     return final
 
 
+def read_meta(checkpoint: Path) -> Meta:
+    """meta.json of a checkpoint; raises DamagedFile where it is none or anything else."""
+    if meta := read_record(checkpoint / META, Meta):
+        return meta
+    raise DamagedFile(f"{META} is missing")
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if every file has its recorded SHA-256."""
     try:
-        meta = read_record(checkpoint / META, Meta)
+        digests = read_meta(checkpoint).sha256
     except DamagedFile as error:
         return str(error)
-    if meta is None:
-        return f"{META} is missing"
-    for name, digest in meta.sha256.items():
+    for name, digest in digests.items():
         try:
             if sha256_file(checkpoint / name) != digest:
                 return f"{name} does not have its recorded SHA-256"
@@ -116,13 +121,6 @@ def load_state(checkpoint: Path) -> StateDict:
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, on the CPU."""
     return load_file(checkpoint / WEIGHTS)
-
-
-def weights_sha256(checkpoint: Path) -> str:
-    """SHA-256 of the weights file, as recorded when it was written."""
-    meta = read_record(checkpoint / META, Meta)
-    assert meta is not None  # callers pass checkpoints that are whole
-    return meta.sha256[WEIGHTS]
 
 
 def load_trained(run_dir: Path) -> tuple[VAE, Done]:

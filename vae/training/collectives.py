@@ -17,8 +17,7 @@ def reduce_sum(values: Tensor) -> Tensor:
 def destroy_process_group() -> None:
     """Leave the process group: the last act of a process that trained or scored on several ranks.
 
-    Without it the threads behind the connection may abort the process while Python shuts down, and a
-    scheduler would take a finished job for a failed one.
+    Without it the connection may abort the process at its end, and a finished job would look failed.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

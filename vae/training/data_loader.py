@@ -1,4 +1,4 @@
-"""Packed images to training batches: two tiers of storage, one order that depends on nothing but the seed.
+"""Packed images to training batches, from the host or the device, in an order of nothing but the seed.
 
 The order of samples is a pure function of (seed, epoch, position). A global batch is a slice of it and each
 rank takes its part of the slice, so the number of GPUs and interruptions change nothing, and a resume costs
@@ -172,15 +172,9 @@ def batches(
     """This rank's batches, uint8 [b, 1, H, W] on `device`; each is valid until the next is asked for."""
     steps, part = plan.indices(first_step, last_step), plan.own_images
     if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
-        return _device_batches(split, steps, device)
+        images = split.take(np.arange(len(split))).to(device)  # all of them, once; a batch is a gather there
+        return (images.index_select(0, indices.to(device, non_blocking=True)) for indices in steps)
     return _host_batches(split, steps, part.stop - part.start, device)
-
-
-def _device_batches(split: ImageSplit, steps: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Tier 1: everything is on the device once; a batch is one gather there."""
-    images = split.take(np.arange(len(split))).to(device)
-    for indices in steps:
-        yield images.index_select(0, indices.to(device, non_blocking=True))
 
 
 class _Slot:
@@ -209,7 +203,7 @@ class _Slot:
 def _host_batches(
     split: ImageSplit, steps: Iterator[Tensor], images_per_step: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Tier 2: a thread gathers from the memory map into a ring of pinned buffers, ahead of the training.
+    """Batches that a thread gathers from the memory map into a ring of pinned buffers, ahead of the training.
 
     A thread, not worker processes: handing a batch to another process costs more than gathering it.
     """

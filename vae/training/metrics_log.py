@@ -1,6 +1,5 @@
 """Metrics logging while a run trains: metrics.jsonl, trackers, and a progress bar or plain lines."""
 
-import dataclasses
 import logging
 import math
 import resource
@@ -155,7 +154,7 @@ class MetricsLog:
             train_loss=bce + self.config.beta * kl,
             train_bce=bce,
             train_kl=kl,
-            **(dataclasses.asdict(validation) if validation else {}),
+            **(validation._asdict() if validation else {}),
         )
         val = f", val {line.val_loss:,.1f}" if validation else ""
         losses = f"train {line.train_loss:,.1f}{val} nats/image"

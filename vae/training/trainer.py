@@ -160,7 +160,8 @@ def train_step(
 
     # Clip, step.
     norm = state.clip(wants_norm)
-    state.set_lr(step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = state.lr(step)
     state.optimizer.step()
     state.optimizer.zero_grad()
     return losses, norm
@@ -217,8 +218,8 @@ def save(
     started_s = time.monotonic()
     if state.accelerator.is_main_process:
         position = {"step": step, "epoch_sums": epoch_sums, "data_fingerprint": data_fingerprint}
-        content, keep = {**state.to_save(), **position}, state.config.keep_checkpoints
-        checkpoint.save(run_dir, step, state.model.state_dict(), content, keep)
+        weights, content = state.model.state_dict(), {**state.to_save(), **position}
+        checkpoint.save(run_dir, step, weights, content, state.config.keep_checkpoints)
         add_event(run_dir, Saved(step=step, seconds=round(time.monotonic() - started_s, 3)))
     state.accelerator.wait_for_everyone()
     return time.monotonic() - started_s
@@ -263,7 +264,8 @@ def finish(run_dir: Path, accelerator: Accelerator, step: int, epoch: int, data_
     """Write done.json, the last, atomic act: the run is complete. Every rank calls this."""
     if accelerator.is_main_process:
         folder = checkpoint_dir(run_dir, step)  # just saved, or checked and resumed from
-        done = Done(step, epoch, folder.name, checkpoint.weights_sha256(folder), data_fingerprint)
+        weights_sha256 = checkpoint.read_meta(folder).sha256[checkpoint.WEIGHTS]
+        done = Done(step, epoch, folder.name, weights_sha256, data_fingerprint)
         add_event(run_dir, Completed(step=step))
         write_record(run_dir / DONE_FILE, done)
     accelerator.wait_for_everyone()

@@ -1,7 +1,7 @@
 """Validation: the losses of a whole split without noise, each image counted once over all ranks."""
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,8 +11,7 @@ from vae.training.data_loader import ImageSplit, to_unit
 from vae.training.training_state import TrainingState
 
 
-@dataclass(frozen=True)
-class ValidationLosses:
+class ValidationLosses(NamedTuple):
     """Means over a split, in nats per image, and what they have cost."""
 
     val_loss: float

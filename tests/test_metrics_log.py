@@ -14,9 +14,8 @@ from data_prep.errors import RunError
 from vae.config import RunConfig
 from vae.metrics import EpochLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.training.accelerator import start_accelerator
-from vae.training.metrics_log import MetricsLog
+from vae.training.metrics_log import MetricsLog, ValidationLosses
 from vae.training.trainer import train
-from vae.training.validation import ValidationLosses
 
 
 def make_metrics_log(run_dir: Path, **settings: object) -> MetricsLog:

@@ -94,8 +94,9 @@ def load_extractor(study: Study, device: torch.device) -> Extractor:
     weights.check(study)
     if study.extractor == "smoke":
         smoke = _Smoke()
-        digest, label = smoke.sha256(), weights.SMOKE_LABEL
-        return Extractor("smoke", digest, label, SMOKE_INPUT, 64, 1, smoke.to(device).eval(), device)
+        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in smoke.buffers())).hexdigest()
+        label, smoke = weights.SMOKE_LABEL, smoke.to(device).eval()
+        return Extractor("smoke", digest, label, SMOKE_INPUT, 64, 1, smoke, device)
     path = weights.locate(study.inception_weights)
     digest, label = weights.identify(path)
     network = _Inception(path).to(device).eval()
@@ -134,10 +135,6 @@ class _Smoke(nn.Module):
         self.register_buffer("first", torch.randn(32, 1, 8, 8, generator=generator) / 8)
         self.register_buffer("second", torch.randn(128, 32, 4, 4, generator=generator) / 512**0.5)
         self.register_buffer("head", torch.randn(1000, 2048, generator=generator) / 2048**0.5)
-
-    def sha256(self) -> str:
-        """SHA-256 of all weights, as 64 hex digits."""
-        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in self.buffers())).hexdigest()
 
     def forward(self, inputs: Tensor) -> Features:
         maps = F.relu(F.conv2d((inputs - 0.5) / 0.25, self.get_buffer("first"), stride=4, padding=2))

@@ -20,15 +20,7 @@ from data_prep.errors import DamagedFile, RunError
 from data_prep.files import fsync_path, sha256_file, temporary_path
 from data_prep.records import Record, read_record, write_record
 from vae.model import VAE, build_model
-from vae.run_dir import (
-    CHECKPOINTS_DIR,
-    DONE_FILE,
-    Done,
-    checkpoint_dir,
-    checkpoint_dirs,
-    read_done,
-    unfinished_checkpoints,
-)
+from vae.run_dir import DONE_FILE, Done, checkpoint_dir, checkpoint_dirs, read_done, unfinished_checkpoints
 from vae.study import read_run
 
 log = logging.getLogger(__name__)
@@ -128,7 +120,7 @@ def load_trained(run_dir: Path) -> tuple[VAE, Done]:
     done = read_done(run_dir)
     if done is None:
         raise RunError(f"{run_dir} is not trained to the end", "train it with `python jobs/train.py`")
-    weights = run_dir / CHECKPOINTS_DIR / done.checkpoint / WEIGHTS
+    weights = checkpoint_dir(run_dir, done.step) / WEIGHTS
     if not weights.exists() or sha256_file(weights) != done.weights_sha256:
         raise RunError(
             f"the weights in {weights} are missing or damaged",

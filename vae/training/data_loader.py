@@ -162,15 +162,13 @@ def choose_loader(loader: str, num_bytes: int, device: torch.device) -> str:
 
 
 def batches(
-    split: ImageSplit,
-    plan: BatchPlan,
-    first_step: int,
-    last_step: int,
-    device: torch.device,
-    loader: str = "auto",
+    split: ImageSplit, plan: BatchPlan, first: int, last: int, device: torch.device, loader: str = "auto"
 ) -> Iterator[Tensor]:
-    """This rank's batches, uint8 [b, 1, H, W] on `device`; each is valid until the next is asked for."""
-    steps, part = plan.indices(first_step, last_step), plan.own_images
+    """This rank's batches of the steps in [first, last), uint8 [b, 1, H, W] on `device`.
+
+    Each is valid until the next is asked for.
+    """
+    steps, part = plan.indices(first, last), plan.own_images
     if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
         images = split.take(np.arange(len(split))).to(device)  # all of them, once; a batch is a gather there
         return (images.index_select(0, indices.to(device, non_blocking=True)) for indices in steps)

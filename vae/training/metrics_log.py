@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -23,9 +24,17 @@ from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, r
 from vae.run_dir import METRICS_FILE
 from vae.training import checkpoint
 from vae.training.collectives import reduce_sum
-from vae.training.validation import ValidationLosses
 
 log = logging.getLogger(__name__)
+
+
+class ValidationLosses(NamedTuple):
+    """Means over a split, in nats per image, and what they have cost."""
+
+    val_loss: float
+    val_bce: float
+    val_kl: float
+    val_seconds: float = 0.0
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""The story of a run: set up, resume from the newest whole checkpoint, step, log, save, finish.
+"""The story of a run: set up, resume from the newest whole checkpoint, step, validate, log, save, finish.
 
 Knows no scheduler. It asks `should_stop()` at every step and does not know who answers; when the answer is
 yes on any rank, all ranks save at that step boundary and `train` returns False.
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from data_prep.errors import RunError, SettingsError
@@ -27,11 +28,10 @@ from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, Done, checkpoint_dir
 from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
-from vae.training.collectives import HostCollectives
+from vae.training.collectives import any_rank, reduce_sum
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
-from vae.training.metrics_log import MetricsLog, drop_lines_after
+from vae.training.metrics_log import MetricsLog, ValidationLosses, drop_lines_after
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
-from vae.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +81,14 @@ def run_to_end(
     plan = plan_batches(config, split, accelerator)
     total_steps = min(config.epochs * plan.steps_per_epoch, config.max_steps or 1 << 62)
     state = build_training_state(config, accelerator, total_steps)
-    collectives = HostCollectives(accelerator)
 
     # Resume from the newest whole checkpoint, which rank 0 finds for all.
     step, epoch_sums = 0, [0.0, 0.0]
     latest = checkpoint.find_latest(run_dir) if accelerator.is_main_process else None
-    if resumed := collectives.broadcast(str(latest or "")):
-        saved = checkpoint.load_state(Path(resumed))
+    if latest := broadcast_object_list([latest])[0]:
+        saved = checkpoint.load_state(latest)
         check_fingerprint(saved["data_fingerprint"], split.fingerprint)
-        state.load(Path(resumed), saved)
+        state.load(latest, saved)
         step, epoch_sums = saved["step"], saved["epoch_sums"]
     metrics_log = MetricsLog(run_dir, config, accelerator, plan.steps_per_epoch, total_steps)
     if accelerator.is_main_process:
@@ -114,7 +113,7 @@ def run_to_end(
                 metrics_log.log_epoch(step, validation)
 
             # Save, and stop if any rank was asked to.
-            must_stop, save_is_due = collectives.any(should_stop(), saves.is_due(ends_epoch))
+            must_stop, save_is_due = any_rank(should_stop(), saves.is_due(ends_epoch))
             if must_stop or save_is_due or is_last:
                 metrics_log.flush_losses(step)  # a run that went wrong must not replace a good checkpoint
                 seconds = save(run_dir, state, step, metrics_log.epoch_sums(), split.fingerprint)
@@ -165,6 +164,25 @@ def train_step(
     state.optimizer.step()
     state.optimizer.zero_grad()
     return losses, norm
+
+
+@torch.no_grad()
+def validate(state: TrainingState, split: ImageSplit) -> ValidationLosses:
+    """Mean losses over a whole split from the mean of q(z|x), each image counted once over all ranks."""
+    started_s = time.monotonic()
+    config, accelerator = state.config, state.accelerator
+    own_images = torch.arange(accelerator.process_index, len(split), accelerator.num_processes)
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    state.model.eval()
+    for indices in own_images.split(config.batch_size):
+        targets = to_unit(split.take(indices).to(accelerator.device), state.dtype)
+        with accelerator.autocast():
+            output = state.model(targets)
+        sums[0] += bce_per_image(output.logits, targets).sum()
+        sums[1] += kl_per_image(output.mean, output.log_variance).sum()
+    state.model.train()
+    bce, kl = (reduce_sum(sums) / len(split)).tolist()
+    return ValidationLosses(bce + config.beta * kl, bce, kl, round(time.monotonic() - started_s, 3))
 
 
 def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:

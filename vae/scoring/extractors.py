@@ -80,12 +80,10 @@ def resize(images: Tensor, size_px: int) -> Tensor:
 
     Grey is resized before it is repeated to three channels: PIL treats channels alike, so nothing changes.
     """
-
-    def resize_one(pixels: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BILINEAR))
-
+    pictures = [Image.fromarray(pixels) for pixels in images[:, 0].cpu().numpy()]
     with ThreadPoolExecutor() as threads:  # PIL lets go of the GIL
-        resized = list(threads.map(resize_one, images[:, 0].cpu().numpy()))
+        size, method = (size_px, size_px), Image.Resampling.BILINEAR
+        resized = list(threads.map(lambda picture: picture.resize(size, method), pictures))
     return torch.from_numpy(np.stack(resized)).unsqueeze(1)
 
 

@@ -65,12 +65,8 @@ class Subject:
         network = (self.extractor.name, self.extractor.weights_sha256, self.extractor.input)
         facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-        def compute() -> Features:
-            what = f"real images of the {name} split"
-            return self.collect(what, len(indices), lambda rows: split.take(indices[rows]))
-
-        return cached(self.cache / f"{key}.npz", compute)
+        what, take = f"real images of the {name} split", lambda rows: split.take(indices[rows])
+        return cached(self.cache / f"{key}.npz", lambda: self.collect(what, len(indices), take))
 
     def collect(self, what: str, num_images: int, make_images: Callable[[slice], Tensor]) -> Features:
         """Features of images in their order, on every rank; each rank takes its share of the work.

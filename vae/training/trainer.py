@@ -92,7 +92,7 @@ def run_to_end(
         step, epoch_sums = saved["step"], saved["epoch_sums"]
     metrics_log = MetricsLog(run_dir, config, accelerator, plan.steps_per_epoch, total_steps)
     if accelerator.is_main_process:
-        start_attempt(run_dir, metrics_log, step, epoch_sums, split.fingerprint, attempt)
+        start_attempt(metrics_log, step, epoch_sums, split.fingerprint, attempt)
     saves = SaveClock(config.checkpoint_every_min)
 
     with metrics_log:
@@ -193,15 +193,10 @@ def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
 
 
 def start_attempt(
-    run_dir: Path,
-    metrics_log: MetricsLog,
-    step: int,
-    epoch_sums: list[float],
-    data_fingerprint: str,
-    attempt: Attempt,
+    metrics_log: MetricsLog, step: int, epoch_sums: list[float], data_fingerprint: str, attempt: Attempt
 ) -> None:
     """Write down that an attempt begins at `step`; rank 0 does."""
-    accelerator = metrics_log.accelerator
+    run_dir, accelerator = metrics_log.run_dir, metrics_log.accelerator
     ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
     attempt = msgspec.structs.replace(attempt, **ranks)
     add_missing_start(run_dir)

@@ -119,10 +119,9 @@ def spread(values: Sequence[float | None]) -> str:
 def cards_section(runs: Sequence[RunSummary]) -> list[Block]:
     """The cards of every scored run, to open."""
     scored = [(run.name, run.scores) for run in runs if run.scores]
-    cards = [Details(f"{name}: how each number was made", _card_blocks(scores)) for name, scores in scored]
-    return (
-        [Heading("Score cards"), *cards] if cards else [Heading("Score cards"), Text("No run is scored yet.")]
-    )
+    title = "how each number was made"
+    cards: list[Block] = [Details(f"{name}: {title}", _card_blocks(scores)) for name, scores in scored]
+    return [Heading("Score cards"), *(cards or [Text("No run is scored yet.")])]
 
 
 def _card_blocks(run_scores: RunScores) -> list[Block]:

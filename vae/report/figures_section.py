@@ -14,10 +14,7 @@ LOSS_CAPTION = (
 
 
 def figures_section(folder: Path, runs: list[RunSummary]) -> list[Block]:
-    """The loss curves, drawn into `folder`, and the images that scoring has left in the runs.
-
-    Of each variant the first scored run is shown, under the test images as they are.
-    """
+    """The loss curves, drawn into `folder`, and the images of each variant's first scored run."""
     path = figure_path(folder, "loss")
     has_losses = write_loss_curves(path, {run.name: run.metrics for run in runs})
     curves = Picture(path, LOSS_CAPTION) if has_losses else Text("No run has logged a loss yet.")

@@ -77,9 +77,9 @@ def choose_precision(precision: str, on_gpu: bool) -> str:
 
 
 def first_loss_scale(config: RunConfig) -> float:
-    """fp16 gradient scale to start from: torch's 65,536 for a mean loss, brought to our sum over pixels.
+    """fp16 gradient scale to start from: torch's 65,536 for a mean loss, brought to our summed one.
 
-    From 65,536 the scaler would skip the first twenty steps or so before it found this number itself.
+    A sum over batch and pixels has gradients so much larger: from 65,536 twenty steps or so would be skipped.
     """
     return 65536.0 / (config.batch_size * config.image_size_px**2)
 

@@ -49,10 +49,7 @@ class ImageSplit:
         return len(self.labels)
 
     def read_into(self, buffer: np.ndarray, indices: np.ndarray) -> None:
-        """Copy the images at `indices` into `buffer`, uint8 [len(indices), H, W].
-
-        Raises DataError if an image does not have the checksum it was packed with.
-        """
+        """Copy the images at `indices` into `buffer`, uint8 [n, H, W]; DataError where one is damaged."""
         shard_of = np.searchsorted(self.first, indices, side="right") - 1
         for row, (index, shard) in enumerate(zip(indices, shard_of, strict=True)):
             buffer[row] = self.images[shard][index - self.first[shard]]
@@ -164,10 +161,7 @@ def choose_loader(loader: str, num_bytes: int, device: torch.device) -> str:
 def batches(
     split: ImageSplit, plan: BatchPlan, first: int, last: int, device: torch.device, loader: str = "auto"
 ) -> Iterator[Tensor]:
-    """This rank's batches of the steps in [first, last), uint8 [b, 1, H, W] on `device`.
-
-    Each is valid until the next is asked for.
-    """
+    """This rank's batches of steps [first, last), uint8 [b, 1, H, W] on `device`, valid until the next."""
     steps, part = plan.indices(first, last), plan.own_images
     if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
         images = split.take(np.arange(len(split))).to(device)  # all of them, once; a batch is a gather there

@@ -212,10 +212,7 @@ class MetricsLog:
 
 
 def drop_lines_after(run_dir: Path, step: int) -> tuple[int, float]:
-    """Have metrics.jsonl end at `step`.
-
-    Returns the last step that it told of, and the time between the first and the last line dropped.
-    """
+    """Have metrics.jsonl end at `step`; returns the last step in it before, and the seconds dropped."""
     lines = read_metrics(run_dir)
     dropped = [line for line in lines if line.step > step]
     kept = b"".join(encode_line(line) for line in lines if line.step <= step)

@@ -42,7 +42,7 @@ def locate(inception_weights: str = "") -> Path:
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-    return Path(inception_weights or f"{home}/hub/checkpoints/{FILE_NAME}").expanduser()
+    return Path(inception_weights or Path(home, "hub", "checkpoints", FILE_NAME)).expanduser()
 
 
 def check(study: Study) -> None:

@@ -52,7 +52,7 @@ def test_the_place_is_that_of_torch_hub(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        assert weights.hub_path().parent == Path(torch.hub.get_dir()) / "checkpoints"
+        assert weights.locate() == Path(torch.hub.get_dir()) / "checkpoints" / weights.FILE_NAME
 
 
 def test_the_file_is_the_one_torchvision_would_load() -> None:
@@ -64,7 +64,7 @@ def test_the_file_is_the_one_torchvision_would_load() -> None:
 
 def test_a_given_path_wins_over_the_cache() -> None:
     assert weights.locate("/some/file.pth") == Path("/some/file.pth")
-    assert weights.locate() == weights.hub_path()
+    assert weights.locate() != Path("/some/file.pth")
 
 
 def test_missing_weights_fail_the_check_with_the_command_that_helps(

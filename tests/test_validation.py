@@ -11,8 +11,8 @@ from vae.config import RunConfig
 from vae.losses import bce_per_image, kl_per_image
 from vae.training.accelerator import start_accelerator
 from vae.training.data_loader import load_split, to_unit
+from vae.training.trainer import validate
 from vae.training.training_state import TrainingState, build_training_state
-from vae.training.validation import validate
 
 
 def make_state(tmp_path: Path) -> TrainingState:

@@ -14,30 +14,21 @@ LOSS_CAPTION = (
 
 
 def figures_section(folder: Path, runs: list[RunSummary]) -> list[Block]:
-    """The loss curves, drawn into `folder`, and the images that scoring has left in the runs.
-
-    Images are the first test images as they are and as each variant's first scored run gives them back, and
-    samples.
-    """
+    """The loss curves, drawn into `folder`, and the images of each variant's first scored run."""
     path = figure_path(folder, "loss")
     has_losses = write_loss_curves(path, {run.name: run.metrics for run in runs})
     curves = Picture(path, LOSS_CAPTION) if has_losses else Text("No run has logged a loss yet.")
     blocks: list[Block] = [Heading("Loss curves"), curves, Heading("Images")]
-    firsts: dict[str, RunSummary] = {}
-    for run in runs:
-        if run.scores:
-            firsts.setdefault(run.variant, run)
-    if not firsts:
+    scored = [run for run in runs if run.scores]
+    variants = [run.variant for run in scored]
+    chosen = [run for number, run in enumerate(scored) if run.variant not in variants[:number]]
+    if not chosen:
         return [*blocks, Text("There are no images before a run is scored.")]
-    chosen = list(firsts.values())
     blocks.append(_picture(chosen[0], "originals", "The first test images, up to 32"))
-    for run in chosen:
-        caption = f"{run.name}: reconstructions of the images above, in the same order"
-        blocks.append(_picture(run, "reconstructions", caption))
-    for run in chosen:
-        if run.value("gfid_paper") is not None:
-            blocks.append(_picture(run, "samples", f"{run.name}: samples from the prior"))
-    return blocks
+    caption = "reconstructions of the images above, in the same order"
+    blocks += [_picture(run, "reconstructions", f"{run.name}: {caption}") for run in chosen]
+    samplers = [run for run in chosen if run.value("gfid_paper") is not None]
+    return blocks + [_picture(run, "samples", f"{run.name}: samples from the prior") for run in samplers]
 
 
 def _picture(run: RunSummary, name: str, caption: str) -> Block:

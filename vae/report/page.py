@@ -72,12 +72,12 @@ def fixed(value: float | None, digits: int) -> str:
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML file that needs nothing beside it; all text is escaped."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    body = "\n".join(_html(block) for block in blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(_html(block) for block in blocks)
-        + "\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 

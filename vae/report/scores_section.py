@@ -63,8 +63,8 @@ def _reasons(runs: Sequence[RunSummary]) -> list[Text]:
     for run in runs:
         scores = run.scores.scores if run.scores else {}
         missing = {key: score.reason for key, score in scores.items() if score.value is None}
-        sentences += [f"No {words} for {run.name}: {reason}." for reason, words in _by_text(missing)]
-    return [Text(sentence) for sentence in sentences]
+        sentences += [Text(f"No {words} for {run.name}: {reason}.") for reason, words in _by_text(missing)]
+    return sentences
 
 
 def _by_text(text_of: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -118,11 +118,10 @@ def spread(values: Sequence[float | None]) -> str:
 
 def cards_section(runs: Sequence[RunSummary]) -> list[Block]:
     """The cards of every scored run, to open."""
-    blocks: list[Block] = [Heading("Score cards")]
-    for run in runs:
-        if run.scores:
-            blocks.append(Details(f"{run.name}: how each number was made", _card_blocks(run.scores)))
-    return blocks if blocks[1:] else [*blocks, Text("No run is scored yet.")]
+    scored = [(run.name, run.scores) for run in runs if run.scores]
+    title = "how each number was made"
+    cards: list[Block] = [Details(f"{name}: {title}", _card_blocks(scores)) for name, scores in scored]
+    return [Heading("Score cards"), *(cards or [Text("No run is scored yet.")])]
 
 
 def _card_blocks(run_scores: RunScores) -> list[Block]:

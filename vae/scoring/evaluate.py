@@ -33,11 +33,8 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
 
     Call it in one process per rank, as `trainer.train`, or in one process without ranks. Each rank takes its
     own images and every image counts once, so the number of ranks does not change the scores.
-
-    Raises:
-        RunError: the run is not complete, or its weights are damaged or give no images.
-        DataError: as `load_images`, or the data are damaged.
-        WeightsError: the extractor's weights are missing, truncated or unknown.
+    Raises RunError where the run is not complete, its weights are damaged or give no images; DataError where
+    images are missing, damaged, others or too few; WeightsError as `load_extractor`.
     """
     started = time.monotonic()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=RENDEZVOUS_TIME_LIMIT)

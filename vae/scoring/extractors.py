@@ -28,7 +28,6 @@ class Features(NamedTuple):
 
     probabilities: Tensor
     """fp32 [n, 1000] softmax."""
-
     pool: Tensor
     """fp32 [n, 2048] activations of the last pooling layer."""
 
@@ -81,12 +80,10 @@ def resize(images: Tensor, size_px: int) -> Tensor:
 
     Grey is resized before it is repeated to three channels: PIL treats channels alike, so nothing changes.
     """
-
-    def resize_one(pixels: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BILINEAR))
-
+    pictures = [Image.fromarray(pixels) for pixels in images[:, 0].cpu().numpy()]
     with ThreadPoolExecutor() as threads:  # PIL lets go of the GIL
-        resized = list(threads.map(resize_one, images[:, 0].cpu().numpy()))
+        size, method = (size_px, size_px), Image.Resampling.BILINEAR
+        resized = list(threads.map(lambda picture: picture.resize(size, method), pictures))
     return torch.from_numpy(np.stack(resized)).unsqueeze(1)
 
 
@@ -95,8 +92,9 @@ def load_extractor(study: Study, device: torch.device) -> Extractor:
     weights.check(study)
     if study.extractor == "smoke":
         smoke = _Smoke()
-        digest, label = smoke.sha256(), weights.SMOKE_LABEL
-        return Extractor("smoke", digest, label, SMOKE_INPUT, 64, 1, smoke.to(device).eval(), device)
+        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in smoke.buffers())).hexdigest()
+        label, smoke = weights.SMOKE_LABEL, smoke.to(device).eval()
+        return Extractor("smoke", digest, label, SMOKE_INPUT, 64, 1, smoke, device)
     path = weights.locate(study.inception_weights)
     digest, label = weights.identify(path)
     network = _Inception(path).to(device).eval()
@@ -135,10 +133,6 @@ class _Smoke(nn.Module):
         self.register_buffer("first", torch.randn(32, 1, 8, 8, generator=generator) / 8)
         self.register_buffer("second", torch.randn(128, 32, 4, 4, generator=generator) / 512**0.5)
         self.register_buffer("head", torch.randn(1000, 2048, generator=generator) / 2048**0.5)
-
-    def sha256(self) -> str:
-        """SHA-256 of all weights, as 64 hex digits."""
-        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in self.buffers())).hexdigest()
 
     def forward(self, inputs: Tensor) -> Features:
         maps = F.relu(F.conv2d((inputs - 0.5) / 0.25, self.get_buffer("first"), stride=4, padding=2))

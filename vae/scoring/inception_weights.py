@@ -35,16 +35,14 @@ SMOKE_LABEL = "smoke, not comparable"
 UNKNOWN_LABEL = "unknown weights, not comparable"
 
 
-def hub_path() -> Path:
-    """Where torch.hub keeps the file: TORCH_HOME, else XDG_CACHE_HOME/torch, else ~/.cache/torch."""
+def locate(inception_weights: str = "") -> Path:
+    """The file to use, there or not: the one given, else that of torch.hub.
+
+    torch.hub keeps it under TORCH_HOME, else XDG_CACHE_HOME/torch, else ~/.cache/torch.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-    return Path(home).expanduser() / "hub" / "checkpoints" / FILE_NAME
-
-
-def locate(inception_weights: str = "") -> Path:
-    """The file to use: the one given, else the one in torch's hub cache. It need not exist."""
-    return Path(inception_weights).expanduser() if inception_weights else hub_path()
+    return Path(inception_weights or Path(home, "hub", "checkpoints", FILE_NAME)).expanduser()
 
 
 def check(study: Study) -> None:
@@ -68,32 +66,25 @@ def identify(path: Path) -> tuple[str, str]:
         digest = sha256_file(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    vouched = _vouched_sha256(path)
     if digest.startswith(SHA256_PREFIX):
         return digest, ""
-    if digest == vouched:
+    try:
+        vouched = path.with_name(f"{path.name}.sha256").read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        vouched = []
+    expected = vouched[0].lower() if vouched else f"{SHA256_PREFIX}..."
+    if digest == expected:
         return digest, UNKNOWN_LABEL
-    expected = vouched or f"{SHA256_PREFIX}..."
     raise WeightsError(
         f"{path} is truncated or holds other weights: its SHA-256 is {digest}, not {expected}",
         f"{FETCH_HINT}; to use weights of your own: sha256sum {path.name} > {path.name}.sha256 beside them",
     )
 
 
-def _vouched_sha256(path: Path) -> str | None:
-    """The first word of PATH.sha256, or None if there is no such file."""
-    try:
-        words = path.with_name(f"{path.name}.sha256").read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return words[0].lower() if words else None
-
-
 def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str:
     """Download the weights to `path` unless they are there; return their SHA-256.
 
-    The file appears under its name only when it is whole and its SHA-256 begins with `sha256_prefix`; no
-    connection, no room, or another file is a WeightsError.
+    No connection, no room, or a file with another SHA-256 is a WeightsError, and leaves no file.
     """
     if path.is_file() and (digest := sha256_file(path)).startswith(sha256_prefix):
         log.info("%s is there already", path)

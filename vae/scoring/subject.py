@@ -65,12 +65,8 @@ class Subject:
         network = (self.extractor.name, self.extractor.weights_sha256, self.extractor.input)
         facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-        def compute() -> Features:
-            what = f"real images of the {name} split"
-            return self.collect(what, len(indices), lambda rows: split.take(indices[rows]))
-
-        return cached(self.cache / f"{key}.npz", compute)
+        what, take = f"real images of the {name} split", lambda rows: split.take(indices[rows])
+        return cached(self.cache / f"{key}.npz", lambda: self.collect(what, len(indices), take))
 
     def collect(self, what: str, num_images: int, make_images: Callable[[slice], Tensor]) -> Features:
         """Features of images in their order, on every rank; each rank takes its share of the work.
@@ -105,8 +101,14 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
 
     Rank 0 reads and writes; a damaged file is as good as none. Every rank must call it.
     """
-    is_main = PartialState().is_main_process
-    kept: Features | None = broadcast_object_list([_read(path) if is_main else None])[0]
+    is_main, features = PartialState().is_main_process, None
+    try:
+        if is_main and path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                features = Features(*(torch.from_numpy(file[name]) for name in Features._fields))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged and will be made again: %s", path, error)
+    kept: Features | None = broadcast_object_list([features])[0]
     if kept is not None:
         return kept
     features = compute()
@@ -115,14 +117,3 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **{name: tensor.numpy() for name, tensor in features._asdict().items()})
     return features
-
-
-def _read(path: Path) -> Features | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Features(*(torch.from_numpy(file[name]) for name in Features._fields))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged and will be made again: %s", path, error)
-        return None

@@ -23,22 +23,23 @@ from vae.run_dir import TENSORBOARD_DIR
 
 # Ranks that wait longer than this for each other are not coming: say so instead of burning the allocation.
 RENDEZVOUS_TIME_LIMIT = datetime.timedelta(minutes=10)
+TRACKERS = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
 
 
 def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     """An Accelerator with the run's precision and trackers, on the ranks that the environment names.
 
-    Raises SettingsError if the precision or a tracker is not available here, RunError if the ranks did not
-    meet or fewer came together than WORLD_SIZE says.
+    Raises SettingsError if the precision or a tracker is not available here, RunError if not all ranks met.
     """
-    on_gpu = torch.cuda.is_available()
-    mixed_precision = choose_precision(config.precision, on_gpu)
-    _check_trackers(config.trackers)
+    for name in config.trackers:
+        if name not in TRACKERS:
+            raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
     # One process may train several runs one after another, each with its own precision.
     AcceleratorState._reset_state()
+    on_gpu = torch.cuda.is_available()
     try:
         accelerator = Accelerator(
-            mixed_precision=mixed_precision,
+            mixed_precision=choose_precision(config.precision, on_gpu),
             cpu=not on_gpu,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / TENSORBOARD_DIR)),
@@ -67,10 +68,7 @@ def _failed_rendezvous(reason: str) -> RunError:
 
 
 def choose_precision(precision: str, on_gpu: bool) -> str:
-    """accelerate's name for a precision setting; `auto` is bf16 where the GPU has it, else none.
-
-    Raises SettingsError for fp16 where there is no GPU.
-    """
+    """accelerate's name for a precision setting; `auto` is bf16 where the GPU has it, else none."""
     if precision == "auto":
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if precision == "fp16" and not on_gpu:
@@ -81,27 +79,16 @@ def choose_precision(precision: str, on_gpu: bool) -> str:
 def first_loss_scale(config: RunConfig) -> float:
     """fp16 gradient scale to start from: torch's 65,536 for a mean loss, brought to our summed one.
 
-    The loss is a sum over batch and pixels, so its weight gradients are that many times larger; from 65,536
-    the scaler would skip the first twenty steps or so before it found this number itself.
+    A sum over batch and pixels has gradients so much larger: from 65,536 twenty steps or so would be skipped.
     """
     return 65536.0 / (config.batch_size * config.image_size_px**2)
 
 
 def check_world_size(accelerator: Accelerator) -> None:
-    """Raise RunError unless as many ranks came together as were asked for.
-
-    Without this, accelerate may train WORLD_SIZE separate models into one folder without a word.
-    """
+    """Raise RunError where accelerate would train separate models into one folder, as too few ranks met."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world_size:
         raise RunError(
             f"{accelerator.num_processes} of {world_size} ranks came together on {accelerator.device}",
             "check MASTER_ADDR, MASTER_PORT and the visible GPUs of the job",
         )
-
-
-def _check_trackers(trackers: tuple[str, ...]) -> None:
-    available = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
-    for name in trackers:
-        if name not in available:
-            raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(available)}")

@@ -9,7 +9,7 @@ checkpoints/step_00000120/
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -20,15 +20,7 @@ from data_prep.errors import DamagedFile, RunError
 from data_prep.files import fsync_path, sha256_file, temporary_path
 from data_prep.records import Record, read_record, write_record
 from vae.model import VAE, build_model
-from vae.run_dir import (
-    CHECKPOINTS_DIR,
-    DONE_FILE,
-    Done,
-    checkpoint_dir,
-    checkpoint_dirs,
-    read_done,
-    unfinished_checkpoints,
-)
+from vae.run_dir import DONE_FILE, Done, checkpoint_dir, checkpoint_dirs, read_done, unfinished_checkpoints
 from vae.study import read_run
 
 log = logging.getLogger(__name__)
@@ -74,27 +66,27 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
             f"cannot save checkpoint {final}: {error}",
             "make room there and run the same command again; it goes on from the last whole checkpoint",
         ) from error
-    _prune(run_dir, keep)
+    for old in list(checkpoint_dirs(run_dir).values())[keep:]:
+        shutil.rmtree(old)
+    for stale in unfinished_checkpoints(run_dir):  # of killed saves: a run has one writer
+        shutil.rmtree(stale, ignore_errors=True)
     return final
 
 
-def _prune(run_dir: Path, keep: int) -> None:
-    """Drop old checkpoints and what killed saves left behind (one writer per run, so they are dead)."""
-    for old in list(checkpoint_dirs(run_dir).values())[keep:]:
-        shutil.rmtree(old)
-    for stale in unfinished_checkpoints(run_dir):
-        shutil.rmtree(stale, ignore_errors=True)
+def read_meta(checkpoint: Path) -> Meta:
+    """meta.json of a checkpoint; raises DamagedFile where it is none or anything else."""
+    if meta := read_record(checkpoint / META, Meta):
+        return meta
+    raise DamagedFile(f"{META} is missing")
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if every file has its recorded SHA-256."""
     try:
-        meta = read_record(checkpoint / META, Meta)
+        digests = read_meta(checkpoint).sha256
     except DamagedFile as error:
         return str(error)
-    if meta is None:
-        return f"{META} is missing"
-    for name, digest in meta.sha256.items():
+    for name, digest in digests.items():
         try:
             if sha256_file(checkpoint / name) != digest:
                 return f"{name} does not have its recorded SHA-256"
@@ -115,8 +107,7 @@ def find_latest(run_dir: Path) -> Path | None:
 
 def load_state(checkpoint: Path) -> StateDict:
     """Everything of `state.pt`, on the CPU. Only tensors and plain values are unpickled."""
-    state: StateDict = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    return state
+    return cast(StateDict, torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -124,22 +115,12 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(checkpoint / WEIGHTS)
 
 
-def weights_sha256(checkpoint: Path) -> str:
-    """SHA-256 of the weights file, as recorded when it was written."""
-    meta = read_record(checkpoint / META, Meta)
-    assert meta is not None  # callers pass checkpoints that are whole
-    return meta.sha256[WEIGHTS]
-
-
 def load_trained(run_dir: Path) -> tuple[VAE, Done]:
-    """The finished model in eval mode on the CPU, and the run's done.json.
-
-    Raises RunError if the run is not complete, or its weights are gone or damaged.
-    """
+    """The finished model in eval mode on the CPU, and done.json; RunError unless both are whole."""
     done = read_done(run_dir)
     if done is None:
         raise RunError(f"{run_dir} is not trained to the end", "train it with `python jobs/train.py`")
-    weights = run_dir / CHECKPOINTS_DIR / done.checkpoint / WEIGHTS
+    weights = checkpoint_dir(run_dir, done.step) / WEIGHTS
     if not weights.exists() or sha256_file(weights) != done.weights_sha256:
         raise RunError(
             f"the weights in {weights} are missing or damaged",

@@ -1,14 +1,14 @@
-"""Packed images to training batches: two tiers of storage, one order that depends on nothing but the seed.
+"""Packed images to training batches, from the host or the device, in an order of nothing but the seed.
 
 The order of samples is a pure function of (seed, epoch, position). A global batch is a slice of it and each
 rank takes its part of the slice, so the number of GPUs and interruptions change nothing, and a resume costs
 one permutation.
 """
 
-import queue
-import threading
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -49,10 +49,7 @@ class ImageSplit:
         return len(self.labels)
 
     def read_into(self, buffer: np.ndarray, indices: np.ndarray) -> None:
-        """Copy the images at `indices` into `buffer`, uint8 [len(indices), H, W].
-
-        Raises DataError if an image does not have the checksum it was packed with.
-        """
+        """Copy the images at `indices` into `buffer`, uint8 [n, H, W]; DataError where one is damaged."""
         shard_of = np.searchsorted(self.first, indices, side="right") - 1
         for row, (index, shard) in enumerate(zip(indices, shard_of, strict=True)):
             buffer[row] = self.images[shard][index - self.first[shard]]
@@ -108,8 +105,7 @@ def mix(*numbers: int) -> int:
 def step_noise(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Standard normal noise for one global batch, fp32 `shape`: the same on every rank that asks.
 
-    Each rank draws the noise of all images and uses its slice, which costs little (a batch of latents) and
-    makes the noise belong to the image and not to the rank.
+    Each rank draws that of all images and uses its slice: noise belongs to the image and not to the rank.
     """
     generator = torch.Generator(device).manual_seed(mix(seed, NOISE_STREAM, step))
     return torch.randn(shape, generator=generator, device=device)
@@ -163,45 +159,35 @@ def choose_loader(loader: str, num_bytes: int, device: torch.device) -> str:
 
 
 def batches(
-    split: ImageSplit,
-    plan: BatchPlan,
-    first_step: int,
-    last_step: int,
-    device: torch.device,
-    loader: str = "auto",
+    split: ImageSplit, plan: BatchPlan, first: int, last: int, device: torch.device, loader: str = "auto"
 ) -> Iterator[Tensor]:
-    """This rank's batches, uint8 [b, 1, H, W] on `device`; each is valid until the next is asked for."""
-    steps, part = plan.indices(first_step, last_step), plan.own_images
+    """This rank's batches of steps [first, last), uint8 [b, 1, H, W] on `device`, valid until the next."""
+    steps, part = plan.indices(first, last), plan.own_images
     if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
-        return _device_batches(split, steps, device)
+        images = split.take(np.arange(len(split))).to(device)  # all of them, once; a batch is a gather there
+        return (images.index_select(0, indices.to(device, non_blocking=True)) for indices in steps)
     return _host_batches(split, steps, part.stop - part.start, device)
-
-
-def _device_batches(split: ImageSplit, steps: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Tier 1: everything is on the device once; a batch is one gather there."""
-    images = split.take(np.arange(len(split))).to(device)
-    for indices in steps:
-        yield images.index_select(0, indices.to(device, non_blocking=True))
 
 
 class _Slot:
     """One reusable host buffer, and the event after which the GPU has read it."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self.device = device
         self.tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self.array = self.tensor.numpy()
         self.copied = torch.cuda.Event() if device.type == "cuda" else None
 
-    def fill(self, split: ImageSplit, indices: Tensor) -> None:
+    def fill(self, split: ImageSplit, steps: Iterator[Tensor]) -> "_Slot | None":
+        """Itself with the images of the next step; None after the last step."""
         if self.copied is not None:
             self.copied.synchronize()  # in the helper thread: the training never waits here
-        split.read_into(self.array, indices.numpy())
+        if (indices := next(steps, None)) is None:
+            return None
+        split.read_into(self.tensor.numpy(), indices.numpy())
+        return self
 
-    def to_device(self) -> Tensor:
-        batch = self.tensor.unsqueeze(1)
+    def to_device(self, device: torch.device) -> Tensor:
+        batch = self.tensor.unsqueeze(1).to(device, non_blocking=True)  # on a CPU the buffer itself
         if self.copied is not None:
-            batch = batch.to(self.device, non_blocking=True)
             self.copied.record()
         return batch
 
@@ -209,36 +195,14 @@ class _Slot:
 def _host_batches(
     split: ImageSplit, steps: Iterator[Tensor], images_per_step: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Tier 2: a thread gathers from the memory map into a ring of pinned buffers, ahead of the training.
+    """Batches that a thread gathers from the memory map into a ring of pinned buffers, ahead of the training.
 
     A thread, not worker processes: handing a batch to another process costs more than gathering it.
     """
     shape = (images_per_step, split.image_size_px, split.image_size_px)
-    free: queue.Queue[_Slot | None] = queue.Queue()
-    filled: queue.Queue[_Slot | Exception | None] = queue.Queue()
-    for _ in range(RING_BUFFERS):
-        free.put(_Slot(shape, device))
-
-    def read_ahead() -> None:
-        try:
-            for indices in steps:
-                slot = free.get()
-                if slot is None:
-                    return
-                slot.fill(split, indices)
-                filled.put(slot)
-            filled.put(None)
-        except Exception as error:  # raised again in the training thread
-            filled.put(error)
-
-    reader = threading.Thread(target=read_ahead, name="read-ahead", daemon=True)
-    reader.start()
-    try:
-        while (slot := filled.get()) is not None:
-            if isinstance(slot, Exception):
-                raise slot
-            yield slot.to_device()
-            free.put(slot)
-    finally:
-        free.put(None)
-        reader.join()
+    slots = [_Slot(shape, device) for _ in range(RING_BUFFERS)]
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        filled = deque(reader.submit(slot.fill, split, steps) for slot in slots)
+        while slot := filled.popleft().result():
+            yield slot.to_device(device)
+            filled.append(reader.submit(slot.fill, split, steps))

@@ -1,6 +1,5 @@
 """Metrics logging while a run trains: metrics.jsonl, trackers, and a progress bar or plain lines."""
 
-import dataclasses
 import logging
 import math
 import resource
@@ -8,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -24,19 +24,17 @@ from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, r
 from vae.run_dir import METRICS_FILE
 from vae.training import checkpoint
 from vae.training.collectives import reduce_sum
-from vae.training.validation import ValidationLosses
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Redone:
-    """What the attempt before had written down beyond the step from which a run goes on."""
+class ValidationLosses(NamedTuple):
+    """Means over a split, in nats per image, and what they have cost."""
 
-    reached_step: int = 0
-    """The last step that was written down at all."""
-    seconds: float = 0.0
-    """Time between the first and the last line of the steps that are done again."""
+    val_loss: float
+    val_bce: float
+    val_kl: float
+    val_seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -61,31 +59,30 @@ class MetricsLog:
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
         self._save_s, self._saves, self._val_s = 0.0, 0, 0.0
 
-    def start(self, step: int, epoch_sums: list[float], restarts: int) -> Redone:
+    def start(self, step: int, epoch_sums: list[float], restarts: int) -> tuple[int, float]:
         """Begin an attempt at `step`, with the sums of the epoch so far; rank 0 alone calls it.
 
-        Drops the lines after `step`, and returns what they told.
+        Drops the lines after `step`, and returns what `drop_lines_after` does.
         """
         self._epoch_sums += torch.tensor(epoch_sums, dtype=torch.float64, device=self._epoch_sums.device)
-        redone = self.drop_lines_after(step)
+        redone = drop_lines_after(self.run_dir, step)
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
         totals = {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
         self._write(StartLine(step=step, time=self._start_s, restarts=restarts, **totals))
         ranks = f"{self.accelerator.num_processes} rank(s) on {self.accelerator.device.type}"
         log.info("%s: begins at step %d of %d with %s", self.run_dir.name, step, self.total_steps, ranks)
         if sys.stderr.isatty():
-            self._progress, name = _progress_bar(), self.run_dir.name
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+            )
+            note, console = TextColumn("{task.fields[note]}"), Console(stderr=True)
+            self._progress = Progress(*columns, TimeRemainingColumn(), note, console=console)
+            name = self.run_dir.name
             self._task = self._progress.add_task(name, total=self.total_steps, completed=step, note="")
         return redone
-
-    def drop_lines_after(self, step: int) -> Redone:
-        """Have metrics.jsonl end at `step`; returns what it held beyond."""
-        lines = read_metrics(self.run_dir)
-        dropped = [line for line in lines if line.step > step]
-        kept = b"".join(encode_line(line) for line in lines if line.step <= step)
-        write_text(self.run_dir / METRICS_FILE, kept.decode())
-        seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
-        return Redone(lines[-1].step if lines else 0, seconds)
 
     def __enter__(self) -> "MetricsLog":
         settings = {name: str(value) for name, value in to_dict(self.config).items()}
@@ -112,8 +109,7 @@ class MetricsLog:
     def flush_losses(self, step: int) -> Tensor | None:
         """All-reduce and check the losses since the last call; waits for the device.
 
-        Returns the newest step's (bce, kl) per image, [2]. Raises RunError if a loss is NaN or infinite, with
-        its step and the last good checkpoint.
+        Returns the newest step's (bce, kl) per image, [2]. Raises RunError if a loss is NaN or infinite.
         """
         if not self._unflushed:
             return None
@@ -137,6 +133,9 @@ class MetricsLog:
         bce, kl = per_image.tolist()
         # unknown or infinite where fp16 skips a step; JSON knows no infinity
         norm = math.inf if grad_norm is None else float(grad_norm) / self.config.batch_size
+        # over all ranks since the last log line, save or validation
+        pace = self._pace_steps * self.config.batch_size / max(time.monotonic() - self._pace_start, 1e-9)
+        self._restart_pace()
         line = StepLine(
             step=step,
             time=time.time(),
@@ -146,7 +145,7 @@ class MetricsLog:
             kl=kl,
             lr=lr,
             grad_norm=norm if math.isfinite(norm) else None,
-            images_per_s=self._pace(),
+            images_per_s=pace,
         )
         self._publish(line, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
 
@@ -164,7 +163,7 @@ class MetricsLog:
             train_loss=bce + self.config.beta * kl,
             train_bce=bce,
             train_kl=kl,
-            **(dataclasses.asdict(validation) if validation else {}),
+            **(validation._asdict() if validation else {}),
         )
         val = f", val {line.val_loss:,.1f}" if validation else ""
         losses = f"train {line.train_loss:,.1f}{val} nats/image"
@@ -176,15 +175,15 @@ class MetricsLog:
         self._save_s, self._saves = self._save_s + seconds, self._saves + 1
         now_s = time.time()
         elapsed_s, cpu_s = now_s - self._start_s, time.process_time() - self._start_cpu_s
-        on_gpu = self.accelerator.device.type == "cuda"
         used = {
             "train_s": elapsed_s - self._save_s - self._val_s,
             "save_s": self._save_s,
             "val_s": self._val_s,
             "cores": cpu_s / max(elapsed_s, 1e-9),
             "host_gb": peak_memory_gb(),
-            **({"gpu_gb": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}),
         }
+        if self.accelerator.device.type == "cuda":
+            used["gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
         rounded = {name: round(value, 3) for name, value in used.items()}
         self._write(SaveLine(step=step, time=now_s, seconds=round(seconds, 3), saves=self._saves, **rounded))
         self._restart_pace()
@@ -195,12 +194,6 @@ class MetricsLog:
 
     def _restart_pace(self) -> None:
         self._pace_start, self._pace_steps = time.monotonic(), 0
-
-    def _pace(self) -> float:
-        """Images per second over all ranks since the last log line, save or validation."""
-        pace = self._pace_steps * self.config.batch_size / max(time.monotonic() - self._pace_start, 1e-9)
-        self._restart_pace()
-        return pace
 
     def _publish(self, line: StepLine | EpochLine, text: str, prefix: str = "") -> None:
         """Hand a line's numbers to the trackers, write it down, and say `text` to people."""
@@ -218,13 +211,17 @@ class MetricsLog:
             append_line(self.run_dir / METRICS_FILE, line)
 
 
+def drop_lines_after(run_dir: Path, step: int) -> tuple[int, float]:
+    """Have metrics.jsonl end at `step`; returns the last step in it before, and the seconds dropped."""
+    lines = read_metrics(run_dir)
+    dropped = [line for line in lines if line.step > step]
+    kept = b"".join(encode_line(line) for line in lines if line.step <= step)
+    write_text(run_dir / METRICS_FILE, kept.decode())
+    seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
+    return lines[-1].step if lines else 0, seconds
+
+
 def peak_memory_gb() -> float:
     """The most memory this process has held, in GiB; pages of mapped shards count as well."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    note = TextColumn("{task.fields[note]}")
-    return Progress(*columns, TimeRemainingColumn(), note, console=Console(stderr=True))

@@ -1,4 +1,4 @@
-"""The story of a run: set up, resume from the newest whole checkpoint, step, log, save, finish.
+"""The story of a run: set up, resume from the newest whole checkpoint, step, validate, log, save, finish.
 
 Knows no scheduler. It asks `should_stop()` at every step and does not know who answers; when the answer is
 yes on any rank, all ranks save at that step boundary and `train` returns False.
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from data_prep.errors import RunError, SettingsError
@@ -27,11 +28,10 @@ from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, Done, checkpoint_dir
 from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
-from vae.training.collectives import HostCollectives
+from vae.training.collectives import any_rank, reduce_sum
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
-from vae.training.metrics_log import MetricsLog, Redone
+from vae.training.metrics_log import MetricsLog, ValidationLosses, drop_lines_after
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
-from vae.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +48,12 @@ def train(
 
     Call it in one process per rank with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, or in
     one process without. Sample order, noise and summed loss do not depend on the number of ranks, and every
-    call goes on at the exact step of the newest whole checkpoint.
+    call goes on at the exact step of the newest whole checkpoint. `should_stop` is asked at every step on
+    every rank; the first yes saves and stops all ranks. `attempt` goes into provenance.json.
 
-    Args:
-        run_dir: folder with run.yaml.
-        should_stop: asked at every step on every rank; the first yes saves and stops all ranks.
-        attempt: facts about this attempt for provenance.json (job id, nodes, ...).
-
-    Raises:
-        RunError: the loss is not finite, a checkpoint cannot be written or does not fit, or the run is being
-            trained already.
-        DataError: the data are missing, damaged, or not the ones the run began with.
-        SettingsError: the settings do not fit the data or the ranks.
-        DamagedFile: a file of the run is not what a training has written.
+    Raises RunError where the loss is not finite, a checkpoint cannot be written or does not fit, or another
+    process trains the run; DataError where the data are missing, damaged or others than the run began with;
+    SettingsError where settings, data and ranks do not fit; DamagedFile for a file no training has written.
     """
     if is_trained(run_dir):
         return True
@@ -88,19 +81,18 @@ def run_to_end(
     plan = plan_batches(config, split, accelerator)
     total_steps = min(config.epochs * plan.steps_per_epoch, config.max_steps or 1 << 62)
     state = build_training_state(config, accelerator, total_steps)
-    collectives = HostCollectives(accelerator)
 
     # Resume from the newest whole checkpoint, which rank 0 finds for all.
     step, epoch_sums = 0, [0.0, 0.0]
     latest = checkpoint.find_latest(run_dir) if accelerator.is_main_process else None
-    if resumed := collectives.broadcast(str(latest or "")):
-        saved = checkpoint.load_state(Path(resumed))
+    if latest := broadcast_object_list([latest])[0]:
+        saved = checkpoint.load_state(latest)
         check_fingerprint(saved["data_fingerprint"], split.fingerprint)
-        state.load(Path(resumed), saved)
+        state.load(latest, saved)
         step, epoch_sums = saved["step"], saved["epoch_sums"]
     metrics_log = MetricsLog(run_dir, config, accelerator, plan.steps_per_epoch, total_steps)
     if accelerator.is_main_process:
-        start_attempt(run_dir, metrics_log, step, epoch_sums, split.fingerprint, attempt)
+        start_attempt(metrics_log, step, epoch_sums, split.fingerprint, attempt)
     saves = SaveClock(config.checkpoint_every_min)
 
     with metrics_log:
@@ -121,7 +113,7 @@ def run_to_end(
                 metrics_log.log_epoch(step, validation)
 
             # Save, and stop if any rank was asked to.
-            must_stop, save_is_due = collectives.any(should_stop(), saves.is_due(ends_epoch))
+            must_stop, save_is_due = any_rank(should_stop(), saves.is_due(ends_epoch))
             if must_stop or save_is_due or is_last:
                 metrics_log.flush_losses(step)  # a run that went wrong must not replace a good checkpoint
                 seconds = save(run_dir, state, step, metrics_log.epoch_sums(), split.fingerprint)
@@ -140,15 +132,10 @@ def run_to_end(
 def train_step(
     state: TrainingState, batch: Tensor, plan: BatchPlan, step: int, wants_norm: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Take one optimiser step on this rank's share of the global batch.
+    """Take one optimiser step, after `step` others, on this rank's images, uint8 [b, 1, H, W].
 
-    Args:
-        batch: uint8 [b, 1, H, W], the rank's images.
-        step: steps taken before this one.
-        wants_norm: also return the norm of the summed loss's gradient.
-
-    Returns:
-        (bce, kl) sums over the rank's images in nats, [2], on the device; and the norm or None.
+    Returns (bce, kl) sums over them in nats, [2], on the device; and the norm of the summed loss's gradient,
+    if it is wanted or at hand.
     """
     config, accelerator = state.config, state.accelerator
     noise = noise_of(state, plan, step)
@@ -172,10 +159,30 @@ def train_step(
 
     # Clip, step.
     norm = state.clip(wants_norm)
-    state.set_lr(step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = state.lr(step)
     state.optimizer.step()
     state.optimizer.zero_grad()
     return losses, norm
+
+
+@torch.no_grad()
+def validate(state: TrainingState, split: ImageSplit) -> ValidationLosses:
+    """Mean losses over a whole split from the mean of q(z|x), each image counted once over all ranks."""
+    started_s = time.monotonic()
+    config, accelerator = state.config, state.accelerator
+    own_images = torch.arange(accelerator.process_index, len(split), accelerator.num_processes)
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    state.model.eval()
+    for indices in own_images.split(config.batch_size):
+        targets = to_unit(split.take(indices).to(accelerator.device), state.dtype)
+        with accelerator.autocast():
+            output = state.model(targets)
+        sums[0] += bce_per_image(output.logits, targets).sum()
+        sums[1] += kl_per_image(output.mean, output.log_variance).sum()
+    state.model.train()
+    bce, kl = (reduce_sum(sums) / len(split)).tolist()
+    return ValidationLosses(bce + config.beta * kl, bce, kl, round(time.monotonic() - started_s, 3))
 
 
 def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
@@ -186,46 +193,35 @@ def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
 
 
 def start_attempt(
-    run_dir: Path,
-    metrics_log: MetricsLog,
-    step: int,
-    epoch_sums: list[float],
-    data_fingerprint: str,
-    attempt: Attempt,
+    metrics_log: MetricsLog, step: int, epoch_sums: list[float], data_fingerprint: str, attempt: Attempt
 ) -> None:
     """Write down that an attempt begins at `step`; rank 0 does."""
-    accelerator = metrics_log.accelerator
+    run_dir, accelerator = metrics_log.run_dir, metrics_log.accelerator
     ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
     attempt = msgspec.structs.replace(attempt, **ranks)
-    add_missing_start(run_dir, metrics_log)
+    add_missing_start(run_dir)
     # reads the lines of the attempt before, which the metrics log is about to drop
     restarts = record_attempt(run_dir, data_fingerprint, attempt)
     redone = metrics_log.start(step, epoch_sums, restarts)
-    add_event(run_dir, start_event(attempt, redone, time.time()))
+    add_start(run_dir, attempt, redone, time.time())
 
 
-def add_missing_start(run_dir: Path, metrics_log: MetricsLog) -> None:
+def add_missing_start(run_dir: Path) -> None:
     """Note an attempt that was killed when provenance.json knew of it, and events.jsonl did not yet."""
     attempts, starts = read_attempts(run_dir), by_attempt(read_events(run_dir))
     if len(attempts) != len(starts) + 1:
         return
     killed = attempts[-1]
-    own = [line for line in read_metrics(run_dir) if line.time >= (killed.started_s or 0.0)]
+    started_s = killed.started_s or 0.0
+    own = [line for line in read_metrics(run_dir) if line.time >= started_s]
     if all(isinstance(line, StartLine) for line in own):
-        redone = metrics_log.drop_lines_after(killed.from_step or 0)
-        add_event(run_dir, start_event(killed, redone, killed.started_s or 0.0))
+        add_start(run_dir, killed, drop_lines_after(run_dir, killed.from_step or 0), started_s)
 
 
-def start_event(attempt: Attempt, redone: Redone, started_s: float) -> AttemptStarted:
-    """The event by which an attempt begins."""
-    return AttemptStarted(
-        step=attempt.from_step or 0,
-        time=started_s,
-        job=attempt.job,
-        restart=attempt.restart,
-        reached_step=redone.reached_step,
-        redone_s=redone.seconds,
-    )
+def add_start(run_dir: Path, attempt: Attempt, redone: tuple[int, float], started_s: float) -> None:
+    """Write down the event by which an attempt begins; `redone` is what `drop_lines_after` gave."""
+    counts = {"step": attempt.from_step or 0, "restart": attempt.restart, "reached_step": redone[0]}
+    add_event(run_dir, AttemptStarted(time=started_s, job=attempt.job, redone_s=redone[1], **counts))
 
 
 def save(
@@ -235,18 +231,15 @@ def save(
     started_s = time.monotonic()
     if state.accelerator.is_main_process:
         position = {"step": step, "epoch_sums": epoch_sums, "data_fingerprint": data_fingerprint}
-        content, keep = {**state.to_save(), **position}, state.config.keep_checkpoints
-        checkpoint.save(run_dir, step, state.model.state_dict(), content, keep)
+        weights, content = state.model.state_dict(), {**state.to_save(), **position}
+        checkpoint.save(run_dir, step, weights, content, state.config.keep_checkpoints)
         add_event(run_dir, Saved(step=step, seconds=round(time.monotonic() - started_s, 3)))
     state.accelerator.wait_for_everyone()
     return time.monotonic() - started_s
 
 
 def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator) -> BatchPlan:
-    """Which images this rank sees at which step.
-
-    Raises SettingsError if the images have another size, or the batch does not fit their number or the ranks.
-    """
+    """Which images this rank sees at which step; SettingsError if these do not fit the settings."""
     world_size = accelerator.num_processes
     if split.image_size_px != config.image_size_px:
         raise SettingsError(
@@ -284,7 +277,8 @@ def finish(run_dir: Path, accelerator: Accelerator, step: int, epoch: int, data_
     """Write done.json, the last, atomic act: the run is complete. Every rank calls this."""
     if accelerator.is_main_process:
         folder = checkpoint_dir(run_dir, step)  # just saved, or checked and resumed from
-        done = Done(step, epoch, folder.name, checkpoint.weights_sha256(folder), data_fingerprint)
+        weights_sha256 = checkpoint.read_meta(folder).sha256[checkpoint.WEIGHTS]
+        done = Done(step, epoch, folder.name, weights_sha256, data_fingerprint)
         add_event(run_dir, Completed(step=step))
         write_record(run_dir / DONE_FILE, done)
     accelerator.wait_for_everyone()

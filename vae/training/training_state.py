@@ -38,11 +38,6 @@ class TrainingState:
         done = (step - config.warmup_steps) / max(self.total_steps - config.warmup_steps, 1)
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
-    def set_lr(self, step: int) -> None:
-        """Have the optimiser take step `step` at its learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
-
     def clip(self, wants_norm: bool) -> Tensor | None:
         """Clip the summed loss's gradient if asked for; returns its norm where it is wanted or at hand."""
         if not (self.config.clip_norm or wants_norm):

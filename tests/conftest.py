@@ -107,8 +107,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run here: X-rays beside the checkout, a GPU. (SLURM tests decide for themselves.)
 
-    Under pytest-xdist, a file's tests run in one process, and those that need a cluster in one and first: they
-    take longest.
+    Under pytest-xdist, a file's tests run in one process, and those that need a cluster in one and first, for
+    they take longest; then the files with other slow tests.
     """
     for item in items:
         group = "slurm" if item.get_closest_marker("slurm") else item.path.name
@@ -117,7 +117,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs the X-rays in {XRAYS}"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow_files))
 
 
 def _has_gpu() -> bool:

@@ -41,3 +41,4 @@ def destroy_process_group() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+        _host_group.cache_clear()

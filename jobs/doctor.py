@@ -6,6 +6,12 @@ see their GPUs and CPUs, find each other, can requeue a job and read packed imag
 this machine alone. Nothing stays behind, neither a file nor a job.
 
 Exit code: 0 if nothing failed, 1 if a check failed, 2 if the command itself is wrong.
+
+examples:
+  python jobs/doctor.py                                  # this machine, and SLURM if it is there
+  python jobs/doctor.py --probe                          # the nodes of the default partition, too
+  python jobs/doctor.py --write-profile mysite --probe   # a new cluster: draft its profile, and try it
+  python jobs/doctor.py --profile mysite --probe --data shards/chest --wait-min 60
 """
 
 import shutil
@@ -26,12 +32,6 @@ from slurm.doctor.profile_draft import new_profile_path
 from slurm.launch_data import SHARDS_DIR
 from slurm.profile import read_profile
 
-EXAMPLES = """\
-  python jobs/doctor.py                                  # this machine, and SLURM if it is there
-  python jobs/doctor.py --probe                          # the nodes of the default partition, too
-  python jobs/doctor.py --write-profile mysite --probe   # a new cluster: draft its profile, and try it
-  python jobs/doctor.py --profile mysite --probe --data shards/chest --wait-min 60
-"""
 # Column where what was seen begins.
 INDENT = 26
 
@@ -57,7 +57,7 @@ def fold(start: str, text: str) -> str:
 
 def build_parser() -> _front.Parser:
     """A handful of flags."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
     text = "slurm/profiles/NAME.yaml, or a YAML file (default: SLURM's defaults)"
     add("--profile", default="", metavar="NAME", help=text)

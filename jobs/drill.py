@@ -9,6 +9,12 @@ their value in double precision. A warning may cost no step, a kill only those s
 Nothing is needed but sbatch, squeue, scancel and scontrol. Many clusters hold a requeued job for two minutes,
 so this takes a while. Exit code 0: all held; 1: something did not; 2: a mistake in the command. Ctrl-C stops
 the jobs; the same command then goes on. When it is over, the folders may be deleted.
+
+examples:
+  python jobs/drill.py --profile mysite                        # ten interruptions on your cluster
+  python jobs/drill.py --profile mysite --gpus 2 --nodes 2     # of runs on two nodes
+  python jobs/drill.py --cluster local --count 4               # with processes of this machine
+  python jobs/drill.py --profile mysite --seed 1               # once more, in another order
 """
 
 import argparse
@@ -28,23 +34,15 @@ from slurm.node.environment import Backend
 from slurm.plan import Resources
 from vae.config import VARIANT_GROUPS
 
-EXAMPLES = """\
-  python jobs/drill.py --profile mysite                        # ten interruptions on your cluster
-  python jobs/drill.py --profile mysite --gpus 2 --nodes 2     # of runs on two nodes
-  python jobs/drill.py --cluster local --count 4               # with processes of this machine
-  python jobs/drill.py --profile mysite --seed 1               # once more, in another order
-"""
-
 log = logging.getLogger(__name__)
 
 
 def build_parser() -> _front.Parser:
     """A few flags; everything else is as in `launch`."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
-    )
+    text = "slurm/profiles/NAME.yaml, or a YAML file: your cluster"
+    add("--profile", default="", metavar="NAME", help=text)
     add("--variant", choices=tuple(VARIANT_GROUPS), default="both", help="which runs to interrupt")
     add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together")
     add("--nodes", type=int, default=1, metavar="N", help="nodes of each run")

@@ -6,6 +6,15 @@ Folders and CSVs may hold JPEG, PNG, BMP and TIFF with 8 bits, or DICOM. Of DICO
 salted hashes of patient and name go into the shards; plan.json and quarantine.jsonl name your files and
 .patient-salt undoes the hiding: pass none of the three on. The same salt gives the same splits again.
 OUT is the folder of the shards. Run the same command again to go on after an interruption.
+
+examples:
+  python jobs/pack.py chest_xray shards/kermany            # images in, shards out
+  python jobs/pack.py phantom:600 shards/demo                # no images at hand
+  python jobs/pack.py images.csv shards/mine --size 128 --aspect pad --workers 8
+  python jobs/pack.py chest_xray shards/kermany --task 2 --tasks 8     # one part, for an array job
+  python jobs/pack.py chest_xray shards/kermany --finalize             # join the parts
+  python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
+  python jobs/pack.py shards/kermany --verify                # read every byte again
 """
 
 import logging
@@ -26,23 +35,13 @@ from data_prep.progress import shown_progress
 from data_prep.shards import Manifest, read_manifest
 from data_prep.verify import verify
 
-EXAMPLES = """\
-  python jobs/pack.py chest_xray shards/kermany            # images in, shards out
-  python jobs/pack.py phantom:600 shards/demo                # no images at hand
-  python jobs/pack.py images.csv shards/mine --size 128 --aspect pad --workers 8
-  python jobs/pack.py chest_xray shards/kermany --task 2 --tasks 8     # one part, for an array job
-  python jobs/pack.py chest_xray shards/kermany --finalize             # join the parts
-  python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
-  python jobs/pack.py shards/kermany --verify                # read every byte again
-"""
-
 log = logging.getLogger(__name__)
 
 
 def build_parser() -> _front.Parser:
     """The command line."""
     default = PackOptions()
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="images to pack; with --audit and --verify the folder of the shards")
     add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")

@@ -2,6 +2,12 @@
 
 With one process this uses one GPU (or the CPU). Started by torchrun or `accelerate launch` it uses
 one GPU per process. Ctrl-C, TERM and USR2 save at the next step; the same command goes on from there.
+
+examples:
+  python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2
+  python jobs/train.py runs/try/linear-s0              # go on after an interruption
+  python jobs/train.py runs/again/linear-s0 --config runs/try/linear-s0/run.yaml
+  torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
 """
 
 import logging
@@ -21,35 +27,20 @@ from vae.config import RunConfig, read_settings, to_dict
 from vae.run_dir import METRICS_FILE, RUN_FILE
 from vae.study import prepare_run
 
-EXAMPLES = """\
-  python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2
-  python jobs/train.py runs/try/linear-s0              # go on after an interruption
-  python jobs/train.py runs/again/linear-s0 --config runs/try/linear-s0/run.yaml
-  torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
-"""
-
 log = logging.getLogger(__name__)
-
-
-def build_parser() -> _front.Parser:
-    """The command line: a run folder, a run.yaml to replay, and every setting as `--run.NAME`."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run; made if need be")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="begin with the settings of this run.yaml"
-    )
-    parser.add_class_arguments(RunConfig, "run")
-    return parser
 
 
 def read_command() -> tuple[Path, RunConfig]:
     """The run folder and its settings: defaults, then a run.yaml (given, or the folder's own), then flags."""
-    parser = build_parser()
+    parser = _front.Parser(__doc__)
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run; made if need be")
+    add("--config", type=Path, metavar="FILE", help="begin with the settings of this run.yaml")
+    parser.add_class_arguments(RunConfig, "run")
     flags = parser.parse_args()
     if flags.config and not flags.config.is_file():
-        raise SettingsError(
-            f"no settings file {flags.config}", "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
-        )
+        hint = "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
+        raise SettingsError(f"no settings file {flags.config}", hint)
     own_file = flags.run_dir / RUN_FILE
     source = flags.config or (own_file if own_file.exists() else None)
     if source:

@@ -133,8 +133,16 @@ class Drill:
     @property
     def is_done(self) -> bool:
         """Whether every run is trained and scored, and the report is there."""
-        runs = [target.run_dir for target in self.targets]
-        return all(is_scored(run, self.study) for run in runs) and has_report(self.study_dir, self.study)
+        return not self._work_left()
+
+    def _work_left(self) -> list[tuple[JobKind, int]]:
+        """The job that each unfinished run needs next, and the report, with the index of the run."""
+        left = []
+        for target in self.targets:
+            if not is_scored(target.run_dir, self.study):
+                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
+                left.append((kind, target.index))
+        return left if has_report(self.study_dir, self.study) else [*left, (JobKind.REPORT, 0)]
 
     def jobs(self) -> tuple[list[JobRecord], Scheduler]:
         """The jobs of the study, and the queue as it was a moment ago."""
@@ -152,8 +160,7 @@ class Drill:
     def tick(self) -> list[tuple[Target, InjectedFault]]:
         """Inject what is due, launch what is missing; returns the new faults.
 
-        Raises:
-            ClusterError: the study is launched over and over, and does not get done.
+        Raises ClusterError where the study is launched over and over, and does not get done.
         """
         records, scheduler = self.jobs()
         faults = []
@@ -194,15 +201,8 @@ class Drill:
 
     def _is_missing(self, records: list[JobRecord], scheduler: Scheduler) -> bool:
         """Whether something is neither done nor queued nor running."""
-        wanted = []
-        for target in self.targets:
-            if not is_scored(target.run_dir, self.study):
-                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
-                wanted.append((kind, target.index))
-        if not has_report(self.study_dir, self.study):
-            wanted.append((JobKind.REPORT, 0))
         try:
-            return not all(live_job(kind, index, records, scheduler) for kind, index in wanted)
+            return not all(live_job(kind, index, records, scheduler) for kind, index in self._work_left())
         except ClusterError:  # at work on this machine, or squeue does not answer
             return False
 

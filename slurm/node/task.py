@@ -6,8 +6,6 @@ State lives on disk, so running a task again goes on where the last attempt stop
     python -m slurm.node.task train STUDY --index 0      the same, for sbatch scripts written by hand
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -16,7 +14,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
 from data_prep.records import Word
@@ -27,10 +24,6 @@ from vae.metrics import slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import log_path
 from vae.study import read_study
-
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
-
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +65,9 @@ class Task:
         """What this kind of task does."""
         raise NotImplementedError
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> object:
         """What submitit should run after a requeue: the same again."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # a tenth of a second, which only a job can spare
 
         return DelayedSubmission(self)
 
@@ -171,11 +164,7 @@ def requeue_when_signalled(job_env: JobEnvironment) -> None:
 
 
 def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:
-    """Stop a job that its scheduler restarts over and over without one more saved step.
-
-    Raises:
-        RunError: says how often it was started.
-    """
+    """Raise RunError for a job that its scheduler restarts over and over without one more saved step."""
     steps = [attempt.from_step for attempt in read_attempts(run_dir) if attempt.job == job_env.job]
     newest = steps[-MAX_IDLE_RESTARTS - 1 :]
     if len(newest) > MAX_IDLE_RESTARTS and len(set(newest)) == 1:
@@ -214,21 +203,15 @@ def remove_unfinished_pickles(job_env: JobEnvironment) -> None:
 
 
 def run_of(study_dir: Path, index: int) -> Path:
-    """Folder of the `index`-th run of a study, counted from 0 in the order of study.yaml.
-
-    Raises:
-        SettingsError: the study has no run of that number.
-    """
+    """Folder of the `index`-th run of study.yaml, counted from 0; SettingsError if there are fewer."""
     runs = read_study(study_dir).runs
     if not 0 <= index < len(runs):
-        raise SettingsError(
-            f"{study_dir} has no run {index}; it has {len(runs)}: {', '.join(runs)}",
-            f"submit with --array=0-{len(runs) - 1}",
-        )
+        hint = f"submit with --array=0-{len(runs) - 1}"
+        raise SettingsError(f"{study_dir} has no run {index}; it has {len(runs)}: {', '.join(runs)}", hint)
     return study_dir / runs[index]
 
 
-def main() -> int:
+def main() -> None:
     """One array task of an array that was submitted by hand."""
     parser = argparse.ArgumentParser(prog="python -m slurm.node.task", allow_abbrev=False)
     parser.add_argument("kind", choices=(str(JobKind.TRAIN), str(JobKind.EVALUATE)))
@@ -237,12 +220,11 @@ def main() -> int:
     flags = parser.parse_args()
     task = TrainTask if flags.kind == JobKind.TRAIN else EvaluateTask
     task(str(run_of(flags.study.resolve(), flags.index)))()
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except ToolkitError as error:
         print(f"error: {error}", f"hint: {error.hint}" if error.hint else "", sep="\n", file=sys.stderr)
         sys.exit(2)

@@ -15,7 +15,6 @@ from vae.study import find_target, read_study
 
 
 def main() -> None:
-    """Cancel, and print what was cancelled."""
     flags = _front.Parser(__doc__).add_target().parse_args()
     study_dir, run = find_target(flags.what, flags.runs_dir)
     lines = cancel(study_dir, read_study(study_dir), run)

@@ -36,9 +36,11 @@ def build_parser() -> _front.Parser:
     return parser
 
 
-def main() -> int:
-    """List, print or follow."""
+def main() -> None:
+    """Print one attempt's log, follow the run, or list its attempts, oldest first."""
     flags = build_parser().parse_args()
+
+    # what is asked for, and whether it can be
     study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     if not run:
@@ -50,24 +52,20 @@ def main() -> int:
     if flags.follow and (flags.list or flags.attempt is not None or flags.lines is not None):
         hint = "leave out --list, --attempt and --lines"
         raise SettingsError("--follow shows the newest attempt from its beginning", hint)
+
+    # show it
     if flags.follow:
         try:
             follow_log(study_dir, study, run, flags.rank)
         except KeyboardInterrupt:  # how one leaves it
             print()
-        return 0
+        return
     attempts = find_attempts(study_dir / run, study.runs.index(run), read_jobs(study_dir, study))
     if not attempts:
         raise RunError(f"{run} has no log yet", explain(gather(study_dir, study, (run,))[0]))
-    if flags.list:
-        show_list(attempts)
-    else:
+    if not flags.list:
         show(attempts, flags.attempt, flags.rank, flags.lines)
-    return 0
-
-
-def show_list(attempts: list[AttemptLogs]) -> None:
-    """One line for each attempt, oldest first."""
+        return
     for number, attempt in enumerate(attempts, 1):
         time = datetime.fromtimestamp(last_change(attempt))
         ranks = ", ".join(map(str, attempt.logs))

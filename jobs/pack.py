@@ -17,7 +17,6 @@ examples:
   python jobs/pack.py shards/kermany --verify                # read every byte again
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -35,11 +34,8 @@ from data_prep.progress import shown_progress
 from data_prep.shards import Manifest, read_manifest
 from data_prep.verify import verify
 
-log = logging.getLogger(__name__)
-
 
 def build_parser() -> _front.Parser:
-    """The command line."""
     default = PackOptions()
     parser = _front.Parser(__doc__)
     add = parser.add_argument
@@ -67,7 +63,6 @@ def build_parser() -> _front.Parser:
 
 
 def main() -> int:
-    """Pack, or look at what was packed."""
     flags = build_parser().parse_args()
     packed = flags.out or Path(flags.source)
     if flags.verify:
@@ -84,7 +79,9 @@ def main() -> int:
         flags.size, flags.aspect, flags.val_fraction, flags.shard_images, flags.seed, flags.max_bad
     )
     shards = plan(flags.source, flags.out, options).shards
-    log.info("%s: %d images for %d shards in %s", flags.source, count_images(shards), len(shards), flags.out)
+    _front.log.info(
+        "%s: %d images for %d shards in %s", flags.source, count_images(shards), len(shards), flags.out
+    )
     if not flags.finalize:
         part, num_parts = flags.task or 0, flags.tasks or 1
         with shown_progress(count_images(shards[part::num_parts]), "packing") as progress:

@@ -16,7 +16,6 @@ examples:
   python jobs/status.py chest --watch 60
 """
 
-import logging
 import time
 from contextlib import nullcontext, suppress
 from datetime import datetime
@@ -30,8 +29,6 @@ from slurm.scheduler import Look, SchedulerWatch, ask_scheduler
 from slurm.state import RunStatus, all_states, study_states
 from slurm.status_tables import studies_table, study_page
 from vae.study import RunState, find_studies, find_target, read_study
-
-log = logging.getLogger(__name__)
 
 # Files may be looked at so often; squeue is asked as seldom as everywhere.
 LEAST_WATCH_S = 2.0
@@ -77,7 +74,7 @@ def list_studies(runs_dir: Path) -> str:
             read_records(folder)
             studies[folder] = study
         except ToolkitError as error:
-            log.warning("warning: %s", error)
+            _front.log.warning("warning: %s", error)
     return studies_table(all_states(studies))
 
 

@@ -10,11 +10,9 @@ examples:
   torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
 """
 
-import logging
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +24,6 @@ from slurm.node.signals import StopFlag
 from vae.config import RunConfig, read_settings, to_dict
 from vae.run_dir import METRICS_FILE, RUN_FILE
 from vae.study import prepare_run
-
-log = logging.getLogger(__name__)
 
 
 def read_command() -> tuple[Path, RunConfig]:
@@ -50,41 +46,39 @@ def read_command() -> tuple[Path, RunConfig]:
     return flags.run_dir, parser.instantiate(flags).run
 
 
-@contextmanager
-def removed_if_it_never_began(run_dir: Path) -> Iterator[None]:
-    """Leave nothing behind of a run that could not even begin; what was there before stays."""
-    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    try:
-        yield
-    except ToolkitError:
-        if new and not (run_dir / METRICS_FILE).exists():
-            shutil.rmtree(run_dir, ignore_errors=True)
-            with suppress(OSError):  # somebody else has put something there
-                for folder in new[1:]:
-                    folder.rmdir()
-        raise
-
-
 def main() -> int:
-    """Train until the run is complete or a signal stops it."""
+    # what to train, and on what
     run_dir, config = read_command()
     if not config.data:
         raise SettingsError("no data to train on", "set --run.data to a folder that jobs/pack.py made")
     config = replace(config, data=str(Path(config.data).resolve()))
     read_manifest(Path(config.data))  # before anything is written
+
+    # train, until the run is complete or a signal stops it
     should_stop = StopFlag(signal.SIGINT, signal.SIGTERM)
-    with removed_if_it_never_began(run_dir):
+    new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
         prepare_run(run_dir, config)
         # these import torch: seconds that a typing error need not wait for
         from vae.training.collectives import destroy_process_group
         from vae.training.trainer import train
 
         is_complete = train(run_dir, should_stop)
+    except ToolkitError:
+        # leave nothing behind of a run that could not even begin; what was there before stays
+        if new_folders and not (run_dir / METRICS_FILE).exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with suppress(OSError):  # somebody else has put something there
+                for folder in new_folders[1:]:
+                    folder.rmdir()
+        raise
+
+    # say how it went
     destroy_process_group()
     if is_complete:
         print(run_dir)
         return 0
-    log.info("to go on: python jobs/train.py %s", run_dir)
+    _front.log.info("to go on: python jobs/train.py %s", run_dir)
     return 128 + (should_stop.received or [signal.SIGTERM])[-1]
 
 

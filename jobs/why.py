@@ -17,7 +17,7 @@ from vae.study import find_target, read_study
 
 
 def main() -> None:
-    """Print one sentence for each run asked for; for a study, those that are done are only counted."""
+    """For a study, runs that are done are only counted."""
     flags = _front.Parser(__doc__).add_target().parse_args()
     study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)

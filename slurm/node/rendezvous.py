@@ -73,21 +73,17 @@ def wait_for_rendezvous(job_env: JobEnvironment, path: Path, limit_s: float = RE
 
     Raises ClusterError where it does not come in time, or names a node that cannot be resolved from here.
     """
-    give_up = time.monotonic() + limit_s
+    name, give_up = f"rank {job_env.rank} on {job_env.node}", time.monotonic() + limit_s
     while (rank0 := read_record(path, Address)) is None:
         if time.monotonic() > give_up:
-            raise ClusterError(
-                f"rank {job_env.rank} on {job_env.node} timed out after {limit_s:.0f} s waiting for rank 0's "
-                f"rendezvous file {path}",
-                "is the runs folder shared by all nodes? did rank 0 start? see its log",
-            )
+            late = f"timed out after {limit_s:.0f} s waiting for rank 0's rendezvous file {path}"
+            hint = "is the runs folder shared by all nodes? did rank 0 start? see its log"
+            raise ClusterError(f"{name} {late}", hint)
         time.sleep(POLL_S)
     try:
         socket.getaddrinfo(rank0.address, rank0.port)
     except OSError as error:
-        raise ClusterError(
-            f"rank {job_env.rank} on {job_env.node} cannot resolve rank 0's address {rank0.address}: {error}"
-        ) from error
+        raise ClusterError(f"{name} cannot resolve rank 0's address {rank0.address}: {error}") from error
     return rank0
 
 

@@ -123,16 +123,11 @@ def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoRet
         else:
             client.requeue(job_env.job)
     except (OSError, subprocess.SubprocessError, ClusterError) as error:
-        leave_requeue_to_script(job_env, error)
+        # as in a container without SLURM's programs; the script of a job submitted by hand is not ours
+        folder = os.environ.get("SUBMITIT_FOLDER")
+        if job_env.backend is not Backend.SLURM or not folder:
+            message = f"job {job_env.job} could not be requeued: {error}"
+            raise ClusterError(message, "submit it again; it goes on") from error
+        log.info("cannot requeue from here (%s); the job's script will", error)
+        Path(folder, f"{job_env.job}.requeue").touch()
     sys.exit(1)  # the step must end now, whatever became of the request
-
-
-def leave_requeue_to_script(job_env: JobEnvironment, error: Exception) -> None:
-    """Have the job's script requeue it when this process cannot, as in a container without SLURM's programs.
-
-    Raises ClusterError for a job that was submitted by hand, whose script is not ours.
-    """
-    if job_env.backend is not Backend.SLURM or not (folder := os.environ.get("SUBMITIT_FOLDER")):
-        raise ClusterError(f"job {job_env.job} could not be requeued: {error}", "submit it again; it goes on")
-    log.info("cannot requeue from here (%s); the job's script will", error)
-    Path(folder, f"{job_env.job}.requeue").touch()

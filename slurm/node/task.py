@@ -54,7 +54,10 @@ class Task:
     def __call__(self, job_env: JobEnvironment | None = None) -> None:
         """Do the work, as the rank that the scheduler gave this process (or as `job_env`)."""
         job_env = job_env or find_job_environment()
-        start_logging(job_env)
+        # of rank 0 all that is logged, of the others the warnings
+        level = logging.INFO if job_env.rank == 0 else logging.WARNING
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
+        logging.getLogger("submitit").propagate = False  # it has a handler of its own
         remove_unfinished_pickles(job_env)
         if job_env.backend is Backend.LOCAL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would go on, but Ctrl-C means now
@@ -168,18 +171,10 @@ def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:
     steps = [attempt.from_step for attempt in read_attempts(run_dir) if attempt.job == job_env.job]
     newest = steps[-MAX_IDLE_RESTARTS - 1 :]
     if len(newest) > MAX_IDLE_RESTARTS and len(set(newest)) == 1:
-        raise RunError(
-            f"{run_dir.name}: started {len(newest)} times at step {newest[0]} without getting further",
-            "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
-            "(--run.checkpoint_every_min), then launch again",
-        )
-
-
-def start_logging(job_env: JobEnvironment) -> None:
-    """Send log lines of rank 0, and warnings of all, to standard error."""
-    level = logging.INFO if job_env.rank == 0 else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
-    logging.getLogger("submitit").propagate = False  # it has a handler of its own
+        hint = "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
+        hint += "(--run.checkpoint_every_min), then launch again"
+        idle = f"started {len(newest)} times at step {newest[0]} without getting further"
+        raise RunError(f"{run_dir.name}: {idle}", hint)
 
 
 def write_logs_to(run_dir: Path, kind: JobKind, job_env: JobEnvironment) -> None:

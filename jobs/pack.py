@@ -79,9 +79,8 @@ def main() -> int:
         flags.size, flags.aspect, flags.val_fraction, flags.shard_images, flags.seed, flags.max_bad
     )
     shards = plan(flags.source, flags.out, options).shards
-    _front.log.info(
-        "%s: %d images for %d shards in %s", flags.source, count_images(shards), len(shards), flags.out
-    )
+    sizes = f"{count_images(shards)} images for {len(shards)} shards"
+    _front.log.info("%s: %s in %s", flags.source, sizes, flags.out)
     if not flags.finalize:
         part, num_parts = flags.task or 0, flags.tasks or 1
         with shown_progress(count_images(shards[part::num_parts]), "packing") as progress:

@@ -54,7 +54,7 @@ class Task:
     def __call__(self, job_env: JobEnvironment | None = None) -> None:
         """Do the work, as the rank that the scheduler gave this process (or as `job_env`)."""
         job_env = job_env or find_job_environment()
-        # of rank 0 all that is logged, of the others the warnings
+        # standard error gets what rank 0 logs, and the warnings of all
         level = logging.INFO if job_env.rank == 0 else logging.WARNING
         logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
         logging.getLogger("submitit").propagate = False  # it has a handler of its own

@@ -123,7 +123,7 @@ def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoRet
         else:
             client.requeue(job_env.job)
     except (OSError, subprocess.SubprocessError, ClusterError) as error:
-        # as in a container without SLURM's programs; the script of a job submitted by hand is not ours
+        # in a container without SLURM's programs the job's script can, if it is ours: not submitted by hand
         folder = os.environ.get("SUBMITIT_FOLDER")
         if job_env.backend is not Backend.SLURM or not folder:
             message = f"job {job_env.job} could not be requeued: {error}"

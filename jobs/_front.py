@@ -21,6 +21,7 @@ from data_prep.errors import ToolkitError
 from vae.config import KINDS
 
 log = logging.getLogger(__name__)
+
 # `--help` shows the line under each setting
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

@@ -20,13 +20,13 @@ import jsonargparse
 from data_prep.errors import ToolkitError
 from vae.config import KINDS
 
+log = logging.getLogger(__name__)
+
 # `--help` shows the line under each setting
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 # What a disk, and not the code, is to blame for.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 class Help(RawTextHelpFormatter):
@@ -56,12 +56,11 @@ class Help(RawTextHelpFormatter):
 class Parser(jsonargparse.ArgumentParser):
     """A parser that keeps the layout of its texts, takes no abbreviations and answers in one line."""
 
-    def __init__(self, description: str | None, examples: str) -> None:
+    def __init__(self, doc: str | None) -> None:
+        """`doc` is the front door's: what --help says before the flags, then its examples."""
+        description, head, examples = (doc or "").partition("examples:\n")
         super().__init__(
-            description=description,
-            epilog=f"examples:\n{examples}",
-            formatter_class=Help,
-            allow_abbrev=False,
+            description=description, epilog=head + examples, formatter_class=Help, allow_abbrev=False
         )
         self.instead: dict[str, str] = {}
         """What to use instead of a flag that one may look for here but that does not exist."""
@@ -72,22 +71,21 @@ class Parser(jsonargparse.ArgumentParser):
             "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept"
         )
 
-    def add_target(self, metavar: str = "STUDY|STUDY/RUN", nargs: Literal["?"] | None = None) -> None:
-        """Add the study or run to work on, as `what`, and --runs-dir."""
+    def add_target(self, metavar: str = "STUDY|STUDY/RUN", nargs: Literal["?"] | None = None) -> "Parser":
+        """Add the study or run to work on, as `what`, and --runs-dir; returns the parser."""
         kinds = {"STUDY": "name of a study, or its folder", "STUDY/RUN": "a run of a study, or its folder"}
         text = kinds.get(metavar, "a study or one of its runs, or the folder")
         self.add_argument("what", metavar=metavar, nargs=nargs, help=text)
         self.add_runs_dir()
+        return self
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""
         line = re.sub(r'Parser key "([\w.]+)"', r"--\1", in_plain_words(message))
         if missing := re.search("(?<=arguments are required: ).*", line):
             line = line[: missing.start()] + ", ".join(map(self._typed, missing[0].split(", ")))
-        print(f"error: {line}", file=sys.stderr)
         hints = [hint for flag, hint in self.instead.items() if re.search(rf"{flag}\b", line)]
-        print(f"hint: {'; '.join(hints) or f'python jobs/{self.prog} --help'}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        fail(line, "; ".join(hints) or f"python jobs/{self.prog} --help")
 
     def _typed(self, name: str) -> str:
         """An argument as one would type it."""
@@ -104,25 +102,31 @@ def in_plain_words(message: str) -> str:
     return re.sub(r"Does not validate .* Given value: ", f"expected {KINDS['dict']}, not ", line)
 
 
+def fail(message: object, hint: str | None) -> NoReturn:
+    """End with one line on what is wrong, one on what to do, and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    sys.exit(2)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call `main`; a user's mistake becomes one line and exit code 2, never a traceback."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
         sys.exit(main() or 0)
     except ToolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        fail(error, error.hint)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of `status | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
-        print("hint: mend that or choose another place, and run the same command again", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        where = error.filename or "while writing"
+        fail(
+            f"{error.strerror}: {where}", "mend that or choose another place, and run the same command again"
+        )

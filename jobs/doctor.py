@@ -6,6 +6,12 @@ see their GPUs and CPUs, find each other, can requeue a job and read packed imag
 this machine alone. Nothing stays behind, neither a file nor a job.
 
 Exit code: 0 if nothing failed, 1 if a check failed, 2 if the command itself is wrong.
+
+examples:
+  python jobs/doctor.py                                  # this machine, and SLURM if it is there
+  python jobs/doctor.py --probe                          # the nodes of the default partition, too
+  python jobs/doctor.py --write-profile mysite --probe   # a new cluster: draft its profile, and try it
+  python jobs/doctor.py --profile mysite --probe --data shards/chest --wait-min 60
 """
 
 import shutil
@@ -26,12 +32,6 @@ from slurm.doctor.profile_draft import new_profile_path
 from slurm.launch_data import SHARDS_DIR
 from slurm.profile import read_profile
 
-EXAMPLES = """\
-  python jobs/doctor.py                                  # this machine, and SLURM if it is there
-  python jobs/doctor.py --probe                          # the nodes of the default partition, too
-  python jobs/doctor.py --write-profile mysite --probe   # a new cluster: draft its profile, and try it
-  python jobs/doctor.py --profile mysite --probe --data shards/chest --wait-min 60
-"""
 # Column where what was seen begins.
 INDENT = 26
 
@@ -56,8 +56,7 @@ def fold(start: str, text: str) -> str:
 
 
 def build_parser() -> _front.Parser:
-    """A handful of flags."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
     text = "slurm/profiles/NAME.yaml, or a YAML file (default: SLURM's defaults)"
     add("--profile", default="", metavar="NAME", help=text)
@@ -72,14 +71,13 @@ def build_parser() -> _front.Parser:
 
 
 def main() -> int:
-    """Print every check; exit code 1 if one failed, else 0."""
     flags = build_parser().parse_args()
     profile = read_profile(flags.profile)
-    draft_path = new_profile_path(flags.write_profile) if flags.write_profile else None
+    draft = new_profile_path(flags.write_profile) if flags.write_profile else None
     data = find_shards(flags.data, SHARDS_DIR)
     if flags.wait_min < 1:
         raise SettingsError(f"--wait-min {flags.wait_min}; allowed: at least 1")
-    if (flags.probe or draft_path) and not has_programs():
+    if (flags.probe or draft) and not has_programs():
         raise ClusterError("no SLURM on this machine (no sbatch)", "run this on a login node of your cluster")
     for number in (signal.SIGTERM, signal.SIGHUP):  # which cancel the probe as Ctrl-C does
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -87,14 +85,12 @@ def main() -> int:
 
     wait_min = flags.wait_min if flags.probe else 0
     counts: Counter[Verdict] = Counter()
-    exam = Examination(profile, bool(flags.profile), flags.runs_dir, data, wait_min, draft_path)
+    exam = Examination(profile, bool(flags.profile), flags.runs_dir, data, wait_min, draft)
     for title, checks in examine(exam):
         show(title, checks)
         counts.update(check.verdict for check in checks)
-    if draft_path and draft_path.exists():
-        print(
-            f"written: {draft_path}\nto use it: --profile {draft_path.stem}, here and with jobs/launch.py\n"
-        )
+    if draft and draft.exists():
+        print(f"written: {draft}\nto use it: --profile {draft.stem}, here and with jobs/launch.py\n")
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict))
     return 1 if counts[Verdict.FAIL] else 0
 

@@ -9,10 +9,14 @@ their value in double precision. A warning may cost no step, a kill only those s
 Nothing is needed but sbatch, squeue, scancel and scontrol. Many clusters hold a requeued job for two minutes,
 so this takes a while. Exit code 0: all held; 1: something did not; 2: a mistake in the command. Ctrl-C stops
 the jobs; the same command then goes on. When it is over, the folders may be deleted.
+
+examples:
+  python jobs/drill.py --profile mysite                        # ten interruptions on your cluster
+  python jobs/drill.py --profile mysite --gpus 2 --nodes 2     # of runs on two nodes
+  python jobs/drill.py --cluster local --count 4               # with processes of this machine
+  python jobs/drill.py --profile mysite --seed 1               # once more, in another order
 """
 
-import argparse
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -28,23 +32,14 @@ from slurm.node.environment import Backend
 from slurm.plan import Resources
 from vae.config import VARIANT_GROUPS
 
-EXAMPLES = """\
-  python jobs/drill.py --profile mysite                        # ten interruptions on your cluster
-  python jobs/drill.py --profile mysite --gpus 2 --nodes 2     # of runs on two nodes
-  python jobs/drill.py --cluster local --count 4               # with processes of this machine
-  python jobs/drill.py --profile mysite --seed 1               # once more, in another order
-"""
 
-log = logging.getLogger(__name__)
-
-
-def build_parser() -> _front.Parser:
-    """A few flags; everything else is as in `launch`."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+def read_options() -> DrillOptions:
+    """What the flags say; packs made-up images if they are wanted and not there."""
+    # the flags: a few; everything else is as in `launch`
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
-    )
+    text = "slurm/profiles/NAME.yaml, or a YAML file: your cluster"
+    add("--profile", default="", metavar="NAME", help=text)
     add("--variant", choices=tuple(VARIANT_GROUPS), default="both", help="which runs to interrupt")
     add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together")
     add("--nodes", type=int, default=1, metavar="N", help="nodes of each run")
@@ -53,11 +48,9 @@ def build_parser() -> _front.Parser:
     add("--seed", type=int, default=0, metavar="S", help="of what happens when; names the study, too")
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="as in launch")
     add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where the two studies are kept")
-    return parser
+    flags = parser.parse_args()
 
-
-def read_options(flags: argparse.Namespace) -> DrillOptions:
-    """Turn flags into options; packs made-up images if they are wanted and not there."""
+    # what they allow
     if flags.count < 1:
         raise SettingsError(f"--count {flags.count}; allowed: at least 1")
     resources = Resources(flags.gpus, flags.nodes)
@@ -73,13 +66,11 @@ def read_options(flags: argparse.Namespace) -> DrillOptions:
 
 
 def main() -> int:
-    """Launch, interrupt, compare; exit code 1 if a promise did not hold."""
-    flags = build_parser().parse_args()
-    options = read_options(flags)
+    options = read_options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         session = begin_session(options, [sys.executable, str(Path(__file__).with_name("launch.py"))])
-        log.info("%s", options.expectation())
+        _front.log.info("%s", options.expectation())
         session.play()
     except BaseException:
         stop_session(options)

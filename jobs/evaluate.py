@@ -2,6 +2,13 @@
 
 A run is scored anew; of a study, what has no scores yet. Prints the table of scores. With one process
 this uses one GPU (or the CPU); started by torchrun it uses one GPU per process, with the same result.
+
+examples:
+  python jobs/evaluate.py chest                                # what the study runs/chest lacks
+  python jobs/evaluate.py chest/linear-s0                      # one run, anew
+  python jobs/evaluate.py chest --inception-weights weights/inception.pth
+  python jobs/evaluate.py demo --extractor smoke               # tiny seeded network: not comparable
+  torchrun --nproc-per-node 2 jobs/evaluate.py runs/chest/linear-s0
 """
 
 import dataclasses
@@ -15,14 +22,6 @@ from vae.report.run_summary import read_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
 from vae.study import Study, find_target, read_study
 
-EXAMPLES = """\
-  python jobs/evaluate.py chest                                # what the study runs/chest lacks
-  python jobs/evaluate.py chest/linear-s0                      # one run, anew
-  python jobs/evaluate.py chest --inception-weights weights/inception.pth
-  python jobs/evaluate.py demo --extractor smoke               # tiny seeded network: not comparable
-  torchrun --nproc-per-node 2 jobs/evaluate.py runs/chest/linear-s0
-"""
-
 
 def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
@@ -35,21 +34,14 @@ def is_due(run_dir: Path, study: Study) -> bool:
     return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
 
 
-def main() -> int:
+def main() -> None:
     """Score what the command line names; the table tells of runs of a study that are not ready."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_target()
-    parser.add_argument(
-        "--extractor",
-        choices=EXTRACTORS,
-        help="inception: torchvision's Inception v3, as published; smoke: tiny seeded network\n"
-        "(default: what study.yaml says, else inception)",
-    )
-    parser.add_argument(
-        "--inception-weights",
-        metavar="PATH",
-        help="file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)",
-    )
+    parser = _front.Parser(__doc__).add_target()
+    text = "inception: torchvision's Inception v3, as published; smoke: tiny seeded network\n"
+    text += "(default: what study.yaml says, else inception)"
+    parser.add_argument("--extractor", choices=EXTRACTORS, help=text)
+    text = "file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)"
+    parser.add_argument("--inception-weights", metavar="PATH", help=text)
     flags = parser.parse_args()
 
     # which runs, and by what
@@ -71,7 +63,6 @@ def main() -> int:
         destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
         print(score_table(study_dir, [run] if run else study.runs))
-    return 0
 
 
 if __name__ == "__main__":

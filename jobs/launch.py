@@ -5,32 +5,23 @@ images, train each run, score it, write the report. Run the same command again t
 interruption, to see how far it is, or to add variants and seeds; what is done or queued is left alone.
 
 Exit code: 0 = all that could be done is done or queued, 1 = a run failed, 2 = a mistake, 130 = interrupted.
-"""
 
-from __future__ import annotations
-
-import shlex
-import signal
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import _front
-
-from vae.config import VARIANT_GROUPS, RunConfig
-from vae.scoring.inception_weights import EXTRACTORS
-
-if TYPE_CHECKING:
-    from slurm.launch import Launch
-    from slurm.state import RunStatus
-
-EXAMPLES = """\
+examples:
   python jobs/launch.py --variant both --gpus 4                      # the published study
   python jobs/launch.py --variant both --gpus 4 --dry-run            # only show what would be submitted
   python jobs/launch.py --variant all --gpus 8 --nodes 2 --seeds 0 1 2 --profile example
   python jobs/launch.py --variant linear --gpus 1 --data phantom:200 --size 64 --extractor smoke
   python jobs/launch.py --variant both --gpus 4 --study low-lr --run.lr 3e-4 --run.epochs 30
 """
+
+import shlex
+import signal
+import sys
+
+import _front
+
+from vae.config import VARIANT_GROUPS, RunConfig
+from vae.scoring.inception_weights import EXTRACTORS
 
 # Settings of a run that the launcher decides for each, and how.
 ELSEWHERE = {
@@ -43,44 +34,27 @@ ELSEWHERE = {
 
 def build_parser() -> _front.Parser:
     """About a dozen flags for this launch, and `--run.NAME` for every setting of a run."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--variant",
-        required=True,
-        choices=tuple(VARIANT_GROUPS),
-        help="linear, direct, spatial; both = linear and direct (the published two); all = all three",
-    )
+    text = "linear, direct, spatial; both = linear and direct (the published two); all = all three"
+    add("--variant", required=True, choices=tuple(VARIANT_GROUPS), help=text)
     add("--gpus", type=int, default=1, metavar="N", help="GPUs of each run, over all its nodes together")
-    add(
-        "--nodes", type=int, default=1, metavar="N", help="nodes of each run; --gpus must be a multiple of it"
-    )
-    add(
-        "--data",
-        metavar="SHARDS|SOURCE",
-        help="a folder that jobs/pack.py made; or what it packs (a folder of images, a CSV, phantom:N),\n"
-        "then packed to shards/NAME first. Without it: the only packed data under shards/",
-    )
+    text = "nodes of each run; --gpus must be a multiple of it"
+    add("--nodes", type=int, default=1, metavar="N", help=text)
+    text = "a folder that jobs/pack.py made; or what it packs (a folder of images, a CSV, phantom:N),\n"
+    text += "then packed to shards/NAME first. Without it: the only packed data under shards/"
+    add("--data", metavar="SHARDS|SOURCE", help=text)
     add("--size", type=int, metavar="PX", help="side of the images if a SOURCE is packed (default: 256)")
     add("--study", metavar="NAME", help="folder under --runs-dir (default: named after the data)")
     add("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run of each variant per seed")
-    add(
-        "--cluster",
-        choices=("auto", "slurm", "local", "debug"),
-        default="auto",
-        help="slurm; local = processes on this machine; debug = this very process, --gpus 1;\n"
-        "auto = slurm where it is installed or with a --profile, else local",
-    )
-    add(
-        "--profile", default="", metavar="NAME", help="slurm/profiles/NAME.yaml, or a YAML file: your cluster"
-    )
-    add(
-        "--max-parallel",
-        type=int,
-        metavar="N",
-        help="on SLURM: runs of this launch that train, and that are scored, at once\n"
-        "(as many as there is room for); later: jobs/throttle.py",
-    )
+    text = "slurm; local = processes on this machine; debug = this very process, --gpus 1;\n"
+    text += "auto = slurm where it is installed or with a --profile, else local"
+    add("--cluster", choices=("auto", "slurm", "local", "debug"), default="auto", help=text)
+    text = "slurm/profiles/NAME.yaml, or a YAML file: your cluster"
+    add("--profile", default="", metavar="NAME", help=text)
+    text = "on SLURM: runs of this launch that train, and that are scored, at once\n"
+    text += "(as many as there is room for); later: jobs/throttle.py"
+    add("--max-parallel", type=int, metavar="N", help=text)
     add("--dry-run", action="store_true", help="show the runs and the exact sbatch texts; change nothing")
     add("--wait", action="store_true", help="on SLURM: stay until the report is there and print the scores")
     add("--extractor", choices=EXTRACTORS, default="inception", help="network behind FID and IS")
@@ -91,49 +65,38 @@ def build_parser() -> _front.Parser:
     return parser
 
 
-def show(launch: Launch, states: Sequence[RunStatus]) -> None:
-    """Print the runs, their scores if there are any, and where the report is."""
+def main() -> int:
+    """Check the launch, then show it or carry it out; 1 if a run is not done though nothing goes on."""
+    argv = sys.argv[1:]
+    flags = build_parser().parse_args(argv)
+    # these import h5py, which --help need not wait for
+    from slurm.launch import carry_out, check, read_launch
     from slurm.status_tables import scores_table, states_table
 
+    launch = read_launch(flags)
+    check(launch, flags.dry_run)
+
+    # show what is there, what would be submitted to the letter, and the command that does it
+    if flags.dry_run:
+        requests = launch.missing_jobs()
+        print(f"{states_table(launch.states())}\n")
+        print(launch.backend.describe(requests, launch.code.folder), end="")
+        command = shlex.join(word for word in argv if word != "--dry-run")
+        print(f"to do it: python jobs/launch.py {command}" if requests else "nothing is missing")
+        return 0
+
+    # do it, and show the runs, their scores if there are any, and where the report is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end local processes as Ctrl-C does
+    is_over = carry_out(launch, ["python", "jobs/launch.py", *argv], flags.wait)
+    states = launch.states()
     print(states_table(states))
     if any(state.scores for state in states):
         print(f"\n{scores_table(states)}")
     if launch.report_path.exists():
         print(f"\nreport: {launch.report_path}")
-
-
-def show_plan(launch: Launch, argv: Sequence[str]) -> None:
-    """Print what is there, what would be submitted to the letter, and the command that does it."""
-    from slurm.status_tables import states_table
-
-    requests = launch.missing_jobs()
-    print(f"{states_table(launch.states())}\n")
-    print(launch.backend.describe(requests, launch.code.folder), end="")
-    if requests:
-        print("to do it: python jobs/launch.py " + shlex.join(word for word in argv if word != "--dry-run"))
-    else:
-        print("nothing is missing")
-
-
-def main() -> int:
-    """Check the launch, then show it or carry it out; 1 if a run is not done though nothing goes on."""
-    argv = sys.argv[1:]
-    flags = build_parser().parse_args(argv)
-    from slurm.launch import carry_out, check, read_launch  # h5py, which --help need not wait for
-
-    launch = read_launch(flags)
-    check(launch, flags.dry_run)
-    if flags.dry_run:
-        show_plan(launch, argv)
-        return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end local processes as Ctrl-C does
-    is_over = carry_out(launch, ["python", "jobs/launch.py", *argv], flags.wait)
-    states = launch.states()
-    show(launch, states)
     if not is_over:
         print(f"\nto see how far it is: python jobs/status.py {shlex.quote(str(launch.study_dir))}")
-        return 0
-    return 0 if launch.is_complete(states) else 1
+    return 0 if not is_over or launch.is_complete(states) else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,12 @@
 
 Each start of a job is an attempt with a log of its own for each rank. A job that ended before it could open
 one is shown by what SLURM caught of it.
+
+examples:
+  python jobs/logs.py chest/linear-s0               # the newest attempt, rank 0
+  python jobs/logs.py chest/linear-s0 --follow      # go on until the run is done; Ctrl-C ends it
+  python jobs/logs.py chest/linear-s0 --list        # all attempts, numbered
+  python jobs/logs.py chest/linear-s0 --attempt 1 --rank 3 --lines 50
 """
 
 import sys
@@ -17,19 +23,11 @@ from slurm.diagnose.log_files import AttemptLogs, find_attempts, last_change
 from slurm.job_records import read_jobs
 from vae.study import find_target, read_study
 
-EXAMPLES = """\
-  python jobs/logs.py chest/linear-s0               # the newest attempt, rank 0
-  python jobs/logs.py chest/linear-s0 --follow      # go on until the run is done; Ctrl-C ends it
-  python jobs/logs.py chest/linear-s0 --list        # all attempts, numbered
-  python jobs/logs.py chest/linear-s0 --attempt 1 --rank 3 --lines 50
-"""
-
 
 def build_parser() -> _front.Parser:
     """Which run, which attempt, which rank, how much."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__).add_target("STUDY/RUN")
     add = parser.add_argument
-    parser.add_target("STUDY/RUN")
     add("--follow", action="store_true", help="go on with what is added, also by later attempts")
     add("--list", action="store_true", help="list the attempts instead")
     add("--attempt", type=int, metavar="N", help="attempt number N of the list, from 1 (default: the newest)")
@@ -38,41 +36,36 @@ def build_parser() -> _front.Parser:
     return parser
 
 
-def main() -> int:
-    """List, print or follow."""
+def main() -> None:
+    """Print one attempt's log, follow the run, or list its attempts, oldest first."""
     flags = build_parser().parse_args()
+
+    # what is asked for, and whether it can be
     study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     if not run:
         first = study.runs[0] if study.runs else "RUN"
-        raise SettingsError(
-            f"{flags.what} is a study, not a run", f"give one of its runs: {flags.what}/{first}"
-        )
+        hint = f"give one of its runs: {flags.what}/{first}"
+        raise SettingsError(f"{flags.what} is a study, not a run", hint)
     if flags.lines is not None and flags.lines < 1:
         raise SettingsError(f"--lines {flags.lines}; allowed: at least 1")
     if flags.follow and (flags.list or flags.attempt is not None or flags.lines is not None):
-        raise SettingsError(
-            "--follow shows the newest attempt from its beginning",
-            "leave out --list, --attempt and --lines",
-        )
+        hint = "leave out --list, --attempt and --lines"
+        raise SettingsError("--follow shows the newest attempt from its beginning", hint)
+
+    # show it
     if flags.follow:
         try:
             follow_log(study_dir, study, run, flags.rank)
         except KeyboardInterrupt:  # how one leaves it
             print()
-        return 0
+        return
     attempts = find_attempts(study_dir / run, study.runs.index(run), read_jobs(study_dir, study))
     if not attempts:
         raise RunError(f"{run} has no log yet", explain(gather(study_dir, study, (run,))[0]))
-    if flags.list:
-        show_list(attempts)
-    else:
+    if not flags.list:
         show(attempts, flags.attempt, flags.rank, flags.lines)
-    return 0
-
-
-def show_list(attempts: list[AttemptLogs]) -> None:
-    """One line for each attempt, oldest first."""
+        return
     for number, attempt in enumerate(attempts, 1):
         time = datetime.fromtimestamp(last_change(attempt))
         ranks = ", ".join(map(str, attempt.logs))

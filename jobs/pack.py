@@ -6,9 +6,17 @@ Folders and CSVs may hold JPEG, PNG, BMP and TIFF with 8 bits, or DICOM. Of DICO
 salted hashes of patient and name go into the shards; plan.json and quarantine.jsonl name your files and
 .patient-salt undoes the hiding: pass none of the three on. The same salt gives the same splits again.
 OUT is the folder of the shards. Run the same command again to go on after an interruption.
+
+examples:
+  python jobs/pack.py chest_xray shards/kermany            # images in, shards out
+  python jobs/pack.py phantom:600 shards/demo                # no images at hand
+  python jobs/pack.py images.csv shards/mine --size 128 --aspect pad --workers 8
+  python jobs/pack.py chest_xray shards/kermany --task 2 --tasks 8     # one part, for an array job
+  python jobs/pack.py chest_xray shards/kermany --finalize             # join the parts
+  python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
+  python jobs/pack.py shards/kermany --verify                # read every byte again
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -26,23 +34,10 @@ from data_prep.progress import shown_progress
 from data_prep.shards import Manifest, read_manifest
 from data_prep.verify import verify
 
-EXAMPLES = """\
-  python jobs/pack.py chest_xray shards/kermany            # images in, shards out
-  python jobs/pack.py phantom:600 shards/demo                # no images at hand
-  python jobs/pack.py images.csv shards/mine --size 128 --aspect pad --workers 8
-  python jobs/pack.py chest_xray shards/kermany --task 2 --tasks 8     # one part, for an array job
-  python jobs/pack.py chest_xray shards/kermany --finalize             # join the parts
-  python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
-  python jobs/pack.py shards/kermany --verify                # read every byte again
-"""
-
-log = logging.getLogger(__name__)
-
 
 def build_parser() -> _front.Parser:
-    """The command line."""
     default = PackOptions()
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="images to pack; with --audit and --verify the folder of the shards")
     add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
@@ -68,7 +63,6 @@ def build_parser() -> _front.Parser:
 
 
 def main() -> int:
-    """Pack, or look at what was packed."""
     flags = build_parser().parse_args()
     packed = flags.out or Path(flags.source)
     if flags.verify:
@@ -85,7 +79,8 @@ def main() -> int:
         flags.size, flags.aspect, flags.val_fraction, flags.shard_images, flags.seed, flags.max_bad
     )
     shards = plan(flags.source, flags.out, options).shards
-    log.info("%s: %d images for %d shards in %s", flags.source, count_images(shards), len(shards), flags.out)
+    sizes = f"{count_images(shards)} images for {len(shards)} shards"
+    _front.log.info("%s: %s in %s", flags.source, sizes, flags.out)
     if not flags.finalize:
         part, num_parts = flags.task or 0, flags.tasks or 1
         with shown_progress(count_images(shards[part::num_parts]), "packing") as progress:

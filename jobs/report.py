@@ -1,6 +1,11 @@
 """Write the report of a study or of one run: report.html (one file that opens offline), report.md and a CSV.
 
 It always comes: a run that is not finished or not scored appears in it with the reason.
+
+examples:
+  python jobs/report.py chest                   # the study runs/chest
+  python jobs/report.py chest/linear-s0         # one run, into its folder
+  python jobs/report.py /shared/runs/chest
 """
 
 import _front
@@ -8,20 +13,11 @@ import _front
 from vae.report.report import write_report
 from vae.study import find_target
 
-EXAMPLES = """\
-  python jobs/report.py chest                   # the study runs/chest
-  python jobs/report.py chest/linear-s0         # one run, into its folder
-  python jobs/report.py /shared/runs/chest
-"""
 
-
-def main() -> int:
+def main() -> None:
     """Write the report and print the path of report.html."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_target()
-    flags = parser.parse_args()
+    flags = _front.Parser(__doc__).add_target().parse_args()
     print(write_report(*find_target(flags.what, flags.runs_dir)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,11 +7,16 @@ failed     SLURM says how in the note    cancelled  by someone
 missing    never started                 unknown    SLURM does not answer
 
 useful: share of the allocated time spent in training steps whose results survived; the report tells the rest
+
+examples:
+  python jobs/status.py                         # the studies in runs/
+  python jobs/status.py chest                   # the study runs/chest
+  python jobs/status.py /shared/runs/chest/linear-s0
+  python jobs/status.py chest --watch           # again every 10 seconds, until all is done; Ctrl-C ends it
+  python jobs/status.py chest --watch 60
 """
 
-import logging
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
@@ -23,50 +28,31 @@ from slurm.job_records import read_records
 from slurm.scheduler import Look, SchedulerWatch, ask_scheduler
 from slurm.state import RunStatus, all_states, study_states
 from slurm.status_tables import studies_table, study_page
-from vae.study import RunState, Study, find_studies, find_target, read_study
-
-EXAMPLES = """\
-  python jobs/status.py                         # the studies in runs/
-  python jobs/status.py chest                   # the study runs/chest
-  python jobs/status.py /shared/runs/chest/linear-s0
-  python jobs/status.py chest --watch           # again every 10 seconds, until all is done; Ctrl-C ends it
-  python jobs/status.py chest --watch 60
-"""
-
-
-log = logging.getLogger(__name__)
+from vae.study import RunState, find_studies, find_target, read_study
 
 # Files may be looked at so often; squeue is asked as seldom as everywhere.
 LEAST_WATCH_S = 2.0
 
 
-def main() -> int:
+def main() -> None:
     """Print the table of runs, and of scores if there are any; once, or until all is done."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_target(nargs="?")
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=float,
-        const=10.0,
-        metavar="SECONDS",
-        help="show it again every 10 (or SECONDS) seconds, until every run is done",
-    )
+    parser = _front.Parser(__doc__).add_target(nargs="?")
+    text = "show it again every 10 (or SECONDS) seconds, until every run is done"
+    parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help=text)
     flags = parser.parse_args()
     if flags.what is None:
         if flags.watch is not None:
             raise SettingsError("--watch needs a study", "python jobs/status.py STUDY --watch")
         print(list_studies(flags.runs_dir))
-        return 0
+        return
     study_dir, run = find_target(flags.what, flags.runs_dir)
     if flags.watch is None:
         print(study_page(study_dir, states_of(study_dir, run, ask_scheduler)))
-        return 0
-    if not flags.watch >= LEAST_WATCH_S:
+    elif flags.watch >= LEAST_WATCH_S:
+        with suppress(KeyboardInterrupt):  # how one leaves it
+            watch(study_dir, run, flags.watch)
+    else:
         raise SettingsError(f"--watch {flags.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
-    with suppress(KeyboardInterrupt):  # how one leaves it
-        watch(study_dir, run, flags.watch)
-    return 0
 
 
 def states_of(study_dir: Path, run: str, look: Look) -> list[RunStatus]:
@@ -76,29 +62,20 @@ def states_of(study_dir: Path, run: str, look: Look) -> list[RunStatus]:
 
 
 def list_studies(runs_dir: Path) -> str:
-    """One row per study.
-
-    Raises:
-        SettingsError: there are none.
-    """
+    """One row per study; of those whose files are damaged it warns."""
     folders = find_studies(runs_dir)
     if not folders:
-        raise SettingsError(
-            f"no study in {runs_dir}", "a study is a folder of runs, made by `jobs/launch.py`"
-        )
-    return studies_table(all_states(dict(readable(folders))))
-
-
-def readable(folders: list[Path]) -> Iterator[tuple[Path, Study]]:
-    """Those of the studies whose files are whole; of the others it warns."""
+        hint = "a study is a folder of runs, made by `jobs/launch.py`"
+        raise SettingsError(f"no study in {runs_dir}", hint)
+    studies = {}
     for folder in folders:
         try:
             study = read_study(folder)
             read_records(folder)
+            studies[folder] = study
         except ToolkitError as error:
-            log.warning("warning: %s", error)
-        else:
-            yield folder, study
+            _front.log.warning("warning: %s", error)
+    return studies_table(all_states(studies))
 
 
 def watch(study_dir: Path, run: str, every_s: float) -> None:

@@ -1,6 +1,11 @@
 """Let fewer or more runs of a study train at once, or hold those that wait, and release them.
 
 It takes effect at once on what is queued; what runs goes on. `launch --max-parallel N` sets it beforehand.
+
+examples:
+  python jobs/throttle.py chest 2               # at most two runs train at once, and two are scored
+  python jobs/throttle.py chest hold            # start no more
+  python jobs/throttle.py chest release
 """
 
 import _front
@@ -9,17 +14,10 @@ from data_prep.errors import SettingsError
 from slurm.control import hold, release, set_throttle
 from vae.study import find_study, read_study
 
-EXAMPLES = """\
-  python jobs/throttle.py chest 2               # at most two runs train at once, and two are scored
-  python jobs/throttle.py chest hold            # start no more
-  python jobs/throttle.py chest release
-"""
 
-
-def main() -> int:
+def main() -> None:
     """Change the live arrays of the study, and print which."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_target("STUDY")
+    parser = _front.Parser(__doc__).add_target("STUDY")
     parser.add_argument("to", metavar="N|hold|release", help="runs at once, from 1; or hold, or release")
     flags = parser.parse_args()
     study_dir = find_study(flags.what, flags.runs_dir)
@@ -32,9 +30,7 @@ def main() -> int:
         lines = set_throttle(study_dir, study, int(flags.to))
     else:
         raise SettingsError(f"{flags.to!r} is not allowed", "give a number from 1, hold or release")
-    for line in lines or [f"nothing of {flags.what} is queued or running"]:
-        print(line)
-    return 0
+    print("\n".join(lines) or f"nothing of {flags.what} is queued or running")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 With one process this uses one GPU (or the CPU). Started by torchrun or `accelerate launch` it uses
 one GPU per process. Ctrl-C, TERM and USR2 save at the next step; the same command goes on from there.
+
+examples:
+  python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2
+  python jobs/train.py runs/try/linear-s0              # go on after an interruption
+  python jobs/train.py runs/again/linear-s0 --config runs/try/linear-s0/run.yaml
+  torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
 """
 
-import logging
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,35 +25,18 @@ from vae.config import RunConfig, read_settings, to_dict
 from vae.run_dir import METRICS_FILE, RUN_FILE
 from vae.study import prepare_run
 
-EXAMPLES = """\
-  python jobs/train.py runs/try/linear-s0 --run.data shards/demo --run.epochs 2
-  python jobs/train.py runs/try/linear-s0              # go on after an interruption
-  python jobs/train.py runs/again/linear-s0 --config runs/try/linear-s0/run.yaml
-  torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
-"""
-
-log = logging.getLogger(__name__)
-
-
-def build_parser() -> _front.Parser:
-    """The command line: a run folder, a run.yaml to replay, and every setting as `--run.NAME`."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run; made if need be")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="begin with the settings of this run.yaml"
-    )
-    parser.add_class_arguments(RunConfig, "run")
-    return parser
-
 
 def read_command() -> tuple[Path, RunConfig]:
     """The run folder and its settings: defaults, then a run.yaml (given, or the folder's own), then flags."""
-    parser = build_parser()
+    parser = _front.Parser(__doc__)
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run; made if need be")
+    add("--config", type=Path, metavar="FILE", help="begin with the settings of this run.yaml")
+    parser.add_class_arguments(RunConfig, "run")
     flags = parser.parse_args()
     if flags.config and not flags.config.is_file():
-        raise SettingsError(
-            f"no settings file {flags.config}", "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
-        )
+        hint = "give the run.yaml of a run: runs/STUDY/RUN/run.yaml"
+        raise SettingsError(f"no settings file {flags.config}", hint)
     own_file = flags.run_dir / RUN_FILE
     source = flags.config or (own_file if own_file.exists() else None)
     if source:
@@ -59,41 +46,39 @@ def read_command() -> tuple[Path, RunConfig]:
     return flags.run_dir, parser.instantiate(flags).run
 
 
-@contextmanager
-def removed_if_it_never_began(run_dir: Path) -> Iterator[None]:
-    """Leave nothing behind of a run that could not even begin; what was there before stays."""
-    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    try:
-        yield
-    except ToolkitError:
-        if new and not (run_dir / METRICS_FILE).exists():
-            shutil.rmtree(run_dir, ignore_errors=True)
-            with suppress(OSError):  # somebody else has put something there
-                for folder in new[1:]:
-                    folder.rmdir()
-        raise
-
-
 def main() -> int:
-    """Train until the run is complete or a signal stops it."""
+    # what to train, and on what
     run_dir, config = read_command()
     if not config.data:
         raise SettingsError("no data to train on", "set --run.data to a folder that jobs/pack.py made")
     config = replace(config, data=str(Path(config.data).resolve()))
     read_manifest(Path(config.data))  # before anything is written
+
+    # train, until the run is complete or a signal stops it
     should_stop = StopFlag(signal.SIGINT, signal.SIGTERM)
-    with removed_if_it_never_began(run_dir):
+    new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
         prepare_run(run_dir, config)
         # these import torch: seconds that a typing error need not wait for
         from vae.training.collectives import destroy_process_group
         from vae.training.trainer import train
 
         is_complete = train(run_dir, should_stop)
+    except ToolkitError:
+        # leave nothing behind of a run that could not even begin; what was there before stays
+        if new_folders and not (run_dir / METRICS_FILE).exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with suppress(OSError):  # somebody else has put something there
+                for folder in new_folders[1:]:
+                    folder.rmdir()
+        raise
+
+    # say how it went
     destroy_process_group()
     if is_complete:
         print(run_dir)
         return 0
-    log.info("to go on: python jobs/train.py %s", run_dir)
+    _front.log.info("to go on: python jobs/train.py %s", run_dir)
     return 128 + (should_stop.received or [signal.SIGTERM])[-1]
 
 

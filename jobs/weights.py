@@ -2,29 +2,24 @@
 
 fetch  download torchvision's Inception_V3_Weights.DEFAULT (104 MB) into torch's hub cache
 check  say whether the weights are there and are the published ones
+
+examples:
+  python jobs/weights.py fetch                              # on a machine with internet
+  python jobs/weights.py check
+  python jobs/weights.py fetch --inception-weights weights/inception.pth
 """
 
 import _front
 
 from vae.scoring.inception_weights import fetch, identify, locate
 
-EXAMPLES = """\
-  python jobs/weights.py fetch                              # on a machine with internet
-  python jobs/weights.py check
-  python jobs/weights.py fetch --inception-weights weights/inception.pth
-"""
 
-
-def main() -> int:
+def main() -> None:
     """Do what the command line says; prints the file and its SHA-256."""
-    parser = _front.Parser(__doc__, EXAMPLES)
+    parser = _front.Parser(__doc__)
     parser.add_argument("action", choices=("fetch", "check"))
-    parser.add_argument(
-        "--inception-weights",
-        default="",
-        metavar="PATH",
-        help="the file to fetch to, or to check; else torch's hub cache (TORCH_HOME)",
-    )
+    text = "the file to fetch to, or to check; else torch's hub cache (TORCH_HOME)"
+    parser.add_argument("--inception-weights", default="", metavar="PATH", help=text)
     flags = parser.parse_args()
     path = locate(flags.inception_weights)
     if flags.action == "fetch":
@@ -32,7 +27,6 @@ def main() -> int:
     else:
         digest, label = identify(path)
         print(f"{path}  SHA-256 {digest}  {label or 'the published weights'}")
-    return 0
 
 
 if __name__ == "__main__":

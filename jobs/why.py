@@ -2,6 +2,11 @@
 
 From the study's own files, squeue, sacct and the logs, whichever of them can be had. What nobody knows is
 called unknown. Words in brackets are SLURM's own.
+
+examples:
+  python jobs/why.py chest                      # every run of the study runs/chest that is not done
+  python jobs/why.py chest/linear-s0            # one run
+  python jobs/why.py /shared/runs/chest/linear-s0
 """
 
 import _front
@@ -10,18 +15,10 @@ from slurm.diagnose.explain import explain
 from slurm.diagnose.gather import gather
 from vae.study import find_target, read_study
 
-EXAMPLES = """\
-  python jobs/why.py chest                      # every run of the study runs/chest that is not done
-  python jobs/why.py chest/linear-s0            # one run
-  python jobs/why.py /shared/runs/chest/linear-s0
-"""
 
-
-def main() -> int:
-    """Print one sentence for each run asked for; for a study, those that are done are only counted."""
-    parser = _front.Parser(__doc__, EXAMPLES)
-    parser.add_target()
-    flags = parser.parse_args()
+def main() -> None:
+    """For a study, runs that are done are only counted."""
+    flags = _front.Parser(__doc__).add_target().parse_args()
     study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     cases = gather(study_dir, study, (run,) if run else study.runs)
@@ -30,7 +27,6 @@ def main() -> int:
         print(explain(case))
     if num_done := len(cases) - len(to_explain):
         print(f"{num_done} of {len(cases)} {'run is' if len(cases) == 1 else 'runs are'} done")
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from unittest import mock
 from tiny import REPOSITORY
 
 DOORS = REPOSITORY / "jobs"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)

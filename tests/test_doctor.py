@@ -2,8 +2,6 @@
 
 import os
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,6 @@ from sites import profile_with, rows
 from tiny import TINY_FLAGS
 
 from slurm.profile import PROFILES_DIR, read_profile
-
-
-@pytest.fixture(autouse=True)
-def hang_up() -> Iterator[None]:
-    """The command takes SIGHUP for Ctrl-C; the tests after it do not."""
-    action = signal.getsignal(signal.SIGHUP)
-    yield
-    signal.signal(signal.SIGHUP, action)
 
 
 def call(*words: str, folder: Path) -> Result:

@@ -54,7 +54,7 @@ def start_attempt(study_dir: Path, restart: int, index: int = 0) -> subprocess.P
 def interrupt(run_dir: Path, restart: int, at_step: int, kind: FaultKind, number: int) -> InjectedFault:
     """Run one attempt until it has passed a step, send it a signal, and wait for its end."""
     process = start_attempt(run_dir.parent, restart)
-    wait_for(lambda: has_reached(run_dir, restart, at_step), 60, lambda: f"no step {at_step}")
+    wait_for(lambda: has_passed(run_dir, restart, at_step), 60, lambda: f"no step after {at_step}")
     fault = InjectedFault(
         kind, Moment.TRAINING, step=read_progress(run_dir).step, attempts=restart + 1, time=time.time()
     )
@@ -63,8 +63,8 @@ def interrupt(run_dir: Path, restart: int, at_step: int, kind: FaultKind, number
     return fault
 
 
-def has_reached(run_dir: Path, restart: int, step: int) -> bool:
-    return len(read_attempts(run_dir)) == restart + 1 and read_progress(run_dir).step >= step
+def has_passed(run_dir: Path, restart: int, step: int) -> bool:
+    return len(read_attempts(run_dir)) == restart + 1 and read_progress(run_dir).step > step
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from data_prep.errors import ClusterError
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
+from slurm.control import live_jobs
 from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
 from slurm.drill.verdict import training_logs
 from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs
 from slurm.node.task import JobKind
-from slurm.scheduler import UNKNOWN, Scheduler, scheduler_of
+from slurm.scheduler import Scheduler, scheduler_of
 from vae.events import AttemptStarted, by_attempt, read_events
 from vae.metrics import read_progress
 from vae.run_dir import DONE_FILE, is_saving
@@ -72,19 +73,18 @@ class Target:
 
     def _starting_job(self, starts: list[AttemptStarted], queued_job: str) -> str:
         """The job that is about to train: the one whose log has just begun, or what squeue shows."""
-        logs = (
-            training_logs(self.run_dir) - self._logs_over - {(start.job, start.restart) for start in starts}
-        )
+        begun = {(start.job, start.restart) for start in starts}
+        logs = training_logs(self.run_dir) - self._logs_over - begun
         return max(logs)[0] if logs else "" if self._must_restart else queued_job
 
     def wait_for_moment(self) -> Moment | None:
         """The moment that has come for the next fault, after a short wait; None if it is still to come."""
         moment = self.planned[0].moment
-        if moment is Moment.ENDING:
-            return moment if comes_true((self.run_dir / DONE_FILE).exists, END_LIMIT_S) else None
-        is_missed = moment is Moment.SAVING and not comes_true(lambda: is_saving(self.run_dir), SAVE_LIMIT_S)
-        is_late = moment is Moment.STARTING and self.is_training
-        return Moment.TRAINING if is_missed or is_late else moment
+        if moment is Moment.ENDING and not comes_true((self.run_dir / DONE_FILE).exists, END_LIMIT_S):
+            return None
+        if moment is Moment.SAVING and not comes_true(lambda: is_saving(self.run_dir), SAVE_LIMIT_S):
+            return Moment.TRAINING
+        return Moment.TRAINING if moment is Moment.STARTING and self.is_training else moment
 
     def faults(self) -> RunFaults:
         """What is still to come, and what has come."""
@@ -133,8 +133,16 @@ class Drill:
     @property
     def is_done(self) -> bool:
         """Whether every run is trained and scored, and the report is there."""
-        runs = [target.run_dir for target in self.targets]
-        return all(is_scored(run, self.study) for run in runs) and has_report(self.study_dir, self.study)
+        return not self._work_left()
+
+    def _work_left(self) -> list[tuple[JobKind, int]]:
+        """The job that each unfinished run needs next, and the report, with the index of the run."""
+        left = []
+        for target in self.targets:
+            if not is_scored(target.run_dir, self.study):
+                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
+                left.append((kind, target.index))
+        return left if has_report(self.study_dir, self.study) else [*left, (JobKind.REPORT, 0)]
 
     def jobs(self) -> tuple[list[JobRecord], Scheduler]:
         """The jobs of the study, and the queue as it was a moment ago."""
@@ -143,17 +151,12 @@ class Drill:
     def is_busy(self) -> bool:
         """Whether anything of the study is queued or running, or nobody knows."""
         records, scheduler = self.jobs()
-        for record in records:
-            states = [handle_of(record).state(index, scheduler) for index in record.indices]
-            if any(state.is_live or state.state == UNKNOWN for state in states):
-                return True
-        return False
+        return bool(records if scheduler.queue is None else live_jobs(records, scheduler))
 
     def tick(self) -> list[tuple[Target, InjectedFault]]:
         """Inject what is due, launch what is missing; returns the new faults.
 
-        Raises:
-            ClusterError: the study is launched over and over, and does not get done.
+        Raises ClusterError where the study is launched over and over, and does not get done.
         """
         records, scheduler = self.jobs()
         faults = []
@@ -194,15 +197,8 @@ class Drill:
 
     def _is_missing(self, records: list[JobRecord], scheduler: Scheduler) -> bool:
         """Whether something is neither done nor queued nor running."""
-        wanted = []
-        for target in self.targets:
-            if not is_scored(target.run_dir, self.study):
-                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
-                wanted.append((kind, target.index))
-        if not has_report(self.study_dir, self.study):
-            wanted.append((JobKind.REPORT, 0))
         try:
-            return not all(live_job(kind, index, records, scheduler) for kind, index in wanted)
+            return not all(live_job(kind, index, records, scheduler) for kind, index in self._work_left())
         except ClusterError:  # at work on this machine, or squeue does not answer
             return False
 
@@ -210,10 +206,8 @@ class Drill:
         self._launches += self.launch()
         self.watch.expire()
         if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):
-            raise ClusterError(
-                f"{self.study_dir.name} was launched {self._launches} times and does not get done",
-                f"python jobs/why.py {self.study_dir}",
-            )
+            message = f"{self.study_dir.name} was launched {self._launches} times and does not get done"
+            raise ClusterError(message, f"python jobs/why.py {self.study_dir}")
 
 
 def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> str:

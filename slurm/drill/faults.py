@@ -4,7 +4,6 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
@@ -130,18 +129,9 @@ def assign(
 
 # --- injecting -------------------------------------------------------------------------------------
 
+# What injectors prepare: it injects a fault at once, and tells whether anything was hit; SlurmRefused if the
+# site does not allow it.
 Injection = Callable[[], bool]
-
-
-class FaultInjector(Protocol):
-    """How faults get into the jobs of one site."""
-
-    def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        """Get everything ready; what comes back injects at once, and tells whether anything was hit.
-
-        Raises (when it injects): SlurmRefused, if the site does not allow it.
-        """
-
 
 # What SLURM lets the owner of a job do to it.
 SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
@@ -162,11 +152,11 @@ class SlurmInjector:
         def inject() -> bool:
             try:
                 SLURM_ORDERS[fault.kind](job)
+                return True
             except client.SlurmRefused as error:
-                if client.NOT_RUNNING.search(error.words):
-                    return False
-                raise
-            return True
+                if not client.NOT_RUNNING.search(error.words):
+                    raise
+                return False
 
         return inject
 
@@ -189,3 +179,6 @@ class LocalInjector:
         number = signal.SIGTERM if fault.kind is FaultKind.TERMINATED else signal.SIGKILL
         launcher = self._launcher()
         return partial(send_signal, [] if launcher is None else [launcher], number)
+
+
+FaultInjector = SlurmInjector | LocalInjector

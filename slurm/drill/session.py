@@ -94,11 +94,7 @@ class DrillOptions:
 
 
 def prepare_data(source: str, out: Path) -> Path:
-    """Packed images: the user's, or made-up ones that are packed into `out` here, which takes seconds.
-
-    Raises:
-        SettingsError: neither.
-    """
+    """Packed images: the user's, or made-up ones that are packed into `out` here, which takes seconds."""
     if not source.startswith("phantom:"):
         if not (Path(source) / MANIFEST_FILE).exists():
             raise SettingsError(f"--data {source}: no packed images there", "give packed ones, or phantom:96")
@@ -109,9 +105,6 @@ def prepare_data(source: str, out: Path) -> Path:
         packer.pack_part(out, 0, 1, workers=1)
         packer.finalize(out)
     return out
-
-
-# --- launching -------------------------------------------------------------------------------------
 
 
 class Launcher:
@@ -125,11 +118,7 @@ class Launcher:
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> bool:
-        """Launch, unless that is going on already (False).
-
-        Raises:
-            ClusterError: launch's own words on why it does not.
-        """
+        """Launch, unless that is going on already (False); a ClusterError has launch's own words."""
         if self.pid() is not None:
             return False
         self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -149,9 +138,6 @@ class Launcher:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
 
-# --- the drill -------------------------------------------------------------------------------------
-
-
 class DrillRecord(Record, frozen=True):
     """drill.json: the faults of each run, with which the same command goes on later."""
 
@@ -161,11 +147,7 @@ class DrillRecord(Record, frozen=True):
 
 
 def read_plan(options: DrillOptions) -> dict[str, RunFaults]:
-    """The faults of each run: as an earlier command has left them, or planned anew from the seed.
-
-    Raises:
-        DamagedFile: drill.json is not what a drill has written.
-    """
+    """The faults of each run: as an earlier command has left them, or planned anew from the seed."""
     if record := read_record(options.study_dir / DRILL_FILE, DrillRecord):
         return record.runs
     rng = random.Random(options.seed)
@@ -227,8 +209,6 @@ class Session:
         is_launching = any(launcher.pid() for launcher in self.launchers)
         return is_launching or self.drill.is_busy() or self.twin.is_busy()
 
-    # --- what came of it -----------------------------------------------------------------------------
-
     def lines(self) -> list[str]:
         """A line for each fault: what it cost, or why there was none; damage is told as a problem."""
         lines = []
@@ -258,10 +238,8 @@ class Session:
         is_exact = all(verdict.must_be_exact(target.run_dir) for target in self.drill.targets)
         how = "bit for bit" if is_exact else f"losses within {verdict.TOLERANCE} of their value"
         kinds = ", ".join(sorted({fault.kind for fault in injected}))
-        return (
-            f"The drill passed: {count} interruptions ({kinds}) changed nothing ({how}), "
-            "and no warning cost a step."
-        )
+        outcome = f"{count} interruptions ({kinds}) changed nothing ({how})"
+        return f"The drill passed: {outcome}, and no warning cost a step."
 
 
 def positions(drill: Drill) -> list[str]:

@@ -45,14 +45,12 @@ class JobEnvironment:
 
     def as_attempt(self, times: Mapping[str, float]) -> Attempt:
         """What provenance.json should know about this attempt, which begins now; `times` from `times_of`."""
-        is_slurm = self.backend is Backend.SLURM
-        nodes = os.environ.get("SLURM_JOB_NODELIST", "") if is_slurm else self.node
         gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
         return this_attempt(
             cluster=str(self.backend),
             job=self.job,
             restart=self.restart,
-            nodes=nodes,
+            nodes=os.environ.get("SLURM_JOB_NODELIST", "") if self.backend is Backend.SLURM else self.node,
             cpus=self.cpus,
             gpus=int(gpus) * self.num_nodes if gpus.isdigit() else None,
             visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES", ""),

@@ -33,10 +33,7 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
     """Set the variables by which torch and accelerate find the other ranks; `folder` must be shared.
 
     They are taken back at the end. CUDA_VISIBLE_DEVICES stays as the scheduler set it: every rank sees all
-    GPUs of its node, and accelerate picks the one numbered LOCAL_RANK.
-
-    Raises:
-        ClusterError: rank 0 could not be found.
+    GPUs of its node, and accelerate picks the one numbered LOCAL_RANK. Raises as `wait_for_rendezvous`.
     """
     path = rendezvous_path(folder, job_env.tag)
     before = dict(os.environ)
@@ -72,26 +69,21 @@ def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
 
 
 def wait_for_rendezvous(job_env: JobEnvironment, path: Path, limit_s: float = RENDEZVOUS_LIMIT_S) -> Address:
-    """The other ranks' part: wait for rank 0's file of this very attempt, and resolve its address.
+    """The other ranks' part: wait for rank 0's file of this very attempt, and return the address in it.
 
-    Raises:
-        ClusterError: the file did not come in time, or its address cannot be resolved from here.
+    Raises ClusterError where it does not come in time, or names a node that cannot be resolved from here.
     """
-    give_up = time.monotonic() + limit_s
+    name, give_up = f"rank {job_env.rank} on {job_env.node}", time.monotonic() + limit_s
     while (rank0 := read_record(path, Address)) is None:
         if time.monotonic() > give_up:
-            raise ClusterError(
-                f"rank {job_env.rank} on {job_env.node} timed out after {limit_s:.0f} s waiting for rank 0's "
-                f"rendezvous file {path}",
-                "is the runs folder shared by all nodes? did rank 0 start? see its log",
-            )
+            late = f"timed out after {limit_s:.0f} s waiting for rank 0's rendezvous file {path}"
+            hint = "is the runs folder shared by all nodes? did rank 0 start? see its log"
+            raise ClusterError(f"{name} {late}", hint)
         time.sleep(POLL_S)
     try:
         socket.getaddrinfo(rank0.address, rank0.port)
     except OSError as error:
-        raise ClusterError(
-            f"rank {job_env.rank} on {job_env.node} cannot resolve rank 0's address {rank0.address}: {error}"
-        ) from error
+        raise ClusterError(f"{name} cannot resolve rank 0's address {rank0.address}: {error}") from error
     return rank0
 
 
@@ -102,14 +94,12 @@ def own_address(job_env: JobEnvironment) -> str:
     """
     if job_env.num_nodes == 1:
         return "127.0.0.1"
-    if address := client.node_address(job_env.node):
-        return address
     # srun ran on the job's first node, which is rank 0's; some sites have no scontrol there
-    if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
-        return address
-    raise ClusterError(
-        f"the address of {job_env.node} is unknown", "does `scontrol show node` work on the nodes?"
-    )
+    address = client.node_address(job_env.node) or os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
+    if not address:
+        hint = "does `scontrol show node` work on the nodes?"
+        raise ClusterError(f"the address of {job_env.node} is unknown", hint)
+    return address
 
 
 def free_port() -> int:

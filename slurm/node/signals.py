@@ -52,11 +52,6 @@ class StopFlag:
         """The stop signal has come, or should have."""
         return STOP_SIGNAL in self.received or time.time() >= self._expires_s
 
-    @property
-    def was_terminated(self) -> bool:
-        """TERM has come."""
-        return signal.SIGTERM in self.received
-
     def expire_at(self, moment_s: float) -> None:
         """Count as signalled from this moment on (Unix seconds), for a signal may get lost."""
         self._expires_s = moment_s
@@ -92,7 +87,7 @@ def exit_after_stop(job_env: JobEnvironment, stop: StopFlag) -> NoReturn:
     decide what comes next.
     """
     # neither signalled nor terminated: then it was another rank
-    if stop.was_signalled or not stop.was_terminated or is_preempted(job_env):
+    if stop.was_signalled or signal.SIGTERM not in stop.received or is_preempted(job_env):
         requeue_and_exit(job_env, stop.previous_handler)
     if job_env.backend is Backend.DEBUG:
         raise KeyboardInterrupt
@@ -107,9 +102,8 @@ def is_preempted(job_env: JobEnvironment) -> bool:
     Some sites send TERM then, and not the stop signal. SLURM requeues a job that it has to kill after the
     grace time, but takes one that ends before for failed.
     """
-    if job_env.backend is not Backend.SLURM or job_env.rank > 0:
-        return False
-    return re.search(r"\bPreemptTime=\d", client.show_job(job_env.job) or "") is not None
+    can_ask = job_env.backend is Backend.SLURM and job_env.rank == 0
+    return can_ask and re.search(r"\bPreemptTime=\d", client.show_job(job_env.job) or "") is not None
 
 
 def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoReturn:
@@ -129,17 +123,11 @@ def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoRet
         else:
             client.requeue(job_env.job)
     except (OSError, subprocess.SubprocessError, ClusterError) as error:
-        leave_requeue_to_script(job_env, error)
+        # in a container without SLURM's programs the job's script can, if it is ours: not submitted by hand
+        folder = os.environ.get("SUBMITIT_FOLDER")
+        if job_env.backend is not Backend.SLURM or not folder:
+            message = f"job {job_env.job} could not be requeued: {error}"
+            raise ClusterError(message, "submit it again; it goes on") from error
+        log.info("cannot requeue from here (%s); the job's script will", error)
+        Path(folder, f"{job_env.job}.requeue").touch()
     sys.exit(1)  # the step must end now, whatever became of the request
-
-
-def leave_requeue_to_script(job_env: JobEnvironment, error: Exception) -> None:
-    """Have the job's script requeue it when this process cannot, as in a container without SLURM's programs.
-
-    Raises:
-        ClusterError: the job was submitted by hand, so its script is not ours.
-    """
-    if job_env.backend is not Backend.SLURM or not (folder := os.environ.get("SUBMITIT_FOLDER")):
-        raise ClusterError(f"job {job_env.job} could not be requeued: {error}", "submit it again; it goes on")
-    log.info("cannot requeue from here (%s); the job's script will", error)
-    Path(folder, f"{job_env.job}.requeue").touch()

@@ -6,8 +6,6 @@ State lives on disk, so running a task again goes on where the last attempt stop
     python -m slurm.node.task train STUDY --index 0      the same, for sbatch scripts written by hand
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -16,7 +14,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
 from data_prep.records import Word
@@ -27,10 +24,6 @@ from vae.metrics import slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import log_path
 from vae.study import read_study
-
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
-
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +54,10 @@ class Task:
     def __call__(self, job_env: JobEnvironment | None = None) -> None:
         """Do the work, as the rank that the scheduler gave this process (or as `job_env`)."""
         job_env = job_env or find_job_environment()
-        start_logging(job_env)
+        # standard error gets what rank 0 logs, and the warnings of all
+        level = logging.INFO if job_env.rank == 0 else logging.WARNING
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
+        logging.getLogger("submitit").propagate = False  # it has a handler of its own
         remove_unfinished_pickles(job_env)
         if job_env.backend is Backend.LOCAL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would go on, but Ctrl-C means now
@@ -72,9 +68,9 @@ class Task:
         """What this kind of task does."""
         raise NotImplementedError
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> object:
         """What submitit should run after a requeue: the same again."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # a tenth of a second, which only a job can spare
 
         return DelayedSubmission(self)
 
@@ -171,26 +167,14 @@ def requeue_when_signalled(job_env: JobEnvironment) -> None:
 
 
 def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:
-    """Stop a job that its scheduler restarts over and over without one more saved step.
-
-    Raises:
-        RunError: says how often it was started.
-    """
+    """Raise RunError for a job that its scheduler restarts over and over without one more saved step."""
     steps = [attempt.from_step for attempt in read_attempts(run_dir) if attempt.job == job_env.job]
     newest = steps[-MAX_IDLE_RESTARTS - 1 :]
     if len(newest) > MAX_IDLE_RESTARTS and len(set(newest)) == 1:
-        raise RunError(
-            f"{run_dir.name}: started {len(newest)} times at step {newest[0]} without getting further",
-            "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
-            "(--run.checkpoint_every_min), then launch again",
-        )
-
-
-def start_logging(job_env: JobEnvironment) -> None:
-    """Send log lines of rank 0, and warnings of all, to standard error."""
-    level = logging.INFO if job_env.rank == 0 else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
-    logging.getLogger("submitit").propagate = False  # it has a handler of its own
+        hint = "read logs/ in the run folder; allow more time (train_limit_min) or save more often "
+        hint += "(--run.checkpoint_every_min), then launch again"
+        idle = f"started {len(newest)} times at step {newest[0]} without getting further"
+        raise RunError(f"{run_dir.name}: {idle}", hint)
 
 
 def write_logs_to(run_dir: Path, kind: JobKind, job_env: JobEnvironment) -> None:
@@ -214,21 +198,15 @@ def remove_unfinished_pickles(job_env: JobEnvironment) -> None:
 
 
 def run_of(study_dir: Path, index: int) -> Path:
-    """Folder of the `index`-th run of a study, counted from 0 in the order of study.yaml.
-
-    Raises:
-        SettingsError: the study has no run of that number.
-    """
+    """Folder of the `index`-th run of study.yaml, counted from 0; SettingsError if there are fewer."""
     runs = read_study(study_dir).runs
     if not 0 <= index < len(runs):
-        raise SettingsError(
-            f"{study_dir} has no run {index}; it has {len(runs)}: {', '.join(runs)}",
-            f"submit with --array=0-{len(runs) - 1}",
-        )
+        hint = f"submit with --array=0-{len(runs) - 1}"
+        raise SettingsError(f"{study_dir} has no run {index}; it has {len(runs)}: {', '.join(runs)}", hint)
     return study_dir / runs[index]
 
 
-def main() -> int:
+def main() -> None:
     """One array task of an array that was submitted by hand."""
     parser = argparse.ArgumentParser(prog="python -m slurm.node.task", allow_abbrev=False)
     parser.add_argument("kind", choices=(str(JobKind.TRAIN), str(JobKind.EVALUATE)))
@@ -237,12 +215,11 @@ def main() -> int:
     flags = parser.parse_args()
     task = TrainTask if flags.kind == JobKind.TRAIN else EvaluateTask
     task(str(run_of(flags.study.resolve(), flags.index)))()
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except ToolkitError as error:
         print(f"error: {error}", f"hint: {error.hint}" if error.hint else "", sep="\n", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cluster import PROFILE, SHORT, TINY, Site, last_step, site  # noqa: F401  (site is a fixture)
+from cluster_site import PROFILE, SHORT, TINY, Site, last_step
 from tiny import REPOSITORY
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -47,7 +47,7 @@ class Queued:
         return dict(line.strip().split("|") for line in shown.splitlines())
 
 
-def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site: Site) -> None:  # noqa: F811
+def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site: Site) -> None:
     study = Queued(site, "waiting")
     train, evaluate, report = (study.ids[kind] for kind in ("train", "evaluate", "report"))
     site.until(lambda: study.queue("%r")[f"{train}_1"] == "BeginTime", 60)
@@ -88,9 +88,7 @@ def test_a_queued_study_is_explained_throttled_held_released_and_cancelled(site:
     site.until(lambda: set(site.status("waiting").values()) == {cancelled(site)}, 60)
 
 
-def test_a_running_study_saves_when_cancelled_and_goes_on_and_its_logs_are_shown(
-    site: Site,  # noqa: F811
-) -> None:
+def test_a_running_study_saves_when_cancelled_and_goes_on_and_its_logs_are_shown(site: Site) -> None:
     words = ("--variant", "both", "--gpus", "1", "--data", "shards/tiny", "--study", "ended", *TINY)
     words = (*words, "--run.epochs", "10000", "--max-parallel", "1")
     (site.folder / "runs" / "ended" / "direct-s0").mkdir(parents=True)

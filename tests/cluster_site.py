@@ -1,14 +1,17 @@
 """A folder on the disk of the test cluster from which studies are launched, and what can be seen of them."""
 
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from devcluster import DevCluster, wait_for
+from doors import run_door
 from tiny import REPOSITORY, TINY_FLAGS, make_shards
 
 from slurm.job_records import JobRecord, read_records
@@ -40,13 +43,28 @@ class Site:
             timeout=CHAIN_S,
         )
 
+    def look(self, name: str, *words: str) -> str:
+        """What a front door that only looks prints; it must end well.
+
+        It is called in this process: asked again and again, it would take the cores from the jobs otherwise.
+        """
+        with mock.patch.dict(os.environ, self.cluster.env, clear=True):
+            done = run_door(name, *words, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def order(self, name: str, *words: str) -> str:
+        """What a front door that acts prints, from a process of its own; it must end well."""
+        command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *words]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def status(self, study: str) -> dict[str, str]:
         """State of each run, as jobs/status.py shows it."""
-        command = [sys.executable, str(REPOSITORY / "jobs" / "status.py"), study]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True, check=True
-        )
-        return dict(re.findall(r"^(\w+-s\d+) +([a-z]+)", done.stdout, re.M))
+        return dict(re.findall(r"^(\w+-s\d+) +([a-z]+)", self.look("status", study), re.M))
 
     def jobs(self, study: str) -> dict[JobKind, str]:
         """The id of the newest job of each kind."""

@@ -358,17 +358,17 @@ def command(pid: int) -> str:
 
 
 def test_packing_that_is_warned_with_helpers_at_work_goes_on_and_leaves_no_process(full_site: Site) -> None:
-    site, words = full_site, ("--variant", "direct", "--gpus", "1", "--data", "phantom:1500", *SHORT)
+    site, words = full_site, ("--variant", "direct", "--gpus", "1", "--data", "phantom:400", *SHORT)
     profile = site.profile("packing", "pack_jobs: 1\n")
     assert site.launch(*words, "--size", "256", profile=profile).returncode == 0
-    data_dir = site.folder / "shards" / "phantom-1500"
+    data_dir = site.folder / "shards" / "phantom-400"
     job = {job.kind: job.id for job in read_records(data_dir)}[JobKind.PACK]
     site.until(lambda: any("multiprocessing.spawn" in command(pid) for pid in site.cluster.left_behind()))
     site.cluster.run("scancel", "--signal=USR2", f"{job}_0")
-    site.until(lambda: site.status("phantom-1500") == {"direct-s0": "done"})
+    site.until(lambda: site.status("phantom-400") == {"direct-s0": "done"})
     log = (data_dir / "jobs" / f"{job}_0_0.log").read_text()
     assert log.count("Requeued job") == 1
-    assert verify(data_dir) == 1500
+    assert verify(data_dir) == 400
     site.cluster.wait_until_idle(60)
     site.until(lambda: site.cluster.left_behind() == [], 60)
 

@@ -279,7 +279,8 @@ def test_a_folder_that_nodes_do_not_see_is_found_out(cluster: DevCluster, folder
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_probe_is_cancelled(cluster: DevCluster, folder: Path, number: int) -> None:
     profile = profile_with(folder, "extra: {begin: now+1hour}")
-    command = [sys.executable, DOOR, "--probe", "--profile", profile]
+    # under nohup, the tests pass an ignored SIGHUP on
+    command = ["env", "--default-signal=HUP,INT", sys.executable, DOOR, "--probe", "--profile", profile]
     door = subprocess.Popen(
         command, cwd=folder, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster_site import bare_site, full_site, site  # noqa: F401  (fixtures)
 from devcluster import bare_cluster, cluster  # noqa: F401  (fixtures)
 from fake_slurm import FakeSlurm
 from tiny import REPOSITORY, make_run, make_shards

@@ -61,7 +61,7 @@ class DevCluster:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
         # nobody minds how often one's own cluster is asked
-        return {**kept, "PATH": path, "SLURM_CONF": str(self.conf), "CXR_SQUEUE_EVERY_S": "1"}
+        return {**kept, "PATH": path, "SLURM_CONF": str(self.conf), "CXR_SQUEUE_EVERY_S": "0.25"}
 
     def run(self, *command: str, **options: Any) -> str:
         """Standard output of a command run against the cluster; CalledProcessError if it fails."""

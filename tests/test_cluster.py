@@ -1,31 +1,28 @@
 """The whole chain on a real two-node SLURM cluster: nothing here is simulated but the GPUs."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from devcluster import DevCluster, wait_for
-from tiny import REPOSITORY, TINY_FLAGS, make_run, make_shards
+from cluster_site import CHAIN_S, SHORT, TINY, Site, last_step
+from devcluster import DevCluster
+from tiny import REPOSITORY, TINY_FLAGS, make_run, write_attempts
 
-from data_prep.files import write_json
 from data_prep.verify import verify
-from vae.metrics import read_metrics
-from vae.study import REPORT_FILE, Study, prepare_study, read_json
+from slurm.job_records import read_records
+from slurm.node.task import JobKind
+from vae.events import Saved, by_attempt, read_events
+from vae.provenance import Attempt, read_attempts, read_provenance
+from vae.run_dir import REPORT_FILE, SCORES_FILE
+from vae.study import Study, prepare_study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-PROFILE = str(Path(__file__).parent / "devcluster.yaml")
-TINY = (*TINY_FLAGS, "--run.log_every_steps", "5")
-SHORT = (*TINY, "--run.epochs", "1")
 # Left in the environment by a job, a launcher or a shell start-up file; none of it may reach our jobs.
 LEAKED = {
     "SLURM_JOB_ID": "999",
@@ -40,100 +37,9 @@ LEAKED = {
     "WORLD_SIZE": "9",
     "MASTER_PORT": "29500",
 }
-CHAIN_S = 480  # seconds on a machine that does nothing else; other work may be beside it
 # What `status` calls a run whose job has failed: where there are no accounts, nobody knows how it ended.
 ENDED = ("failed", "stopped")
 AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-
-
-class Site:
-    """A folder on the cluster's shared disk from which studies are launched."""
-
-    def __init__(self, cluster: DevCluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
-
-    def launch(
-        self, *words: str, profile: str = PROFILE, repository: Path = REPOSITORY, **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(repository / "jobs" / "launch.py"), "--profile", profile, *words]
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**self.cluster.env, **env},
-            capture_output=True,
-            text=True,
-            timeout=CHAIN_S,
-        )
-
-    def status(self, study: str) -> dict[str, str]:
-        """State of each run, as jobs/status.py shows it."""
-        command = [sys.executable, str(REPOSITORY / "jobs" / "status.py"), study]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.cluster.env, capture_output=True, text=True, check=True
-        )
-        return dict(re.findall(r"^(\w+-s\d+) +([a-z]+)", done.stdout, re.M))
-
-    def jobs(self, study: str) -> dict[str, str]:
-        """The id of the newest job of each kind."""
-        return {job["kind"]: job["id"] for job in self.records(study)}
-
-    def records(self, study: str) -> list[dict[str, Any]]:
-        return json.loads((self.folder / "runs" / study / "jobs.json").read_text())["jobs"]
-
-    def profile(self, name: str, more: str) -> str:
-        """A file with the test cluster's profile and further lines."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(Path(PROFILE).read_text() + more)
-        return str(path)
-
-    def has_ended(self, job: str, states: dict[int, str]) -> bool:
-        """Whether the accounts, where there are any, know the elements of a job in these states."""
-        wanted = {f"{job}_{index}": state for index, state in states.items()}
-        return not self.cluster.has_accounting or self.accounts(job) == wanted
-
-    def accounts(self, job: str) -> dict[str, str]:
-        """State of each element of a job in the accounts."""
-        lines = self.cluster.run("sacct", "-nPX", "-o", "JobID,State", "-j", job).splitlines()
-        return {line.split("|")[0]: line.split("|")[1].split()[0] for line in lines}
-
-    def until(self, is_true: Callable[[], bool], seconds: float = CHAIN_S) -> None:
-        def complaint() -> str:
-            logs = [p for p in self.folder.rglob("*.log") if p.stat().st_mtime > time.time() - 300]
-            tails = "\n".join(f"{p}:\n{p.read_text(errors='replace')[-600:]}" for p in sorted(logs))
-            return f"{self.cluster.run('squeue', '-r')}\n{tails}"
-
-        wait_for(is_true, seconds, complaint)
-
-
-def make_site(cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A folder whose name has a space, with one packed data set below shards/."""
-    folder = tmp_path_factory.mktemp("shared disk")
-    make_shards(folder / "shards" / "tiny")
-    return Site(cluster, folder)
-
-
-@pytest.fixture(scope="module", params=["cluster", "bare_cluster"])
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A site with accounts, and one without: everything must work at both."""
-    return make_site(request.getfixturevalue(request.param), tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def full_site(cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return make_site(cluster, tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def bare_site(bare_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return make_site(bare_cluster, tmp_path_factory)
-
-
-def attempts(run_dir: Path) -> list[dict[str, Any]]:
-    return (read_json(run_dir / "provenance.json") or {}).get("attempts", [])
-
-
-def last_step(run_dir: Path) -> int:
-    return max((line["step"] for line in read_metrics(run_dir)), default=0)
 
 
 def test_a_study_goes_from_images_to_its_report_and_a_second_launch_adds_nothing(site: Site) -> None:
@@ -147,14 +53,14 @@ def test_a_study_goes_from_images_to_its_report_and_a_second_launch_adds_nothing
     ids = site.jobs("phantom-80")
     for kind in ("train", "evaluate"):
         assert site.has_ended(ids[kind], {0: "COMPLETED", 1: "COMPLETED"})
-    (attempt,) = attempts(study_dir / "linear-s0")
-    assert (attempt["job"], attempt["restart"], attempt["world_size"]) == (f"{ids['train']}_0", 0, 2)
+    (attempt,) = read_attempts(study_dir / "linear-s0")
+    assert (attempt.job, attempt.restart, attempt.world_size) == (f"{ids['train']}_0", 0, 2)
     before = site.records("phantom-80")
     again = site.launch(*words)
     assert again.returncode == 0, again.stderr
     assert site.records("phantom-80") == before
 
-    (study_dir / "direct-s0" / "scores.json").unlink()
+    (study_dir / "direct-s0" / SCORES_FILE).unlink()
     plan = site.launch(*words, "--dry-run").stdout
     assert re.findall(r"^(\w+)=\$\(sbatch", plan, re.M) == ["evaluate", "report"]
     assert "#SBATCH --array=1\n" in plan
@@ -172,7 +78,7 @@ def rank_pid(cluster: DevCluster, rank: int) -> int:
 
 def test_a_run_on_two_nodes_goes_on_however_it_is_interrupted(site: Site) -> None:
     words = ("--variant", "direct", "--gpus", "2", "--nodes", "2", "--data", "shards/tiny", *TINY)
-    words = (*words, "--study", "cut", "--run.epochs", "1000", "--run.max_steps", "1500")
+    words = (*words, "--study", "cut", "--run.epochs", "1000", "--run.max_steps", "1000")
     assert site.launch(*words).returncode == 0
     element = f"{site.jobs('cut')['train']}_0"
     run_dir = site.folder / "runs" / "cut" / "direct-s0"
@@ -191,21 +97,24 @@ def test_a_run_on_two_nodes_goes_on_however_it_is_interrupted(site: Site) -> Non
     stopped_at = [0, stop("scancel", "--signal=USR2")]
     assert site.status("cut") == {"direct-s0": "queued"}
     # requeued from outside, as by preemption: the time between TERM and KILL is enough to save
-    site.until(lambda: len(attempts(run_dir)) == 2)
+    site.until(lambda: len(read_attempts(run_dir)) == 2)
     stopped_at.append(stop("scontrol", "requeue"))
     # one rank killed: the whole job ends at once, and launching again goes on
-    site.until(lambda: len(attempts(run_dir)) == 3)
+    site.until(lambda: len(read_attempts(run_dir)) == 3)
     os.kill(rank_pid(site.cluster, rank=1), signal.SIGKILL)
     site.until(lambda: site.status("cut")["direct-s0"] in ENDED, 60)
     done = site.launch(*words, "--wait")
     assert done.returncode == 0, done.stderr
 
-    made = attempts(run_dir)
-    assert [a["restart"] for a in made] == [0, 1, 2, 0]
-    assert [a["from_step"] for a in made[:3]] == stopped_at
-    assert stopped_at[-1] <= made[3]["from_step"] < 1500
-    assert {a["job"] for a in made[:3]} == {element}
-    assert made[0]["nodes"] == "n[1-2]"
+    attempts = read_attempts(run_dir)
+    assert [attempt.restart for attempt in attempts] == [0, 1, 2, 0]
+    assert [attempt.from_step for attempt in attempts[:3]] == stopped_at
+    assert stopped_at[-1] <= attempts[3].from_step < 1000
+    assert {attempt.job for attempt in attempts[:3]} == {element}
+    assert attempts[0].nodes == "n[1-2]"
+    courses = by_attempt(read_events(run_dir))
+    assert [course.was_signalled for course in courses[:2]] == [True, True]
+    assert [course.saved_step for course in courses[:3]] == [course.started.step for course in courses[1:]]
     assert not list(run_dir.glob(".rendezvous*"))
     logs = {path.name for path in (run_dir / "logs").glob("train-*")}
     assert {f"train-{element}-r{restart}-rank{rank}.log" for restart in (0, 1, 2) for rank in (0, 1)} <= logs
@@ -263,7 +172,7 @@ exec {python} -c "import os, signal; signal.signal(12, signal.SIG_DFL); os.kill(
 def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
     study_dir = site.folder / "runs" / "hand"
     shards = site.folder / "shards" / "tiny"
-    for variant, steps in (("linear", 1500), ("direct", 10)):
+    for variant, steps in (("linear", 1000), ("direct", 10)):
         make_run(study_dir / f"{variant}-s0", shards, variant=variant, epochs=1000, max_steps=steps)
     prepare_study(study_dir, Study("hand", ("linear-s0", "direct-s0"), "smoke"))
     python = site.folder / "python"
@@ -288,10 +197,10 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
     assert site.status("hand")["linear-s0"] == "training"
     site.cluster.run("scancel", "--signal=USR2", element)
     site.until(lambda: site.status("hand") == {"linear-s0": "done", "direct-s0": "done"})
-    restarts = [a["restart"] for a in attempts(run_dir)]
+    restarts = [attempt.restart for attempt in read_attempts(run_dir)]
     assert restarts == sorted(set(restarts))
     assert restarts[-1] >= 1
-    assert [a["restart"] for a in attempts(study_dir / "direct-s0")] == [1]
+    assert [attempt.restart for attempt in read_attempts(study_dir / "direct-s0")] == [1]
     site.cluster.wait_until_idle(60)
     for job in (train, evaluate):
         assert site.has_ended(job, {0: "COMPLETED", 1: "COMPLETED"})
@@ -311,16 +220,16 @@ def test_scripts_by_hand_pack(full_site: Site) -> None:
 
 def test_a_preempted_run_goes_on_with_and_without_a_warning(site: Site) -> None:
     words = ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", "--study", "pushed", *TINY)
-    words = (*words, "--run.epochs", "1000", "--run.max_steps", "2500")
+    words = (*words, "--run.epochs", "1000", "--run.max_steps", "1000")
     assert site.launch(*words).returncode == 0
     run_dir = site.folder / "runs" / "pushed" / "direct-s0"
     site.until(lambda: last_step(run_dir) >= 20)
     urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null")
     site.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
     site.until(lambda: site.status("pushed") == {"direct-s0": "done"})
-    first, second = attempts(run_dir)
-    assert (first["job"], second["restart"]) == (second["job"], 1)
-    assert second["from_step"] >= first["work"]["reached_step"] > 0
+    first, second = read_attempts(run_dir)
+    assert (first.job, second.restart) == (second.job, 1)
+    assert second.from_step >= first.work.reached_step > 0
 
 
 def test_a_time_limit_only_cuts_a_run_into_stretches(full_site: Site) -> None:
@@ -329,16 +238,16 @@ def test_a_time_limit_only_cuts_a_run_into_stretches(full_site: Site) -> None:
     profile = site.profile("minute", "train_limit_min: 1\nwarning_s: 15\n")
     assert site.launch(*words, profile=profile).returncode == 0
     job, run_dir = site.jobs("long")["train"], site.folder / "runs" / "long" / "direct-s0"
-    site.until(lambda: len(attempts(run_dir)) == 2)
+    site.until(lambda: len(read_attempts(run_dir)) == 2)
     site.cluster.run("scancel", job)
-    first, second = attempts(run_dir)
-    saved = [line["step"] for line in read_metrics(run_dir) if line["kind"] == "save"]
-    assert second["from_step"] in saved
-    assert second["from_step"] > 100
-    assert (second["job"], second["restart"]) == (first["job"], 1)
-    assert first["ends_s"] - first["allocated_s"] == 60
-    assert first["ends_s"] - second["submitted_s"] > 5  # it was requeued before its time was up
-    assert second["allocated_s"] > second["submitted_s"]
+    first, second = read_attempts(run_dir)
+    saved = [event.step for event in read_events(run_dir) if isinstance(event, Saved)]
+    assert second.from_step in saved
+    assert second.from_step > 100
+    assert (second.job, second.restart) == (first.job, 1)
+    assert first.ends_s - first.allocated_s == 60
+    assert first.ends_s - second.submitted_s > 5  # it was requeued before its time was up
+    assert second.allocated_s > second.submitted_s
 
 
 def test_what_was_launched_runs_whatever_is_edited_even_after_a_requeue_from_inside_a_container(
@@ -353,40 +262,40 @@ def test_what_was_launched_runs_whatever_is_edited_even_after_a_requeue_from_ins
     with (copy / "vae" / "model.py").open("a") as file:
         file.write("# changed, not committed\n")
     words = ("--variant", "linear", "--gpus", "1", "--data", "shards/tiny", "--study", "kept", *TINY)
-    words = (*words, "--run.epochs", "1000", "--run.max_steps", "1500")
+    words = (*words, "--run.epochs", "1000", "--run.max_steps", "500")
     more = "cpus_per_gpu: 2\ncontainer: env PATH=/nowhere\nextra: {hold: ''}\n"
     profile = site.profile("held", more)
     done = site.launch(*words, profile=profile, repository=copy)
     assert done.returncode == 0, done.stderr
     job, run_dir = site.jobs("kept")["train"], site.folder / "runs" / "kept" / "linear-s0"
     (run_dir.parent / "jobs" / f"{job}_0_0_result.pkl.save_tmp").write_text("left by a killed attempt")
-    (copy / "vae" / "trainer.py").write_text("raise SystemExit('edited while the job waited')\n")
+    (copy / "vae" / "training" / "trainer.py").write_text("raise SystemExit('edited while the job waited')\n")
     for waiting in site.jobs("kept").values():
         site.cluster.run("scontrol", "release", waiting)
     site.until(lambda: last_step(run_dir) >= 20)
     site.cluster.run("scancel", "--signal=USR2", f"{job}_0")
     site.until(lambda: site.status("kept") == {"linear-s0": "done"})
-    first, second = attempts(run_dir)
-    assert [first["restart"], second["restart"]] == [0, 1]
-    assert first["cpus"] == 2
-    assert first["gpus"] == 1
-    provenance = read_json(run_dir / "provenance.json") or {}
+    first, second = read_attempts(run_dir)
+    assert [first.restart, second.restart] == [0, 1]
+    assert first.cpus == 2
+    assert first.gpus == 1
+    provenance = read_provenance(run_dir)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=copy, capture_output=True, text=True, check=True)
-    assert provenance["commit"] == head.stdout.strip()
-    assert "+# changed, not committed" in provenance["diff"]
+    assert provenance.commit == head.stdout.strip()
+    assert "+# changed, not committed" in provenance.diff
     (snapshot,) = (run_dir.parent / "code").iterdir()
-    assert provenance["snapshot"] == snapshot.name
+    assert provenance.snapshot == snapshot.name
 
 
 def test_a_study_above_the_sites_largest_array_is_split(bare_site: Site) -> None:
     words = ("--variant", "both", "--seeds", "0", "1", "--gpus", "1", "--study", "wide", *SHORT)
     done = bare_site.launch(*words, "--data", "shards/tiny", "--max-parallel", "3", "--wait")
     assert done.returncode == 0, done.stderr
-    trained = [job for job in bare_site.records("wide") if job["kind"] == "train"]
-    assert [(job["indices"], job["offset"]) for job in trained] == [([0, 1, 2], 0), ([3], 3)]
-    (attempt,) = attempts(bare_site.folder / "runs" / "wide" / "direct-s1")
-    assert attempt["job"] == f"{trained[1]['id']}_0"
-    plan = (bare_site.folder / "runs" / "wide" / "jobs" / f"{trained[0]['id']}.sbatch").read_text()
+    trained = [job for job in bare_site.records("wide") if job.kind is JobKind.TRAIN]
+    assert [(job.indices, job.offset) for job in trained] == [((0, 1, 2), 0), ((3,), 3)]
+    (attempt,) = read_attempts(bare_site.folder / "runs" / "wide" / "direct-s1")
+    assert attempt.job == f"{trained[1].id}_0"
+    plan = (bare_site.folder / "runs" / "wide" / "jobs" / f"{trained[0].id}.sbatch").read_text()
     assert "#SBATCH --array=0-2%2\n" in plan
 
 
@@ -410,7 +319,7 @@ def test_a_setup_line_that_fails_stops_the_job_and_the_next_launch_clears_away_w
 def test_a_warned_element_restarts_alone_and_its_delay_is_no_alarm(full_site: Site) -> None:
     """The last element's own id is that of the whole array: a requeue by that id would restart all."""
     site, words = full_site, ("--variant", "both", "--gpus", "1", "--data", "shards/tiny", *TINY)
-    words = (*words, "--study", "alone", "--run.epochs", "1000", "--run.max_steps", "3000")
+    words = (*words, "--study", "alone", "--run.epochs", "1000", "--run.max_steps", "2000")
     assert site.launch(*words).returncode == 0
     job, study_dir = site.jobs("alone")["train"], site.folder / "runs" / "alone"
     first, last = study_dir / "linear-s0", study_dir / "direct-s0"
@@ -418,15 +327,13 @@ def test_a_warned_element_restarts_alone_and_its_delay_is_no_alarm(full_site: Si
     assert site.cluster.run("squeue", "-rh", "-j", f"{job}_1", "-o", "%A").strip() == job
     site.cluster.run("scancel", "--signal=USR2", f"{job}_1")
     site.until(lambda: "BeginTime" in site.cluster.run("squeue", "-rh", "-j", f"{job}_1", "-o", "%r"))
-    why = [sys.executable, str(REPOSITORY / "jobs" / "why.py"), "alone/direct-s0"]
-    said = site.cluster.run(*why, cwd=site.folder)
-    assert re.match(
-        r"direct-s0: is queued: SLURM delays what was requeued; it restarts at \d\d:\d\d", said
-    ), said
+    why = site.look("why", "alone/direct-s0")
+    delayed = r"direct-s0: is queued: SLURM delays what was requeued; it restarts at \d\d:\d\d"
+    assert re.match(delayed, why), why
     site.until(lambda: site.status("alone") == {"linear-s0": "done", "direct-s0": "done"})
-    assert [len(attempts(run_dir)) for run_dir in (first, last)] == [1, 2]
-    one, other = attempts(first)[0], attempts(last)[0]  # side by side, each with a GPU of its own
-    assert (one["nodes"], one["visible_gpus"]) != (other["nodes"], other["visible_gpus"])
+    assert [len(read_attempts(run_dir)) for run_dir in (first, last)] == [1, 2]
+    one, other = read_attempts(first)[0], read_attempts(last)[0]  # side by side, each with a GPU of its own
+    assert (one.nodes, one.visible_gpus) != (other.nodes, other.visible_gpus)
 
 
 def test_a_job_that_its_site_starts_over_and_over_in_vain_stops(full_site: Site) -> None:
@@ -435,11 +342,10 @@ def test_a_job_that_its_site_starts_over_and_over_in_vain_stops(full_site: Site)
     profile = site.profile("held-once", "extra: {hold: ''}\n")
     assert site.launch(*words, "--study", "idle", profile=profile).returncode == 0
     job, run_dir = site.jobs("idle")["train"], site.folder / "runs" / "idle" / "direct-s0"
-    write_json(run_dir / "provenance.json", {"attempts": [{"job": f"{job}_0", "from_step": 0}] * 4})
+    write_attempts(run_dir, *[Attempt(job=f"{job}_0", from_step=0)] * 4)
     site.cluster.run("scontrol", "release", job)
     site.until(lambda: site.status("idle") == {"direct-s0": "failed"}, 60)
-    why = [sys.executable, str(REPOSITORY / "jobs" / "why.py"), "idle/direct-s0"]
-    assert "started 4 times at step 0 without getting further" in site.cluster.run(*why, cwd=site.folder)
+    assert "started 4 times at step 0 without getting further" in site.look("why", "idle/direct-s0")
     for waiting in site.jobs("idle").values():
         site.cluster.succeeds("scancel", waiting)
 
@@ -452,17 +358,17 @@ def command(pid: int) -> str:
 
 
 def test_packing_that_is_warned_with_helpers_at_work_goes_on_and_leaves_no_process(full_site: Site) -> None:
-    site, words = full_site, ("--variant", "direct", "--gpus", "1", "--data", "phantom:1500", *SHORT)
+    site, words = full_site, ("--variant", "direct", "--gpus", "1", "--data", "phantom:400", *SHORT)
     profile = site.profile("packing", "pack_jobs: 1\n")
     assert site.launch(*words, "--size", "256", profile=profile).returncode == 0
-    data_dir = site.folder / "shards" / "phantom-1500"
-    job = {job["kind"]: job["id"] for job in json.loads((data_dir / "jobs.json").read_text())["jobs"]}["pack"]
+    data_dir = site.folder / "shards" / "phantom-400"
+    job = {job.kind: job.id for job in read_records(data_dir)}[JobKind.PACK]
     site.until(lambda: any("multiprocessing.spawn" in command(pid) for pid in site.cluster.left_behind()))
     site.cluster.run("scancel", "--signal=USR2", f"{job}_0")
-    site.until(lambda: site.status("phantom-1500") == {"direct-s0": "done"})
+    site.until(lambda: site.status("phantom-400") == {"direct-s0": "done"})
     log = (data_dir / "jobs" / f"{job}_0_0.log").read_text()
     assert log.count("Requeued job") == 1
-    assert verify(data_dir) == 1500
+    assert verify(data_dir) == 400
     site.cluster.wait_until_idle(60)
     site.until(lambda: site.cluster.left_behind() == [], 60)
 
@@ -486,4 +392,4 @@ def test_a_job_that_starts_before_its_time_does_no_harm(full_site: Site) -> None
     )
     log = run_dir / "logs"
     full_site.until(lambda: any("is not trained" in path.read_text() for path in log.glob("evaluate*")))
-    assert not (run_dir / "scores.json").exists()
+    assert not (run_dir / SCORES_FILE).exists()

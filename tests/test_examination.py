@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm
 from sites import probe_of, rank
+from tiny import make_shards
 
 from data_prep.errors import ClusterError, SettingsError
 from slurm.doctor.check import Check
@@ -42,12 +43,16 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Resources]:
     return asked_for
 
 
-def test_packed_images_are_the_ones_asked_for_else_the_first(tmp_path: Path, shards: Path) -> None:
-    assert find_shards(shards, tmp_path) == shards
-    assert find_shards(None, tmp_path) is None
-    assert find_shards(None, shards.parent) == shards
+def test_packed_images_are_the_ones_asked_for_else_the_first(tmp_path: Path) -> None:
+    shards_dir, empty = tmp_path / "shards", tmp_path / "empty"
+    assert find_shards(None, shards_dir) is None
+    second = make_shards(shards_dir / "b", {"train": 1})
+    first = make_shards(shards_dir / "a", {"train": 1})
+    assert find_shards(second, empty) == second
+    assert find_shards(None, empty) is None
+    assert find_shards(None, shards_dir) == first
     with pytest.raises(SettingsError, match="holds no packed images"):
-        find_shards(tmp_path, shards.parent)
+        find_shards(empty, shards_dir)
 
 
 def test_a_machine_without_slurm_is_examined_alone(fake_slurm: FakeSlurm, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """tests/fake_slurm.py: the cluster in memory behaves as the real one, as far as the toolkit can see."""
 
+import re
 import time
 from collections.abc import Callable
 
@@ -47,17 +48,15 @@ def play(start: Callable[[str], object], until: Callable[[Callable[[], bool]], N
     last = client.sbatch(script("report"), "--parsable", f"--dependency=afterany:{after}").strip()
     names = {array: "A", after: "B", last: "C"}
 
-    def note(seen: dict[str, object]) -> None:
-        def named(text: str) -> str:
-            for job, name in names.items():
-                text = text.replace(f":{job}", f":{name}")
-            return text
+    def named(text: str) -> str:
+        """The text with names for ids, which depend on the jobs before this story."""
+        return re.sub(r"(?<![\d_])\d+(?=_|$)", lambda number: names.get(number[0], number[0]), text)
 
-        rows = {f"{names[job.partition('_')[0]]}_{job.partition('_')[2]}": what for job, what in seen.items()}
+    def note(seen: dict[str, object]) -> None:
         story.append(
             {
-                job: tuple(map(named, what)) if isinstance(what, tuple) else what
-                for job, what in sorted(rows.items())
+                named(job): tuple(map(named, what)) if isinstance(what, tuple) else what
+                for job, what in sorted(seen.items())
             }
         )
 
@@ -78,7 +77,7 @@ def play(start: Callable[[str], object], until: Callable[[Callable[[], bool]], N
     until(lambda: shown()[f"{array}_0"][1] == "JobHeldUser")
     client.release(array)
     until(lambda: shown()[f"{array}_0"][1] == "BeginTime")
-    story.append(refusal(lambda: client.requeue(f"{array}_2")))
+    story.append(named(refusal(lambda: client.requeue(f"{array}_2"))))
     client.cancel(f"{array}_1")
     until(lambda: shown()[f"{after}_1"][1] == "DependencyNeverSatisfied")
     note({job: what for job, what in shown().items() if job.startswith(after)})
@@ -103,7 +102,7 @@ def test_the_story_of_an_array_in_memory(fake_slurm: FakeSlurm) -> None:
         "A_2": ("PENDING", "JobArrayTaskLimit", "(null)"),
         "A_3": ("PENDING", "JobArrayTaskLimit", "(null)"),
         **{f"B_{index}": ("PENDING", "Dependency", "aftercorr:A_*(unfulfilled)") for index in range(4)},
-        "C_": ("PENDING", "Dependency", "afterany:B_*(unfulfilled)"),
+        "C": ("PENDING", "Dependency", "afterany:B_*(unfulfilled)"),
     }
 
 

@@ -16,6 +16,7 @@ from fake_slurm import FakeSlurm
 from sites import DEV_PROFILE, GPU, MIXED, no_trace, profile_with, rank, rows
 from tiny import REPOSITORY
 
+from slurm import client
 from slurm.code_snapshot import Snapshot
 from slurm.doctor.node_checks import check_job
 from slurm.doctor.probe import LIMIT_MIN, Probe, probe_resources, run_probe, telling_line, uninterrupted
@@ -217,16 +218,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*words: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The command, asking this cluster more often than one would a site's."""
     command = [sys.executable, DOOR, "--probe", *words]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**env, "CXR_SQUEUE_EVERY_S": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slurm
@@ -286,7 +279,8 @@ def test_a_folder_that_nodes_do_not_see_is_found_out(cluster: DevCluster, folder
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_probe_is_cancelled(cluster: DevCluster, folder: Path, number: int) -> None:
     profile = profile_with(folder, "extra: {begin: now+1hour}")
-    command = [sys.executable, DOOR, "--probe", "--profile", profile]
+    # under nohup, the tests pass an ignored SIGHUP on
+    command = ["env", "--default-signal=HUP,INT", sys.executable, DOOR, "--probe", "--profile", profile]
     door = subprocess.Popen(
         command, cwd=folder, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -306,6 +300,7 @@ def test_a_probe_that_does_not_start_says_why_and_is_cancelled(
 ) -> None:
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(client, "LEAST_EVERY_S", 0.25)  # read from the environment when this process began
     profile = read_profile(profile_with(folder, "extra: {begin: now+1hour}"))
     probe = run_probe(folder / "runs", profile, Resources(2, 2), None, wait_min=0.05)
     assert (probe.state, probe.reason) == ("PENDING", "BeginTime")

@@ -278,8 +278,7 @@ def test_a_drill_on_this_machine_passes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_drill_on_slurm_passes_and_tells_when_it_does_not(cluster: DevCluster, tmp_path: Path) -> None:
     words = ("--profile", str(REPOSITORY / "tests" / "devcluster.yaml"), "--count", "2", "--seed", "4")
-    env = {**cluster.env, "CXR_SQUEUE_EVERY_S": "0.5"}
-    done = drill(tmp_path, *words, env=env)
+    done = drill(tmp_path, *words, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"2 interruptions \([a-z, ]+\) changed nothing \(bit for bit\)", done.stdout)
     assert not cluster.run("squeue", "-h", "-o", "%j")
@@ -290,7 +289,7 @@ def test_a_drill_on_slurm_passes_and_tells_when_it_does_not(cluster: DevCluster,
     step = next(number for number, line in enumerate(numbers) if line["kind"] == "step")
     numbers[step]["loss"] *= 1 + 1e-12
     (twin / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in numbers))
-    failed = drill(tmp_path, *words, env=env)
+    failed = drill(tmp_path, *words, env=cluster.env)
     assert failed.returncode == 1
     assert "problem: direct-s0: losses differ by 1e-12" in failed.stdout
     assert (twin / DONE_FILE).exists()

@@ -296,7 +296,7 @@ def test_events_tell_every_attempt_save_and_end(tmp_path: Path, shards: Path) ->
     assert starts == [(0, 0), (2, 2), (2, 6)]
     assert (second.started.job, second.started.restart, third.started.redone_s > 0) == ("17", 1, True)
     assert [type(event) for event in first.events] == [Saved, StopSignalled]
-    assert (first.was_signalled, second.events, third.events[-1].step) == (True, (), 7)
+    assert (first.was_signalled, second.events, third.events[-1].step) == (True, [], 7)
     assert isinstance(third.events[-1], Completed)
 
 

@@ -3,12 +3,12 @@
 import hashlib
 import platform
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from subprocess import DEVNULL, SubprocessError, check_output
 
 import msgspec
 
@@ -173,6 +173,8 @@ def code_version() -> CodeVersion:
 def _git(*words: str) -> str | None:
     command = ["git", *words]
     try:
-        return check_output(command, cwd=REPOSITORY, stderr=DEVNULL, text=True, errors="replace", timeout=30)
-    except (OSError, SubprocessError):
+        return subprocess.check_output(
+            command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, text=True, errors="replace", timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
         return None

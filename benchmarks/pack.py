@@ -127,10 +127,10 @@ def repeated(source: str, times: int, folder: Path) -> str:
     return str(folder)
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Seconds that `work` takes."""
+def timed(work: Callable[..., None], *arguments: object) -> float:
+    """Seconds that `work(*arguments)` takes."""
     start = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - start
 
 
@@ -156,9 +156,9 @@ def main() -> None:
         for number in range(flags.rounds):
             out = Path(scratch) / str(number)
             out.mkdir()
-            seconds["usual, 1 process"].append(timed(lambda out=out: usual(paths, out / "usual.h5")))
-            seconds["ours, 1 process"].append(timed(lambda out=out: ours(source, 1, out / "one")))
-            seconds["ours, 2 workers"].append(timed(lambda out=out: ours(source, 2, out / "two")))
+            seconds["usual, 1 process"].append(timed(usual, paths, out / "usual.h5"))
+            seconds["ours, 1 process"].append(timed(ours, source, 1, out / "one"))
+            seconds["ours, 2 workers"].append(timed(ours, source, 2, out / "two"))
             print(f"round {number + 1} of {flags.rounds}", file=sys.stderr)
         psnr = sorted(fidelity_db(source, out / "two"))
         shutil.rmtree(out)

@@ -25,17 +25,18 @@ from reference import ReportVAE, report_step
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Grayscale, Resize, ToTensor
-from vae.training.learner import Learner
 
 from vae.config import RunConfig
 from vae.provenance import versions
 from vae.training.accelerator import start_accelerator
 from vae.training.data_loader import BatchPlan, batches, load_split
+from vae.training.trainer import train_step
+from vae.training.training_state import build_training_state
 
 BATCH = 32
 
 
-def endless(loader: DataLoader) -> Iterator[torch.Tensor]:
+def endless(loader: DataLoader[tuple[torch.Tensor, int]]) -> Iterator[torch.Tensor]:
     """Batches of images for ever."""
     while True:
         for images, _ in loader:
@@ -72,13 +73,13 @@ def our_case(variant: str, shards: Path, precision: str, is_compiled: bool = Fal
     accelerator = start_accelerator(config, Path(tempfile.gettempdir()))
     split = load_split(shards, "train")
     plan = BatchPlan(len(split), BATCH, 0)
-    learner = Learner(config, accelerator, total_steps=1 << 30)
+    state = build_training_state(config, accelerator, total_steps=1 << 30)
     stream = enumerate(batches(split, plan, 0, 1 << 30, accelerator.device))
 
     def steps(count: int) -> None:
         for _ in range(count):
             step, batch = next(stream)
-            learner.step(batch, step, plan, wants_norm=False)
+            train_step(state, batch, plan, step, wants_norm=False)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -66,7 +66,7 @@ class DevCluster:
     def run(self, *command: str, **options: Any) -> str:
         """Standard output of a command run against the cluster; CalledProcessError if it fails."""
         options = {"check": True, "capture_output": True, "text": True, "timeout": 60, **options}
-        return subprocess.run(command, env=self.env, **options).stdout
+        return str(subprocess.run(command, env=self.env, **options).stdout)
 
     def wait_until_idle(self, seconds: float) -> None:
         """Return when no job is queued or running; TimeoutError with the queue after `seconds`."""

@@ -52,7 +52,8 @@ def blob(index: int) -> np.ndarray:
     """A bright smooth spot whose place and size depend on `index`, uint8 [SIZE_PX, SIZE_PX]."""
     x0, y0, width = np.random.default_rng(index).uniform(0.2, 0.8, 3)
     y, x = np.mgrid[:SIZE_PX, :SIZE_PX] / SIZE_PX
-    return (255 * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (0.1 * width))).astype(np.uint8)
+    spot: np.ndarray = (255 * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (0.1 * width))).astype(np.uint8)
+    return spot
 
 
 def make_shards(folder: Path, counts: dict[str, int] = COUNTS) -> Path:

@@ -5,23 +5,25 @@ from pathlib import Path
 
 from slurm.diagnose.explain import Case, pending_reason
 from slurm.doctor.check import Check, fail, ok, warn
-from slurm.doctor.machine_checks import Machine, check_space
+from slurm.doctor.machine_checks import check_space
 from slurm.doctor.probe import LIMIT_MIN, Probe
 from slurm.doctor.probe_task import Look, RankFacts
 from slurm.profile import ClusterProfile
 from slurm.scheduler import QUEUED, RUNNING
 
 
-def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: Path | None) -> list[Check]:
-    """The nodes, from what each rank wrote."""
+def check_probe(
+    probe: Probe, versions: dict[str, str], runs_dir: Path, profile: ClusterProfile, data: Path | None
+) -> list[Check]:
+    """The nodes, from what each rank wrote; `versions` are those of the machine that launches."""
     ranks = probe.ranks
     if not ranks:
         return [check_job(probe)]
     checks = [
         check_job(probe),
-        check_shared(probe, machine.runs_dir),
+        check_shared(probe, runs_dir),
         check_space(min(rank.free_gb for rank in ranks), " as the nodes see it"),
-        check_same_versions(ranks, machine.versions),
+        check_same_versions(ranks, versions),
         check_requeue(ranks),
         check_cpus(ranks),
         check_gpus(ranks, probe.resources.gpus_per_node if profile.wants_gpus else 0),

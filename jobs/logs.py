@@ -25,7 +25,6 @@ from vae.study import find_target, read_study
 
 
 def build_parser() -> _front.Parser:
-    """Which run, which attempt, which rank, how much."""
     parser = _front.Parser(__doc__).add_target("STUDY/RUN")
     add = parser.add_argument
     add("--follow", action="store_true", help="go on with what is added, also by later attempts")
@@ -37,7 +36,6 @@ def build_parser() -> _front.Parser:
 
 
 def main() -> None:
-    """Print one attempt's log, follow the run, or list its attempts, oldest first."""
     flags = build_parser().parse_args()
 
     # what is asked for, and whether it can be

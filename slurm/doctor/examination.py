@@ -89,7 +89,6 @@ def check_test_only(profile: ClusterProfile, resources: Resources, runs_dir: Pat
 def examine_nodes(
     exam: Examination, runs_dir: Path, profile: ClusterProfile, resources: Resources | None
 ) -> list[Check]:
-    """Run the probe; returns what it showed."""
     if resources is None:
         return [fail("job", "not submitted", "fix what failed above first")]
     try:

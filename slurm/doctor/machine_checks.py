@@ -52,15 +52,14 @@ def file_system(folder: Path) -> str:
 
 def visible_gpus() -> tuple[str, ...]:
     """Names of the GPUs that torch, if it is there, sees; importing it takes seconds."""
-    try:
+    with suppress(ImportError):
         import torch
-    except ImportError:
-        return ()
-    return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+
+        return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ()
 
 
 def check_packages(installed: dict[str, str]) -> Check:
-    """Python and every package are there."""
     missing = [name for name, version in installed.items() if version == "not installed"]
     if missing:
         return fail("packages", f"not installed: {', '.join(missing)}", "pip install -e .")
@@ -69,7 +68,6 @@ def check_packages(installed: dict[str, str]) -> Check:
 
 
 def check_runs_folder(runs_dir: Path) -> Check:
-    """Studies can be written."""
     if not is_writable(nearest_folder(runs_dir)):
         return fail("runs folder", f"{runs_dir} cannot be written", "choose another --runs-dir")
     kind = file_system(runs_dir)
@@ -97,7 +95,6 @@ def check_space(free_gb: float, where: str = "") -> Check:
 
 
 def check_gpus(gpus: tuple[str, ...]) -> Check:
-    """GPUs for training on this machine."""
     if not gpus:
         hint = "training here uses the CPU; with a GPU, check its driver and that torch was built for CUDA"
         return warn("GPUs", "torch sees none", hint)

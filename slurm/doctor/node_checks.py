@@ -61,7 +61,6 @@ def unfinished_ranks(probe: Probe) -> list[str]:
 
 
 def check_shared(probe: Probe, runs_dir: Path) -> Check:
-    """A file written here was read on the nodes, and theirs here."""
     if bad := bad_nodes(probe.ranks, "folder", lambda rank: rank.token == probe.token):
         return fail("shared folder", f"not read there: {bad}", "choose a --runs-dir that nodes share")
     return ok("shared folder", f"a file written here was read on the nodes, and theirs here ({runs_dir})")
@@ -92,7 +91,6 @@ def check_same_versions(ranks: Sequence[RankFacts], versions: dict[str, str]) ->
 
 
 def check_requeue(ranks: Sequence[RankFacts]) -> Check:
-    """A job can have itself requeued."""
     if bad := bad_nodes(ranks, "requeue"):
         hint = "nothing to do: the batch script requeues instead of the task, if it finds scontrol itself"
         return warn("requeue", f"not from a task on {bad}", hint)
@@ -103,7 +101,6 @@ def check_requeue(ranks: Sequence[RankFacts]) -> Check:
 
 
 def check_cpus(ranks: Sequence[RankFacts]) -> Check:
-    """Each process may use the CPUs it asked for."""
     name = "CPUs per task"
     if bad := bad_nodes(ranks, "cpus"):
         return warn(name, f"unknown on {bad}", "look with `taskset -cp $$` in a job")
@@ -118,7 +115,6 @@ def check_cpus(ranks: Sequence[RankFacts]) -> Check:
 
 
 def check_gpus(ranks: Sequence[RankFacts], num_asked: int) -> Check:
-    """torch sees the GPUs that SLURM gave."""
     if bad := bad_nodes(ranks, "gpus"):
         return fail("GPUs", f"nobody could look on {bad}", "does torch work there? see packages")
     least = min(ranks, key=lambda rank: (rank.gpus_seen, rank.gpus_allocated))
@@ -158,7 +154,6 @@ def check_rendezvous(probe: Probe) -> list[Check]:
 
 
 def check_all_reduce(backend: str, probe: Probe) -> Check:
-    """All ranks added up over one backend."""
     name, where = f"all-reduce, {backend}", "2 nodes" if probe.resources.nodes > 1 else "one node"
     took_ms = [rank.all_reduce_ms[backend] for rank in probe.ranks if backend in rank.all_reduce_ms]
     if len(took_ms) == probe.resources.gpus:
@@ -171,7 +166,6 @@ def check_all_reduce(backend: str, probe: Probe) -> Check:
 
 
 def check_shard(ranks: Sequence[RankFacts], data: Path) -> Check:
-    """Packed images can be read on the nodes."""
     if bad := bad_nodes(ranks, "shard", lambda rank: bool(rank.shard)):
         hint = f"is {data} on a disk that the nodes share? python jobs/pack.py tells if it is damaged"
         return fail("shard", f"not readable on {bad}", hint)

@@ -141,7 +141,6 @@ def remarks(profile: ClusterProfile, site: Site, partition: Partition) -> dict[s
 
 
 def yaml_line(name: str, value: object) -> str:
-    """One setting as a line of YAML."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump([plain], default_flow_style=True, width=10_000, allow_unicode=True)
     return f"{name}: {text.strip()[1:-1]}"

@@ -136,11 +136,11 @@ class Drill:
 
     def _work_left(self) -> list[tuple[JobKind, int]]:
         """The job that each unfinished run needs next, and the report, with the index of the run."""
-        left = []
-        for target in self.targets:
-            if not is_scored(target.run_dir, self.study):
-                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
-                left.append((kind, target.index))
+        left = [
+            (JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN, target.index)
+            for target in self.targets
+            if not is_scored(target.run_dir, self.study)
+        ]
         return left if has_report(self.study_dir, self.study) else [*left, (JobKind.REPORT, 0)]
 
     def jobs(self) -> tuple[list[JobRecord], Scheduler]:

@@ -206,7 +206,6 @@ class Session:
             time.sleep(TICK_S)
 
     def is_busy(self) -> bool:
-        """Whether anything of the two studies is queued or running."""
         is_launching = any(launcher.pid() for launcher in self.launchers)
         return is_launching or self.drill.is_busy() or self.twin.is_busy()
 
@@ -223,7 +222,6 @@ class Session:
         return lines + [f"{kind}: left out, for this site does not allow it: {why}" for kind, why in refused]
 
     def problems(self) -> list[str]:
-        """What is not as it must be."""
         problems = verdict.judge_study(self.drill.study_dir)
         for target in self.drill.targets:
             unbroken = self.twin.study_dir / target.run_dir.name

@@ -71,7 +71,6 @@ def main() -> None:
 
 
 def show(attempts: list[AttemptLogs], number: int | None, rank: int, lines: int | None) -> None:
-    """Print one log, or its last lines."""
     if number is not None and not 1 <= number <= len(attempts):
         raise SettingsError(f"there is no attempt {number}", f"choose from 1 to {len(attempts)}; see --list")
     attempt = attempts[-1 if number is None else number - 1]

@@ -53,7 +53,7 @@ def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
     # this machine
     site, runs_dir = ask_site(), exam.runs_dir.absolute()
     checks = check_machine(runs_dir, with_gpus=not (client.has_programs() or exam.needs_slurm))
-    is_writable = checks[1].verdict is Verdict.OK
+    is_writable = {check.name: check.verdict for check in checks}["runs folder"] is Verdict.OK
     checks = [*checks, check_slurm(client.missing_programs(), site, exam.needs_slurm)]
     if site is not None and not exam.probe_wait_min:
         checks.append(guess_shared(file_system(runs_dir)))

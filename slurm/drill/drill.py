@@ -136,11 +136,11 @@ class Drill:
 
     def _work_left(self) -> list[tuple[JobKind, int]]:
         """The job that each unfinished run needs next, and the report, with the index of the run."""
-        left = [
-            (JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN, target.index)
-            for target in self.targets
-            if not is_scored(target.run_dir, self.study)
-        ]
+        left = []
+        for target in self.targets:
+            if not is_scored(target.run_dir, self.study):
+                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
+                left.append((kind, target.index))
         return left if has_report(self.study_dir, self.study) else [*left, (JobKind.REPORT, 0)]
 
     def jobs(self) -> tuple[list[JobRecord], Scheduler]:
@@ -165,8 +165,7 @@ class Drill:
             if fault := self._inject(target):
                 faults.append((target, fault))
         if not faults and time.monotonic() > self._next_check_s:
-            if self._is_missing(records, scheduler):
-                self._launch_again()
+            self._launch_missing(records, scheduler)
             self._next_check_s = time.monotonic() + LAUNCH_PAUSE_S
         return faults
 
@@ -192,14 +191,14 @@ class Drill:
         target.note(fault)
         return fault
 
-    def _is_missing(self, records: list[JobRecord], scheduler: Scheduler) -> bool:
-        """Whether something is neither done nor queued nor running."""
+    def _launch_missing(self, records: list[JobRecord], scheduler: Scheduler) -> None:
+        """Launch again if something is neither done nor queued nor running."""
         try:
-            return not all(live_job(kind, index, records, scheduler) for kind, index in self._work_left())
+            jobs = [live_job(kind, index, records, scheduler) for kind, index in self._work_left()]
         except ClusterError:  # at work on this machine, or squeue does not answer
-            return False
-
-    def _launch_again(self) -> None:
+            return
+        if all(jobs):
+            return
         self._launches += self.launch()
         self.watch.expire()
         if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):

@@ -75,9 +75,6 @@ class RunFaults(Record, frozen=True):
     injected: tuple[InjectedFault, ...] = ()
 
 
-# --- planning --------------------------------------------------------------------------------------
-
-
 def faults_at(moment: Moment, *kinds: FaultKind) -> list[PlannedFault]:
     """One fault of each kind, all at the same moment; at which steps is still open."""
     return [PlannedFault(kind, moment) for kind in kinds]
@@ -125,8 +122,6 @@ def assign(
         own.append(msgspec.structs.replace(fault, share=share))
     return {run: sorted(own, key=lambda fault: fault.share) for run, own in plan.items()}
 
-
-# --- injecting -------------------------------------------------------------------------------------
 
 # Injects a fault into a job or an array task, and tells whether anything was hit; SlurmRefused if the site
 # does not allow it.

@@ -42,8 +42,7 @@ def main() -> None:
     study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     if not run:
-        first = study.runs[0] if study.runs else "RUN"
-        hint = f"give one of its runs: {flags.what}/{first}"
+        hint = f"give one of its runs: {flags.what}/{next(iter(study.runs), 'RUN')}"
         raise SettingsError(f"{flags.what} is a study, not a run", hint)
     if flags.lines is not None and flags.lines < 1:
         raise SettingsError(f"--lines {flags.lines}; allowed: at least 1")

@@ -96,7 +96,6 @@ def choose_cpu_partition(site: Site) -> Partition | None:
 
 
 def within(limit_min: int, partition: Partition) -> int:
-    """A time limit that the partition takes."""
     return limit_min if partition.max_time_min is None else min(limit_min, partition.max_time_min)
 
 

@@ -66,10 +66,8 @@ class Parser(jsonargparse.ArgumentParser):
         """What to use instead of a flag that one may look for here but that does not exist."""
 
     def add_runs_dir(self) -> None:
-        """Add --runs-dir."""
-        self.add_argument(
-            "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where studies are kept"
-        )
+        text = "where studies are kept"
+        self.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=text)
 
     def add_target(self, metavar: str = "STUDY|STUDY/RUN", nargs: Literal["?"] | None = None) -> "Parser":
         """Add the study or run to work on, as `what`, and --runs-dir; returns the parser."""
@@ -126,7 +124,5 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        where = error.filename or "while writing"
-        fail(
-            f"{error.strerror}: {where}", "mend that or choose another place, and run the same command again"
-        )
+        hint = "mend that or choose another place, and run the same command again"
+        fail(f"{error.strerror}: {error.filename or 'while writing'}", hint)

@@ -48,10 +48,10 @@ def show(title: str, checks: Iterable[Check]) -> None:
 
 def fold(start: str, text: str) -> str:
     """`start` and `text` in two columns, the second folded where a terminal ends."""
-    if not sys.stdout.isatty():
-        return f"{start:{INDENT}}{text}"
-    width = max(60, shutil.get_terminal_size().columns) - INDENT
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    lines = [text]
+    if sys.stdout.isatty():
+        width = max(60, shutil.get_terminal_size().columns) - INDENT
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return f"{start:{INDENT}}" + f"\n{'':{INDENT}}".join(lines)
 
 

@@ -66,7 +66,6 @@ def build_parser() -> _front.Parser:
 
 
 def main() -> int:
-    """Check the launch, then show it or carry it out; 1 if a run is not done though nothing goes on."""
     argv = sys.argv[1:]
     flags = build_parser().parse_args(argv)
     # these import h5py, which --help need not wait for

@@ -25,7 +25,6 @@ from vae.study import find_target, read_study
 
 
 def build_parser() -> _front.Parser:
-    """Which run, which attempt, which rank, how much."""
     parser = _front.Parser(__doc__).add_target("STUDY/RUN")
     add = parser.add_argument
     add("--follow", action="store_true", help="go on with what is added, also by later attempts")
@@ -37,15 +36,13 @@ def build_parser() -> _front.Parser:
 
 
 def main() -> None:
-    """Print one attempt's log, follow the run, or list its attempts, oldest first."""
     flags = build_parser().parse_args()
 
     # what is asked for, and whether it can be
     study_dir, run = find_target(flags.what, flags.runs_dir)
     study = read_study(study_dir)
     if not run:
-        first = study.runs[0] if study.runs else "RUN"
-        hint = f"give one of its runs: {flags.what}/{first}"
+        hint = f"give one of its runs: {flags.what}/{next(iter(study.runs), 'RUN')}"
         raise SettingsError(f"{flags.what} is a study, not a run", hint)
     if flags.lines is not None and flags.lines < 1:
         raise SettingsError(f"--lines {flags.lines}; allowed: at least 1")
@@ -73,7 +70,6 @@ def main() -> None:
 
 
 def show(attempts: list[AttemptLogs], number: int | None, rank: int, lines: int | None) -> None:
-    """Print one log, or its last lines."""
     if number is not None and not 1 <= number <= len(attempts):
         raise SettingsError(f"there is no attempt {number}", f"choose from 1 to {len(attempts)}; see --list")
     attempt = attempts[-1 if number is None else number - 1]

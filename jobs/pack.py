@@ -91,7 +91,6 @@ def main() -> int:
 
 
 def show(manifest: Manifest, out: Path) -> None:
-    """Print the audit's tables and what was packed."""
     Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(audit.tables(audit.read(out)))
     counts = ", ".join(f"{manifest.num_images(split):,} {split}" for split in manifest.splits)
     print(f"packed: {out} ({counts}), fingerprint {manifest.fingerprint[:12]}")

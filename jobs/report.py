@@ -15,7 +15,6 @@ from vae.study import find_target
 
 
 def main() -> None:
-    """Write the report and print the path of report.html."""
     flags = _front.Parser(__doc__).add_target().parse_args()
     print(write_report(*find_target(flags.what, flags.runs_dir)))
 

@@ -35,7 +35,6 @@ LEAST_WATCH_S = 2.0
 
 
 def main() -> None:
-    """Print the table of runs, and of scores if there are any; once, or until all is done."""
     parser = _front.Parser(__doc__).add_target(nargs="?")
     text = "show it again every 10 (or SECONDS) seconds, until every run is done"
     parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help=text)

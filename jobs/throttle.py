@@ -16,7 +16,6 @@ from vae.study import find_study, read_study
 
 
 def main() -> None:
-    """Change the live arrays of the study, and print which."""
     parser = _front.Parser(__doc__).add_target("STUDY")
     parser.add_argument("to", metavar="N|hold|release", help="runs at once, from 1; or hold, or release")
     flags = parser.parse_args()

@@ -15,7 +15,6 @@ from vae.scoring.inception_weights import fetch, identify, locate
 
 
 def main() -> None:
-    """Do what the command line says; prints the file and its SHA-256."""
     parser = _front.Parser(__doc__)
     parser.add_argument("action", choices=("fetch", "check"))
     text = "the file to fetch to, or to check; else torch's hub cache (TORCH_HOME)"

@@ -1,13 +1,11 @@
 """Machines, partitions and sites as the doctor sees them, for its tests."""
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 from devcluster import DevCluster
 
-from slurm.doctor.machine_checks import Machine
 from slurm.doctor.probe import Probe
 from slurm.doctor.probe_task import RankFacts
 from slurm.doctor.site import NodeKind, Partition, Site
@@ -25,12 +23,7 @@ CPU = Partition("cpu", is_default=True, max_time_min=180, kinds=(PLAIN,))
 CONFIG = {"ClusterName": "alps", "SLURM_VERSION": "23.11.1", "SelectType": "select/cons_tres"}
 SITE = Site(CONFIG, (CPU, GPU, MIXED), account="lab-x")
 
-MACHINE = Machine("login1", SAME, Path("/data/runs"), True, "nfs4", 500.0)
-
-
-def machine(**facts: Any) -> Machine:
-    """A login node on which all is well, but for these facts."""
-    return dataclasses.replace(MACHINE, **facts)
+RUNS_DIR = Path("/data/runs")
 
 
 def rank(number: int = 0, **facts: Any) -> RankFacts:

@@ -15,11 +15,11 @@ from slurm.drill.faults import (
     LOCAL_FAULTS,
     SLURM_FAULTS,
     FaultKind,
-    LocalInjector,
     Moment,
     PlannedFault,
-    SlurmInjector,
     assign,
+    inject_here,
+    inject_on_slurm,
     ranks_of,
     schedule,
     send_signal,
@@ -74,8 +74,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_each_fault_of_the_mix_is_an_order_to_slurm(commands: list[str]) -> None:
     for kind in sorted({fault.kind for fault in SLURM_FAULTS}):
-        inject = SlurmInjector().prepare(PlannedFault(kind), "8_1")
-        assert inject()
+        assert inject_on_slurm(PlannedFault(kind), "8_1")
     assert commands == [
         "scancel 8_1",
         "scancel --signal=KILL 8_1.0",
@@ -95,15 +94,14 @@ def test_each_fault_of_the_mix_is_an_order_to_slurm(commands: list[str]) -> None
 )
 def test_a_job_that_does_not_run_any_more_was_not_hit(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr(client, "run", lambda *_: subprocess.CompletedProcess([], 1, "", words))
-    assert not SlurmInjector().prepare(PlannedFault(FaultKind.WARNED), "8_1")()
+    assert not inject_on_slurm(PlannedFault(FaultKind.WARNED), "8_1")
 
 
 def test_what_the_site_does_not_allow_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     denied = subprocess.CompletedProcess([], 1, "", "Access/permission denied")
     monkeypatch.setattr(client, "run", lambda *_: denied)
-    inject = SlurmInjector().prepare(PlannedFault(FaultKind.REQUEUED), "8_1")
     with pytest.raises(client.SlurmRefused, match=r"`scontrol requeue 8_1`: Access/permission denied"):
-        inject()
+        inject_on_slurm(PlannedFault(FaultKind.REQUEUED), "8_1")
 
 
 def test_each_fault_of_this_machine_is_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +109,7 @@ def test_each_fault_of_this_machine_is_a_signal(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(faults, "ranks_of", lambda controller: [controller + 1, controller + 2])
     monkeypatch.setattr(faults, "send_signal", lambda pids, number: signals.append((list(pids), number)))
     for kind in sorted({fault.kind for fault in LOCAL_FAULTS}):
-        LocalInjector(lambda: 7).prepare(PlannedFault(kind), "local-100")()
+        inject_here(lambda: 7, PlannedFault(kind), "local-100")
     assert signals == [
         ([101], signal.SIGKILL),
         ([7], signal.SIGKILL),
@@ -121,9 +119,8 @@ def test_each_fault_of_this_machine_is_a_signal(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_a_launcher_or_a_job_nothing_is_hit() -> None:
-    injector = LocalInjector(lambda: None)
-    assert not injector.prepare(PlannedFault(FaultKind.TERMINATED), "local-1")()
-    assert not injector.prepare(PlannedFault(FaultKind.KILLED), "local-99999999")()
+    assert not inject_here(lambda: None, PlannedFault(FaultKind.TERMINATED), "local-1")
+    assert not inject_here(lambda: None, PlannedFault(FaultKind.KILLED), "local-99999999")
 
 
 def test_only_the_ranks_of_a_controller_are_hit(tmp_path: Path) -> None:

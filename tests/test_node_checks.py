@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from sites import SAME, machine, probe_of, rank
+from sites import RUNS_DIR, SAME, probe_of, rank
 
 from slurm.doctor.check import Verdict
 from slurm.doctor.node_checks import check_job, check_probe, check_shard
@@ -14,7 +14,7 @@ from slurm.profile import ClusterProfile
 
 
 def verdicts(probe: Probe) -> dict[str, Verdict]:
-    checks = check_probe(probe, machine(), ClusterProfile(), None)
+    checks = check_probe(probe, SAME, RUNS_DIR, ClusterProfile(), None)
     return {check.name: check.verdict for check in checks}
 
 
@@ -49,10 +49,10 @@ def test_one_sick_node_is_enough(facts: dict[str, object], name: str, verdict: s
 
 def test_a_hint_stands_beside_everything_that_is_not_ok() -> None:
     sick = rank(1, token="", cpus_usable=1, gpus_seen=0, may_requeue=False, address="", free_gb=1.0)
-    checks = check_probe(probe_of(rank(0), sick), machine(), ClusterProfile(), None)
+    checks = check_probe(probe_of(rank(0), sick), SAME, RUNS_DIR, ClusterProfile(), None)
     assert len([check for check in checks if check.verdict == "fail"]) > 4
     alone = dataclasses.replace(probe_of(rank(0, errors={"cpus": "no /proc"})), resources=Resources())
-    checks += check_probe(alone, machine(), ClusterProfile(), None)
+    checks += check_probe(alone, SAME, RUNS_DIR, ClusterProfile(), None)
     assert all(check.hint for check in checks if check.verdict != "ok")
 
 
@@ -87,5 +87,5 @@ def test_shards_are_read_on_every_node(tmp_path: Path) -> None:
     good, bad = rank(0, shard="train-00000.h5, 40 images"), rank(1, errors={"shard": "no such file"})
     assert check_shard((good, good), tmp_path).verdict == "ok"
     assert check_shard((good, bad), tmp_path).seen == "not readable on n2 (no such file)"
-    checks = check_probe(probe_of(good, bad), machine(), ClusterProfile(), tmp_path)
+    checks = check_probe(probe_of(good, bad), SAME, RUNS_DIR, ClusterProfile(), tmp_path)
     assert (checks[-1].name, checks[-1].verdict) == ("shard", "fail")

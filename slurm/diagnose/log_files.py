@@ -3,6 +3,7 @@
 import os
 import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,6 @@ class AttemptLogs:
 
     @property
     def label(self) -> str:
-        """What it is called in a list."""
         again = f", restart {self.restart}" if self.restart else ""
         return f"{self.kind}, job {self.job}{again}"
 
@@ -72,12 +72,10 @@ def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]
     """What SLURM, or submitit on this machine, has caught of each rank of a job."""
     job = record.array_task(index)
     ending = handle_of(record).log_ending
-    logs = {}
-    for path in (study_dir / JOBS_DIR).glob(f"{job}_*{ending}"):
-        # `8_1.log` is rank 1 of job 8, but all of task 1 of array 8
-        rank = path.name.removeprefix(f"{job}_").removesuffix(ending)
-        if rank.isdigit() and path.stat().st_size:
-            logs[int(rank)] = path
+    # `8_1.log` is rank 1 of job 8, but all of task 1 of array 8
+    paths = (study_dir / JOBS_DIR).glob(f"{job}_*{ending}")
+    ranks = {path.name.removeprefix(f"{job}_").removesuffix(ending): path for path in paths}
+    logs = {int(rank): path for rank, path in ranks.items() if rank.isdigit() and path.stat().st_size}
     whole = study_dir / JOBS_DIR / f"{job}.log"
     if not logs and whole.exists() and whole.stat().st_size:
         logs[0] = whole
@@ -117,12 +115,9 @@ def shorten(text: str) -> str:
 
 def tail(path: Path) -> list[str]:
     """The last lines of a file, whatever its encoding; none if it is not there."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    lines = text.splitlines()
-    return lines[1:] if size > TAIL_BYTES else lines
+    with suppress(OSError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+        return lines[1:] if size > TAIL_BYTES else lines
+    return []

@@ -1,5 +1,6 @@
 """The examination: which checks are made of this machine, its SLURM and its nodes, one part after another."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from data_prep.errors import SettingsError, ToolkitError
 from data_prep.shards import MANIFEST_FILE
 from slurm import client
 from slurm.doctor.check import Check, Verdict, fail, ok
-from slurm.doctor.machine_checks import Machine, check_machine, check_slurm, guess_shared, look_at_machine
+from slurm.doctor.machine_checks import check_machine, check_slurm, file_system, guess_shared
 from slurm.doctor.node_checks import check_probe
 from slurm.doctor.probe import probe_resources, run_probe
 from slurm.doctor.profile_draft import draft_profile, profile_text, write_draft
@@ -18,7 +19,7 @@ from slurm.node.task import JobKind, TrainTask
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
 from slurm.submit import check_accepted
-from vae.provenance import REPOSITORY
+from vae.provenance import REPOSITORY, versions
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
     Raises ClusterError if there is nothing to draft, SettingsError if the draft cannot be written.
     """
     # this machine
-    site = ask_site()
-    machine = look_at_machine(exam.runs_dir, with_gpus=not (client.has_programs() or exam.needs_slurm))
-    checks = [*check_machine(machine), check_slurm(client.missing_programs(), site, exam.needs_slurm)]
+    site, runs_dir = ask_site(), exam.runs_dir.absolute()
+    checks = check_machine(runs_dir, with_gpus=not (client.has_programs() or exam.needs_slurm))
+    is_writable = {check.name: check.verdict for check in checks}["runs folder"] is Verdict.OK
+    checks = [*checks, check_slurm(client.missing_programs(), site, exam.needs_slurm)]
     if site is not None and not exam.probe_wait_min:
-        checks.append(guess_shared(machine))
-    yield f"this machine, {machine.host}", checks
+        checks.append(guess_shared(file_system(runs_dir)))
+    yield f"this machine, {socket.gethostname()}", checks
     if site is None:
         return
 
@@ -64,11 +66,11 @@ def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
     checks, partition = check_site(site, profile), site.partition(profile.partition)
     resources = probe_resources(partition, profile) if partition else None
     if resources:
-        checks.append(check_test_only(profile, resources, machine.runs_dir))
+        checks.append(check_test_only(profile, resources, runs_dir))
     yield f"SLURM, {site.config.get('ClusterName', '')}", checks
     if exam.probe_wait_min:
-        can_submit = machine.is_writable and checks[-1].verdict is Verdict.OK
-        yield "the nodes", examine_nodes(exam, machine, profile, resources if can_submit else None)
+        can_submit = is_writable and checks[-1].verdict is Verdict.OK
+        yield "the nodes", examine_nodes(exam, runs_dir, profile, resources if can_submit else None)
     if exam.draft_path:
         write_draft(exam.draft_path, profile_text(profile, site))
 
@@ -85,13 +87,12 @@ def check_test_only(profile: ClusterProfile, resources: Resources, runs_dir: Pat
 
 
 def examine_nodes(
-    exam: Examination, machine: Machine, profile: ClusterProfile, resources: Resources | None
+    exam: Examination, runs_dir: Path, profile: ClusterProfile, resources: Resources | None
 ) -> list[Check]:
-    """Run the probe; returns what it showed."""
     if resources is None:
         return [fail("job", "not submitted", "fix what failed above first")]
     try:
-        probe = run_probe(machine.runs_dir, profile, resources, exam.data, exam.probe_wait_min)
+        probe = run_probe(runs_dir, profile, resources, exam.data, exam.probe_wait_min)
     except ToolkitError as error:
         return [fail("job", str(error), error.hint or "")]
-    return check_probe(probe, machine, profile, exam.data)
+    return check_probe(probe, versions(), runs_dir, profile, exam.data)

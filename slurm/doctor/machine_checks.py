@@ -1,11 +1,9 @@
 """Checks of the machine that launches: its packages, its runs folder, its GPUs, its SLURM programs."""
 
 import shutil
-import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from slurm import client
@@ -23,32 +21,16 @@ SHARED = (
 )
 
 
-@dataclass(frozen=True)
-class Machine:
-    host: str
-    versions: dict[str, str]
-    runs_dir: Path
-    is_writable: bool
-    file_system: str
-    """Type of the file system of the runs folder, as in `nfs4`."""
-    free_gb: float
-    gpus: tuple[str, ...] | None = None
-    """Names of the GPUs that torch sees; None if nobody asked, for that means importing torch."""
+def check_machine(runs_dir: Path, with_gpus: bool) -> list[Check]:
+    """What training needs of the machine that launches; `runs_dir` need not exist yet."""
+    free_gb = shutil.disk_usage(nearest_folder(runs_dir)).free / 1e9
+    checks = [check_packages(versions()), check_runs_folder(runs_dir), check_space(free_gb)]
+    return [*checks, check_gpus(visible_gpus())] if with_gpus else checks
 
 
-def look_at_machine(runs_dir: Path, with_gpus: bool) -> Machine:
-    """What this machine is like; `runs_dir` need not exist yet."""
-    folder = runs_dir.absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return Machine(
-        host=socket.gethostname(),
-        versions=versions(),
-        runs_dir=folder,
-        is_writable=is_writable(existing),
-        file_system=file_system(existing),
-        free_gb=shutil.disk_usage(existing).free / 1e9,
-        gpus=visible_gpus() if with_gpus else None,
-    )
+def nearest_folder(path: Path) -> Path:
+    """The path, or the first above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def is_writable(folder: Path) -> bool:
@@ -60,7 +42,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def file_system(folder: Path) -> str:
-    """Type of the file system that holds `folder`, from /proc/mounts; empty if unknown."""
+    """Type of the file system that holds `folder`, as in `nfs4`, from /proc/mounts; empty if unknown."""
     mounts = Path("/proc/mounts")
     rows = map(str.split, mounts.read_text(errors="replace").splitlines() if mounts.exists() else ())
     kinds = {mount.replace("\\040", " "): kind for _, mount, kind, *_ in rows}  # what covers comes later
@@ -69,22 +51,15 @@ def file_system(folder: Path) -> str:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Names of the GPUs that torch sees; none without torch."""
-    try:
+    """Names of the GPUs that torch, if it is there, sees; importing it takes seconds."""
+    with suppress(ImportError):
         import torch
-    except ImportError:
-        return ()
-    return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
 
-
-def check_machine(machine: Machine) -> list[Check]:
-    """What training needs of the machine that launches."""
-    checks = [check_packages(machine.versions), check_runs_folder(machine), check_space(machine.free_gb)]
-    return checks if machine.gpus is None else [*checks, check_gpus(machine.gpus)]
+        return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ()
 
 
 def check_packages(installed: dict[str, str]) -> Check:
-    """Python and every package are there."""
     missing = [name for name, version in installed.items() if version == "not installed"]
     if missing:
         return fail("packages", f"not installed: {', '.join(missing)}", "pip install -e .")
@@ -92,17 +67,16 @@ def check_packages(installed: dict[str, str]) -> Check:
     return ok("packages", ", ".join(names[:4]) + (", ..." if len(names) > 4 else ""))
 
 
-def check_runs_folder(machine: Machine) -> Check:
-    """Studies can be written."""
-    if not machine.is_writable:
-        return fail("runs folder", f"{machine.runs_dir} cannot be written", "choose another --runs-dir")
-    kind = f" ({machine.file_system})" if machine.file_system else ""
-    return ok("runs folder", f"{machine.runs_dir}{kind} can be written")
+def check_runs_folder(runs_dir: Path) -> Check:
+    if not is_writable(nearest_folder(runs_dir)):
+        return fail("runs folder", f"{runs_dir} cannot be written", "choose another --runs-dir")
+    kind = file_system(runs_dir)
+    return ok("runs folder", f"{runs_dir}{f' ({kind})' if kind else ''} can be written")
 
 
-def guess_shared(machine: Machine) -> Check:
+def guess_shared(file_system: str) -> Check:
     """Without a probe, whether nodes share the runs folder can only be guessed from its file system."""
-    kind = machine.file_system or "unknown"
+    kind = file_system or "unknown"
     if kind.startswith(SHARED):
         seen = f"{kind} is a file system that nodes can share; --probe shows whether they do"
         return ok("shared folder", seen)
@@ -121,7 +95,6 @@ def check_space(free_gb: float, where: str = "") -> Check:
 
 
 def check_gpus(gpus: tuple[str, ...]) -> Check:
-    """GPUs for training on this machine."""
     if not gpus:
         hint = "training here uses the CPU; with a GPU, check its driver and that torch was built for CUDA"
         return warn("GPUs", "torch sees none", hint)

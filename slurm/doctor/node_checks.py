@@ -5,23 +5,25 @@ from pathlib import Path
 
 from slurm.diagnose.explain import Case, pending_reason
 from slurm.doctor.check import Check, fail, ok, warn
-from slurm.doctor.machine_checks import Machine, check_space
+from slurm.doctor.machine_checks import check_space
 from slurm.doctor.probe import LIMIT_MIN, Probe
 from slurm.doctor.probe_task import Look, RankFacts
 from slurm.profile import ClusterProfile
 from slurm.scheduler import QUEUED, RUNNING
 
 
-def check_probe(probe: Probe, machine: Machine, profile: ClusterProfile, data: Path | None) -> list[Check]:
-    """The nodes, from what each rank wrote."""
+def check_probe(
+    probe: Probe, versions: dict[str, str], runs_dir: Path, profile: ClusterProfile, data: Path | None
+) -> list[Check]:
+    """The nodes, from what each rank wrote; `versions` are those of the machine that launches."""
     ranks = probe.ranks
     if not ranks:
         return [check_job(probe)]
     checks = [
         check_job(probe),
-        check_shared(probe, machine.runs_dir),
+        check_shared(probe, runs_dir),
         check_space(min(rank.free_gb for rank in ranks), " as the nodes see it"),
-        check_same_versions(ranks, machine.versions),
+        check_same_versions(ranks, versions),
         check_requeue(ranks),
         check_cpus(ranks),
         check_gpus(ranks, probe.resources.gpus_per_node if profile.wants_gpus else 0),
@@ -59,7 +61,6 @@ def unfinished_ranks(probe: Probe) -> list[str]:
 
 
 def check_shared(probe: Probe, runs_dir: Path) -> Check:
-    """A file written here was read on the nodes, and theirs here."""
     if bad := bad_nodes(probe.ranks, "folder", lambda rank: rank.token == probe.token):
         return fail("shared folder", f"not read there: {bad}", "choose a --runs-dir that nodes share")
     return ok("shared folder", f"a file written here was read on the nodes, and theirs here ({runs_dir})")
@@ -90,7 +91,6 @@ def check_same_versions(ranks: Sequence[RankFacts], versions: dict[str, str]) ->
 
 
 def check_requeue(ranks: Sequence[RankFacts]) -> Check:
-    """A job can have itself requeued."""
     if bad := bad_nodes(ranks, "requeue"):
         hint = "nothing to do: the batch script requeues instead of the task, if it finds scontrol itself"
         return warn("requeue", f"not from a task on {bad}", hint)
@@ -101,7 +101,6 @@ def check_requeue(ranks: Sequence[RankFacts]) -> Check:
 
 
 def check_cpus(ranks: Sequence[RankFacts]) -> Check:
-    """Each process may use the CPUs it asked for."""
     name = "CPUs per task"
     if bad := bad_nodes(ranks, "cpus"):
         return warn(name, f"unknown on {bad}", "look with `taskset -cp $$` in a job")
@@ -116,7 +115,6 @@ def check_cpus(ranks: Sequence[RankFacts]) -> Check:
 
 
 def check_gpus(ranks: Sequence[RankFacts], num_asked: int) -> Check:
-    """torch sees the GPUs that SLURM gave."""
     if bad := bad_nodes(ranks, "gpus"):
         return fail("GPUs", f"nobody could look on {bad}", "does torch work there? see packages")
     least = min(ranks, key=lambda rank: (rank.gpus_seen, rank.gpus_allocated))
@@ -156,7 +154,6 @@ def check_rendezvous(probe: Probe) -> list[Check]:
 
 
 def check_all_reduce(backend: str, probe: Probe) -> Check:
-    """All ranks added up over one backend."""
     name, where = f"all-reduce, {backend}", "2 nodes" if probe.resources.nodes > 1 else "one node"
     took_ms = [rank.all_reduce_ms[backend] for rank in probe.ranks if backend in rank.all_reduce_ms]
     if len(took_ms) == probe.resources.gpus:
@@ -169,7 +166,6 @@ def check_all_reduce(backend: str, probe: Probe) -> Check:
 
 
 def check_shard(ranks: Sequence[RankFacts], data: Path) -> Check:
-    """Packed images can be read on the nodes."""
     if bad := bad_nodes(ranks, "shard", lambda rank: bool(rank.shard)):
         hint = f"is {data} on a disk that the nodes share? python jobs/pack.py tells if it is damaged"
         return fail("shard", f"not readable on {bad}", hint)

@@ -96,7 +96,6 @@ def choose_cpu_partition(site: Site) -> Partition | None:
 
 
 def within(limit_min: int, partition: Partition) -> int:
-    """A time limit that the partition takes."""
     return limit_min if partition.max_time_min is None else min(limit_min, partition.max_time_min)
 
 
@@ -141,7 +140,6 @@ def remarks(profile: ClusterProfile, site: Site, partition: Partition) -> dict[s
 
 
 def yaml_line(name: str, value: object) -> str:
-    """One setting as a line of YAML."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump([plain], default_flow_style=True, width=10_000, allow_unicode=True)
     return f"{name}: {text.strip()[1:-1]}"

@@ -43,7 +43,6 @@ class Partition:
 
     @property
     def gpu_types(self) -> tuple[str, ...]:
-        """The types of its GPUs, in alphabetical order."""
         return tuple(sorted({kind.gpu_type for kind in self.kinds if kind.gpus}))
 
     def num_nodes(self, gpus: int = 0, gpu_type: str = "") -> int:

@@ -124,7 +124,6 @@ def check_requeue(config: dict[str, str], profile: ClusterProfile) -> Check:
 
 
 def check_arrays(config: dict[str, str]) -> Check:
-    """Arrays of jobs are allowed."""
     size = config.get("MaxArraySize", str(client.MAX_ARRAY_SIZE))
     if int(size) < 2:
         hint = "ask the site to set MaxArraySize; until then use sbatch by hand, run by run"
@@ -153,7 +152,6 @@ def check_process_tracking(config: dict[str, str]) -> Check:
 
 
 def check_accounting(site: Site) -> Check:
-    """sacct tells how jobs ended."""
     account = f", default account {site.account}" if site.account else ""
     if site.has_accounts:
         return ok("accounting", f"sacct answers{account}")

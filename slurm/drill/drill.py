@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.errors import ClusterError
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
 from slurm.control import live_jobs
-from slurm.drill.faults import FaultInjector, FaultKind, InjectedFault, Moment, RunFaults
+from slurm.drill.faults import FaultKind, InjectedFault, Injector, Moment, RunFaults
 from slurm.drill.verdict import training_logs
 from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs
@@ -46,7 +46,7 @@ class Target:
         self.run_dir, self.index = run_dir, index
         self.planned, self.injected = deque(faults.planned), list(faults.injected)
         self.attempts = attempts
-        self.is_running = self.is_training = False
+        self.is_training = False
         self.job = ""
         """The job that trains it, or is about to."""
         self._attempts_over = attempts  # or ended by the last fault in a moment
@@ -61,7 +61,6 @@ class Target:
         self.attempts, self.is_training = len(starts), len(starts) > self._attempts_over
         self._must_restart = self._must_restart and bool(queued_job)
         self.job = starts[-1].job if self.is_training else self._starting_job(starts, queued_job)
-        self.is_running = bool(self.job or queued_job)
         self._started_s = min(self._started_s, now_s) if self.job and not self.is_training else math.inf
         if not (self.job and self.planned and now_s >= self.not_before_s):
             return False
@@ -122,7 +121,7 @@ class Drill:
     targets: list[Target]
     launch: Callable[[], bool]
     """Runs the command that a user would run, unless it is at work already (False)."""
-    injector: FaultInjector
+    inject: Injector
     watch: QueueWatch
     """The queue, which is asked anew after all that is done here."""
     refused: dict[FaultKind, str] = field(default_factory=dict)
@@ -166,23 +165,20 @@ class Drill:
             if fault := self._inject(target):
                 faults.append((target, fault))
         if not faults and time.monotonic() > self._next_check_s:
-            if self._is_missing(records, scheduler):
-                self._launch_again()
+            self._launch_missing(records, scheduler)
             self._next_check_s = time.monotonic() + LAUNCH_PAUSE_S
         return faults
 
     def _inject(self, target: Target) -> InjectedFault | None:
         """Inject the next fault of a run when its moment has come; returns it, if anything was hit."""
         planned = target.planned[0]
-        kind = planned.kind
         try:
-            inject = self.injector.prepare(planned, target.job)
             if not (moment := target.wait_for_moment()):
                 return None
-            now_s, was_hit = time.time(), inject()
+            now_s, was_hit = time.time(), self.inject(planned, target.job)
         except SlurmRefused as error:
-            self.refused[kind] = str(error)
-            target.planned = deque(fault for fault in target.planned if fault.kind is not kind)
+            self.refused[planned.kind] = str(error)
+            target.planned = deque(fault for fault in target.planned if fault.kind is not planned.kind)
             return None
         self.watch.expire()
         if not was_hit:
@@ -191,18 +187,18 @@ class Drill:
         step = read_progress(target.run_dir).step
         # a job that was starting may have begun to train in the meantime
         attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts
-        fault = InjectedFault(kind, moment, planned.share, step=step, attempts=attempts, time=now_s)
+        fault = InjectedFault(planned.kind, moment, planned.share, step=step, attempts=attempts, time=now_s)
         target.note(fault)
         return fault
 
-    def _is_missing(self, records: list[JobRecord], scheduler: Scheduler) -> bool:
-        """Whether something is neither done nor queued nor running."""
+    def _launch_missing(self, records: list[JobRecord], scheduler: Scheduler) -> None:
+        """Launch again if something is neither done nor queued nor running."""
         try:
-            return not all(live_job(kind, index, records, scheduler) for kind, index in self._work_left())
+            jobs = [live_job(kind, index, records, scheduler) for kind, index in self._work_left()]
         except ClusterError:  # at work on this machine, or squeue does not answer
-            return False
-
-    def _launch_again(self) -> None:
+            return
+        if all(jobs):
+            return
         self._launches += self.launch()
         self.watch.expire()
         if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):
@@ -220,7 +216,7 @@ def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> s
 def launch_drill(
     study_dir: Path,
     launch: Callable[[], bool],
-    injector: FaultInjector,
+    inject: Injector,
     watch: QueueWatch,
     plan: Mapping[str, RunFaults],
 ) -> Drill:
@@ -233,4 +229,4 @@ def launch_drill(
         Target(study_dir / run, index, plan.get(run, RunFaults()), attempts.get(run, 0))
         for index, run in enumerate(study.runs)
     ]
-    return Drill(study_dir, study, targets, launch, injector, watch)
+    return Drill(study_dir, study, targets, launch, inject, watch)

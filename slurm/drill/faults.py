@@ -3,7 +3,6 @@
 import random
 import signal
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import msgspec
 
@@ -76,9 +75,6 @@ class RunFaults(Record, frozen=True):
     injected: tuple[InjectedFault, ...] = ()
 
 
-# --- planning --------------------------------------------------------------------------------------
-
-
 def faults_at(moment: Moment, *kinds: FaultKind) -> list[PlannedFault]:
     """One fault of each kind, all at the same moment; at which steps is still open."""
     return [PlannedFault(kind, moment) for kind in kinds]
@@ -127,11 +123,9 @@ def assign(
     return {run: sorted(own, key=lambda fault: fault.share) for run, own in plan.items()}
 
 
-# --- injecting -------------------------------------------------------------------------------------
-
-# What injectors prepare: it injects a fault at once, and tells whether anything was hit; SlurmRefused if the
-# site does not allow it.
-Injection = Callable[[], bool]
+# Injects a fault into a job or an array task, and tells whether anything was hit; SlurmRefused if the site
+# does not allow it.
+Injector = Callable[[PlannedFault, str], bool]
 
 # What SLURM lets the owner of a job do to it.
 SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
@@ -143,42 +137,25 @@ SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
 }
 
 
-class SlurmInjector:
-    """Orders to SLURM, given by the owner of a job."""
-
-    def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        """The order for a job or an array task; a job that has just ended, or not begun, is not hit."""
-
-        def inject() -> bool:
-            try:
-                SLURM_ORDERS[fault.kind](job)
-                return True
-            except client.SlurmRefused as error:
-                if not client.NOT_RUNNING.search(error.words):
-                    raise
-                return False
-
-        return inject
+def inject_on_slurm(fault: PlannedFault, job: str) -> bool:
+    """Give SLURM the order; a job that has just ended, or not begun, is not hit."""
+    try:
+        SLURM_ORDERS[fault.kind](job)
+        return True
+    except client.SlurmRefused as error:
+        if not client.NOT_RUNNING.search(error.words):
+            raise
+        return False
 
 
-class LocalInjector:
-    """Signals to the processes of a job on this machine, which is named after its controller, `local-PID`."""
-
-    def __init__(self, launcher: Callable[[], int | None]) -> None:
-        """`launcher` gives the process id of the launch command that is at work, if any."""
-        self._launcher = launcher
-
-    def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        """The signal to the ranks, or to the launch command."""
-        controller = int(job.removeprefix("local-"))
-        if fault.kind is FaultKind.WARNED:  # as a scheduler does: every rank
-            return lambda: send_signal(ranks_of(controller), signal.SIGUSR2)
-        if fault.kind is FaultKind.KILLED:
-            return lambda: send_signal(ranks_of(controller)[:1], signal.SIGKILL)
-        # as Ctrl-C, or a lost terminal
-        number = signal.SIGTERM if fault.kind is FaultKind.TERMINATED else signal.SIGKILL
-        launcher = self._launcher()
-        return partial(send_signal, [] if launcher is None else [launcher], number)
-
-
-FaultInjector = SlurmInjector | LocalInjector
+def inject_here(launcher: Callable[[], int | None], fault: PlannedFault, job: str) -> bool:
+    """Send a signal to the ranks of a job of this machine, or to its launch command at work, if any."""
+    ranks = ranks_of(int(job.removeprefix("local-")))  # it is named after its controller
+    if fault.kind is FaultKind.WARNED:  # as a scheduler does: every rank
+        return send_signal(ranks, signal.SIGUSR2)
+    if fault.kind is FaultKind.KILLED:
+        return send_signal(ranks[:1], signal.SIGKILL)
+    # as Ctrl-C, or a lost terminal
+    number = signal.SIGTERM if fault.kind is FaultKind.TERMINATED else signal.SIGKILL
+    pid = launcher()
+    return send_signal([] if pid is None else [pid], number)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -162,9 +163,9 @@ def begin_session(options: DrillOptions, launch_command: Sequence[str]) -> "Sess
     watch = QueueWatch(ask=tuple) if is_local else QueueWatch()  # here, nothing is ever queued
     launcher = Launcher(launch_command, options.study_dir, options)
     twin_launcher = Launcher(launch_command, options.unbroken_dir, options)
-    injector = faults.LocalInjector(launcher.pid) if is_local else faults.SlurmInjector()
-    twin = launch_drill(options.unbroken_dir, twin_launcher.launch, injector, watch, {})
-    drill = launch_drill(options.study_dir, launcher.launch, injector, watch, plan)
+    inject = partial(faults.inject_here, launcher.pid) if is_local else faults.inject_on_slurm
+    twin = launch_drill(options.unbroken_dir, twin_launcher.launch, inject, watch, {})
+    drill = launch_drill(options.study_dir, launcher.launch, inject, watch, plan)
     session = Session(drill, twin, (launcher, twin_launcher))
     session.remember()
     return session
@@ -205,7 +206,6 @@ class Session:
             time.sleep(TICK_S)
 
     def is_busy(self) -> bool:
-        """Whether anything of the two studies is queued or running."""
         is_launching = any(launcher.pid() for launcher in self.launchers)
         return is_launching or self.drill.is_busy() or self.twin.is_busy()
 
@@ -222,7 +222,6 @@ class Session:
         return lines + [f"{kind}: left out, for this site does not allow it: {why}" for kind, why in refused]
 
     def problems(self) -> list[str]:
-        """What is not as it must be."""
         problems = verdict.judge_study(self.drill.study_dir)
         for target in self.drill.targets:
             unbroken = self.twin.study_dir / target.run_dir.name

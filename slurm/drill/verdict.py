@@ -40,9 +40,6 @@ def judge_run(run_dir: Path, faults: Sequence[InjectedFault], unbroken: Path) ->
         return [str(error)]
 
 
-# --- do the witnesses agree ------------------------------------------------------------------------
-
-
 def judge_story(run_dir: Path, faults: Sequence[InjectedFault]) -> list[str]:
     """Where events, provenance, log files and the faults that were injected do not tell the same story."""
     events, done = read_events(run_dir), read_done(run_dir)
@@ -93,9 +90,6 @@ def judge_faults(courses: Sequence[Course], faults: Sequence[InjectedFault]) -> 
             problems.append(f"{where} went on")
         ended.add(fault.attempts)
     return problems
-
-
-# --- what was lost ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,9 +152,6 @@ def describe(fault: InjectedFault, restarts: Sequence[Restart]) -> str:
     redone = f"{restart.lost_steps} steps redone" if restart.lost_steps else "nothing lost"
     after_s = restart.after.time - fault.time
     return f"{line}: resumed at step {restart.after.step} after {after_s:.0f} s, {redone}"
-
-
-# --- the end ---------------------------------------------------------------------------------------
 
 
 def judge_end(run_dir: Path, unbroken: Path) -> list[str]:

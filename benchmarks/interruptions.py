@@ -54,9 +54,9 @@ from slurm.drill.faults import (
     Moment,
     PlannedFault,
     RunFaults,
-    SlurmInjector,
     assign,
     faults_at,
+    on_slurm,
 )
 from slurm.drill.verdict import Restart, judge_run, judge_study, read_restarts
 from slurm.job_records import read_records
@@ -127,14 +127,14 @@ CASES = (
 # --- what only root of the test cluster can do ---------------------------------------------------------
 
 
-class ClusterInjector(SlurmInjector):
+class ClusterInjector:
     """What a user can do to a job, and administrators, other users and broken machines."""
 
     def __init__(self, cluster: DevCluster, rng: random.Random) -> None:
         self.cluster, self.rng = cluster, rng
 
     def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        """As SlurmInjector; a save is over in milliseconds, so what falls into one is sent without SLURM."""
+        """As `on_slurm`; a save is over in milliseconds, so what falls into one is sent without SLURM."""
         if fault.kind in (FaultKind.PREEMPTED, FaultKind.PREEMPTED_AT_ONCE):
             return partial(self.preempt, 10 if fault.kind is FaultKind.PREEMPTED else 0)
         if fault.kind is FaultKind.TIME_LIMIT:
@@ -147,7 +147,7 @@ class ClusterInjector(SlurmInjector):
         numbers = {FaultKind.WARNED: signal.SIGUSR2, FaultKind.TERMINATED: signal.SIGTERM}
         if fault.moment is Moment.SAVING and fault.kind in numbers:
             return partial(send_signal, self.ranks(job), numbers[fault.kind])
-        return super().prepare(fault, job)
+        return on_slurm(fault, job)
 
     def ranks(self, job: str) -> list[int]:
         """Processes of a job's tasks; not the srun that holds their command: TERM would let it kill them."""
@@ -261,7 +261,10 @@ class Bench:
                 planned.insert(0, PlannedFault(FaultKind.TIME_LIMIT, share=0.01))
         run_faults = {run: RunFaults(tuple(planned)) for run, planned in plan.items()}
         study_dir, launch = self.folder / "runs" / name, partial(self.launch, name, case)
-        self.drills[name] = case, launch_drill(study_dir, launch, self.injector, self.watch, run_faults)
+        self.drills[name] = (
+            case,
+            launch_drill(study_dir, launch, self.injector.prepare, self.watch, run_faults),
+        )
 
     def play(self, count: int, until: float) -> list[str]:
         """Studies until `count` interruptions are planned or the time is up, then the end of all."""

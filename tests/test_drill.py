@@ -10,7 +10,7 @@ from data_prep.errors import ClusterError
 from slurm.client import QueuedJob, QueueWatch, SlurmRefused
 from slurm.drill import drill as drill_module
 from slurm.drill.drill import Drill, Target, comes_true, launch_drill
-from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults
+from slurm.drill.faults import FaultKind, InjectedFault, Injection, Moment, PlannedFault, RunFaults
 from slurm.job_records import JobRecord, add_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
@@ -64,6 +64,7 @@ def test_a_fault_comes_when_its_step_has_come(tmp_path: Path) -> None:
     target.note(injected(FaultKind.WARNED))
     target.planned.append(PlannedFault(FaultKind.KILLED, share=0.5))
     assert not target.is_due(JOB)  # this attempt is ending
+    assert target.is_running
     begin_attempt(tmp_path, 1)
     assert target.is_due("")
 
@@ -165,15 +166,18 @@ class Site:
         self.state = "RUNNING"
         return True
 
-    def inject(self, fault: PlannedFault, job: str) -> bool:
-        if isinstance(self.answer, SlurmRefused):
-            raise self.answer
-        self.injected.append((fault.kind, job))
-        return self.answer
+    def prepare(self, fault: PlannedFault, job: str) -> Injection:
+        def inject() -> bool:
+            if isinstance(self.answer, SlurmRefused):
+                raise self.answer
+            self.injected.append((fault.kind, job))
+            return self.answer
+
+        return inject
 
     def drill(self, *planned: PlannedFault) -> Drill:
         plan = {"direct-s0": RunFaults(planned)}
-        return launch_drill(self.study_dir, self.launch, self.inject, self.watch, plan)
+        return launch_drill(self.study_dir, self.launch, self.prepare, self.watch, plan)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from data_prep.errors import ClusterError, DamagedFile, SettingsError
 from data_prep.shards import MANIFEST_FILE, read_manifest
 from slurm.client import QueueWatch
 from slurm.drill.drill import Drill, Target
-from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults, inject_on_slurm
+from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults, on_slurm
 from slurm.drill.session import (
     DrillOptions,
     Launcher,
@@ -172,7 +172,7 @@ def a_session(options: DrillOptions, *targets: Target) -> Session:
     def drill_of(study_dir: Path, targets: list[Target]) -> Drill:
         prepare_study(study_dir, Study(study_dir.name, ("direct-s0",), extractor="smoke"))
         return Drill(
-            study_dir, read_study(study_dir), targets, lambda: False, inject_on_slurm, QueueWatch(ask=tuple)
+            study_dir, read_study(study_dir), targets, lambda: False, on_slurm, QueueWatch(ask=tuple)
         )
 
     launchers = (a_launcher(options, ""), a_launcher(options, ""))

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.errors import ClusterError
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
 from slurm.control import live_jobs
-from slurm.drill.faults import FaultKind, InjectedFault, Injector, Moment, RunFaults
+from slurm.drill.faults import FaultKind, InjectedFault, Moment, Preparer, RunFaults
 from slurm.drill.verdict import training_logs
 from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs
@@ -46,7 +46,7 @@ class Target:
         self.run_dir, self.index = run_dir, index
         self.planned, self.injected = deque(faults.planned), list(faults.injected)
         self.attempts = attempts
-        self.is_training = False
+        self.is_running = self.is_training = False
         self.job = ""
         """The job that trains it, or is about to."""
         self._attempts_over = attempts  # or ended by the last fault in a moment
@@ -61,6 +61,7 @@ class Target:
         self.attempts, self.is_training = len(starts), len(starts) > self._attempts_over
         self._must_restart = self._must_restart and bool(queued_job)
         self.job = starts[-1].job if self.is_training else self._starting_job(starts, queued_job)
+        self.is_running = bool(self.job or queued_job)
         self._started_s = min(self._started_s, now_s) if self.job and not self.is_training else math.inf
         if not (self.job and self.planned and now_s >= self.not_before_s):
             return False
@@ -121,7 +122,7 @@ class Drill:
     targets: list[Target]
     launch: Callable[[], bool]
     """Runs the command that a user would run, unless it is at work already (False)."""
-    inject: Injector
+    prepare: Preparer
     watch: QueueWatch
     """The queue, which is asked anew after all that is done here."""
     refused: dict[FaultKind, str] = field(default_factory=dict)
@@ -173,9 +174,10 @@ class Drill:
         """Inject the next fault of a run when its moment has come; returns it, if anything was hit."""
         planned = target.planned[0]
         try:
+            inject = self.prepare(planned, target.job)
             if not (moment := target.wait_for_moment()):
                 return None
-            now_s, was_hit = time.time(), self.inject(planned, target.job)
+            now_s, was_hit = time.time(), inject()
         except SlurmRefused as error:
             self.refused[planned.kind] = str(error)
             target.planned = deque(fault for fault in target.planned if fault.kind is not planned.kind)
@@ -216,7 +218,7 @@ def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> s
 def launch_drill(
     study_dir: Path,
     launch: Callable[[], bool],
-    inject: Injector,
+    prepare: Preparer,
     watch: QueueWatch,
     plan: Mapping[str, RunFaults],
 ) -> Drill:
@@ -229,4 +231,4 @@ def launch_drill(
         Target(study_dir / run, index, plan.get(run, RunFaults()), attempts.get(run, 0))
         for index, run in enumerate(study.runs)
     ]
-    return Drill(study_dir, study, targets, launch, inject, watch)
+    return Drill(study_dir, study, targets, launch, prepare, watch)

@@ -3,6 +3,7 @@
 import random
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -123,9 +124,10 @@ def assign(
     return {run: sorted(own, key=lambda fault: fault.share) for run, own in plan.items()}
 
 
-# Injects a fault into a job or an array task, and tells whether anything was hit; SlurmRefused if the site
-# does not allow it.
-Injector = Callable[[PlannedFault, str], bool]
+# Injects a fault at once, and tells whether anything was hit; SlurmRefused if the site does not allow it.
+Injection = Callable[[], bool]
+# Prepares that for a job or an array task before its moment comes, which may last for milliseconds.
+Preparer = Callable[[PlannedFault, str], Injection]
 
 # What SLURM lets the owner of a job do to it.
 SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
@@ -135,6 +137,11 @@ SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
     FaultKind.REQUEUED: client.requeue,
     FaultKind.CANCELLED: client.cancel_running,
 }
+
+
+def on_slurm(fault: PlannedFault, job: str) -> Injection:
+    """The order to SLURM."""
+    return partial(inject_on_slurm, fault, job)
 
 
 def inject_on_slurm(fault: PlannedFault, job: str) -> bool:
@@ -148,8 +155,13 @@ def inject_on_slurm(fault: PlannedFault, job: str) -> bool:
         return False
 
 
+def here(launcher: Callable[[], int | None]) -> Preparer:
+    """The signal to processes of this machine; `launcher` gives the id of the launch command at work, if any."""
+    return lambda fault, job: partial(inject_here, launcher, fault, job)
+
+
 def inject_here(launcher: Callable[[], int | None], fault: PlannedFault, job: str) -> bool:
-    """Send a signal to the ranks of a job of this machine, or to its launch command at work, if any."""
+    """Send a signal to the ranks of a job of this machine, or to its launch command."""
     ranks = ranks_of(int(job.removeprefix("local-")))  # it is named after its controller
     if fault.kind is FaultKind.WARNED:  # as a scheduler does: every rank
         return send_signal(ranks, signal.SIGUSR2)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -163,9 +162,9 @@ def begin_session(options: DrillOptions, launch_command: Sequence[str]) -> "Sess
     watch = QueueWatch(ask=tuple) if is_local else QueueWatch()  # here, nothing is ever queued
     launcher = Launcher(launch_command, options.study_dir, options)
     twin_launcher = Launcher(launch_command, options.unbroken_dir, options)
-    inject = partial(faults.inject_here, launcher.pid) if is_local else faults.inject_on_slurm
-    twin = launch_drill(options.unbroken_dir, twin_launcher.launch, inject, watch, {})
-    drill = launch_drill(options.study_dir, launcher.launch, inject, watch, plan)
+    prepare = faults.here(launcher.pid) if is_local else faults.on_slurm
+    twin = launch_drill(options.unbroken_dir, twin_launcher.launch, prepare, watch, {})
+    drill = launch_drill(options.study_dir, launcher.launch, prepare, watch, plan)
     session = Session(drill, twin, (launcher, twin_launcher))
     session.remember()
     return session

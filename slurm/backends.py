@@ -15,7 +15,7 @@ from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
 from slurm.preflight import check_this_machine, warn_of_private_folders
 from slurm.profile import ClusterProfile
 from slurm.sbatch import sbatch_text
-from slurm.submit import as_shell, check_accepted, submit
+from slurm.submit import as_shell, hand_over, submit
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class SlurmBackend:
         return with_cap(requests, self.max_parallel)
 
     def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
-        """Raise ClusterError if a job would be refused."""
+        """Have SLURM check the jobs without submitting any; ClusterError with its words on what is wrong."""
         for request in requests:
-            check_accepted(request, self.profile, code_dir)
+            hand_over(request, sbatch_text(request, self.profile, code_dir), "--test-only")
 
     def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
         """What `start` would do; scripts to the letter."""
@@ -70,9 +70,8 @@ class LocalBackend:
 
     def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
         if job := facts.any_job():
-            raise ClusterError(
-                f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
-            )
+            hint = f"wait for it, or cancel it: scancel {job}"
+            raise ClusterError(f"job {job} is at work on this study", hint)
         return decide(facts, resources, pack_jobs=1)
 
     def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:

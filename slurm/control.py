@@ -32,9 +32,8 @@ def live_jobs(
     With `run`, a position in the study, only what works on that one. ClusterError if SLURM does not answer.
     """
     if scheduler.queue is None:
-        raise ClusterError(
-            "squeue does not answer, so nobody knows what is queued or running", "try again later"
-        )
+        unknown = "squeue does not answer, so nobody knows what is queued or running"
+        raise ClusterError(unknown, "try again later")
     live = {}
     for record in records:
         indices = [index for index in record.indices if run in (None, index)]

@@ -86,10 +86,8 @@ def only_packed(folder: Path) -> Path:
     """The one packed data set below `folder`."""
     folders = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
     if not folders:
-        raise SettingsError(
-            f"no packed images under {folder}/",
-            "give --data a folder of images, a packed folder, or phantom:200 for made-up ones",
-        )
+        hint = "give --data a folder of images, a packed folder, or phantom:200 for made-up ones"
+        raise SettingsError(f"no packed images under {folder}/", hint)
     if len(folders) > 1:
         names = ", ".join(map(str, folders))
         raise SettingsError(f"several packed data sets under {folder}/: {names}", "choose one with --data")

@@ -68,10 +68,8 @@ class Resources:
         if self.gpus < 1 or self.nodes < 1:
             raise SettingsError(f"--gpus {self.gpus} --nodes {self.nodes}; allowed: at least 1 each")
         if self.gpus % self.nodes:
-            raise SettingsError(
-                f"--gpus {self.gpus} cannot be spread evenly over --nodes {self.nodes}",
-                "--gpus counts the GPUs of one run over all its nodes; make it a multiple of --nodes",
-            )
+            hint = "--gpus counts the GPUs of one run over all its nodes; make it a multiple of --nodes"
+            raise SettingsError(f"--gpus {self.gpus} cannot be spread evenly over --nodes {self.nodes}", hint)
 
     @property
     def gpus_per_node(self) -> int:

@@ -121,10 +121,10 @@ def check_flag(name: str) -> None:
 def check_word(name: str, value: str) -> None:
     """Raise SettingsError unless `value` is empty or one word that an #SBATCH line can hold."""
     if value and not WORD.fullmatch(value):
-        raise SettingsError(
-            f"{name} = {value!r} is not allowed",
-            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign",
+        hint = (
+            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign"
         )
+        raise SettingsError(f"{name} = {value!r} is not allowed", hint)
 
 
 def check_one_line(name: str, value: str) -> None:
@@ -146,9 +146,7 @@ def read_profile(name: str) -> ClusterProfile:
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
         own = name if NAME.fullmatch(name) else "NAME"
-        raise SettingsError(
-            f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
-            "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
-            f"slurm/profiles/{own}.yaml",
-        )
+        hint = "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+        hint += f"slurm/profiles/{own}.yaml"
+        raise SettingsError(f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.', hint)
     return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

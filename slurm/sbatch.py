@@ -157,7 +157,8 @@ def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
     limit_s = 60 * limit_min(request.kind, profile)
     if request.kind is not JobKind.TRAIN:  # it has nothing to save
         return min(profile.warning_s or LEAST_SIGNAL_LEAD_S, limit_s // LEAST_LIMIT_PER_LEAD)
-    lead_s = profile.warning_s or measured_signal_lead_s(request.stop_s)
+    measured_s = max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * request.stop_s) + SIGNAL_SLACK_S)
+    lead_s = profile.warning_s or (measured_s if request.stop_s else FIRST_SIGNAL_LEAD_S)
     if limit_s < LEAST_LIMIT_PER_LEAD * lead_s:
         why = f", because its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
         raise SettingsError(
@@ -167,13 +168,6 @@ def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
             "or set a shorter warning_s in the profile",
         )
     return lead_s
-
-
-def measured_signal_lead_s(stop_s: float) -> int:
-    """How early a run needs the stop signal whose slowest save (and validation) took `stop_s` seconds."""
-    if not stop_s:
-        return FIRST_SIGNAL_LEAD_S
-    return max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * stop_s) + SIGNAL_SLACK_S)
 
 
 def srun_command(request: JobRequest, profile: ClusterProfile) -> str:
@@ -216,7 +210,7 @@ def check_path(path: Path) -> None:
     text = str(path)
     bad = sorted({char for char in text if char in "%\"'\\$`#" or not char.isprintable()})
     if bad:
+        hint = "use a folder whose name has none of % \" ' \\ $ ` # and no line breaks"
         raise SettingsError(
-            f"the path {text!r} holds {', '.join(map(repr, bad))}, which SLURM would misread",
-            "use a folder whose name has none of % \" ' \\ $ ` # and no line breaks",
+            f"the path {text!r} holds {', '.join(map(repr, bad))}, which SLURM would misread", hint
         )

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MAX_IDLE_RESTARTS = 3
 
 # Without a stop signal, a run stops by itself this long before its job's end, beside the time it takes to
-# save twice. SLURM's stop signal comes earlier (sbatch.measured_signal_lead_s).
+# save twice. SLURM's stop signal comes earlier (sbatch.signal_lead_s).
 LAST_CHANCE_S = 20
 
 

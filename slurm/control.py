@@ -126,11 +126,11 @@ def hold(study_dir: Path, study: Study) -> list[str]:
 def release(study_dir: Path, study: Study) -> list[str]:
     """Take back a hold; returns one line for each job. Raises as `throttled_jobs`."""
     live, _ = throttled_jobs(study_dir, study)
-    for record in live:
+    lines = []
+    for record, indices in live.items():
         client.release(record.id)
-    return [
-        f"released: {describe(record, indices, study)} (job {record.id})" for record, indices in live.items()
-    ]
+        lines.append(f"released: {describe(record, indices, study)} (job {record.id})")
+    return lines
 
 
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:

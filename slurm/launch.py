@@ -99,19 +99,14 @@ def read_launch(flags: Any) -> Launch:
     data = find_data(flags.data, flags.size)
     name = check_name(safe_name(data.folder.name) if flags.study is None else flags.study)
     study_dir = (flags.runs_dir / name).resolve()
-    configs = read_configs(flags, data)
-    weights_path = str(Path(flags.inception_weights).resolve()) if flags.inception_weights else ""
-    study = with_earlier_runs(study_dir, Study(name, tuple(configs), flags.extractor, weights_path))
-    return Launch(study_dir, study, configs, data, resources, backend, take_snapshot(study_dir))
-
-
-def read_configs(flags: Any, data: Data) -> dict[str, RunConfig]:
-    """The runs asked for: every variant with every seed, by name."""
     settings = {**flags.run.as_dict(), "data": str(data.folder), "image_size_px": data.image_size_px}
-    return {
+    configs = {
         run_name(variant, seed): RunConfig(**{**settings, "variant": variant, "seed": seed})
         for variant, seed in product(VARIANT_GROUPS[flags.variant], flags.seeds)
     }
+    weights_path = str(Path(flags.inception_weights).resolve()) if flags.inception_weights else ""
+    study = with_earlier_runs(study_dir, Study(name, tuple(configs), flags.extractor, weights_path))
+    return Launch(study_dir, study, configs, data, resources, backend, take_snapshot(study_dir))
 
 
 def check(launch: Launch, is_dry: bool) -> None:

@@ -29,8 +29,8 @@ POLL_S = 0.3
 SAVE_LIMIT_S = 60.0
 # Who ends a job from outside waits a little longer than its launcher does.
 END_LIMIT_S = SAVE_LIMIT_S + 10.0
-# How often a process is asked to end: one that is just starting misses it.
-ASK_EVERY_S = 1.0
+# How often one looks whether a process has ended, and asks it again: one that is just starting misses it.
+LOOK_EVERY_S, LOOKS_PER_ASK = 0.1, 10
 
 Watch = Callable[[JobRequest, int], None]
 
@@ -186,16 +186,13 @@ def end_or_kill(pid: int) -> None:
 
 def end_in_time(pids: Sequence[int], limit_s: float, ask: int | None = None) -> bool:
     """Whether all these processes end; one of them may be asked to, again and again."""
-    started_s = asked_s = time.monotonic()
-    while any(map(is_alive, pids)):
-        now_s = time.monotonic()
-        if now_s >= started_s + limit_s:
-            return False
-        if ask is not None and now_s >= asked_s:
+    for look in range(round(limit_s / LOOK_EVERY_S)):
+        if not any(map(is_alive, pids)):
+            return True
+        if ask is not None and look % LOOKS_PER_ASK == 0:
             send_signal([ask], signal.SIGTERM)
-            asked_s = now_s + ASK_EVERY_S
-        time.sleep(ASK_EVERY_S / 10)
-    return True
+        time.sleep(LOOK_EVERY_S)
+    return False
 
 
 def send_signal(pids: Sequence[int], number: signal.Signals) -> bool:

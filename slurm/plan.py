@@ -42,8 +42,8 @@ class StudyFacts:
     runs: tuple[RunFacts, ...]
     """The runs asked for; the study may hold more."""
     data_dir: Path
-    is_packed: bool = True
-    num_shards: int = 0
+    num_shards: int | None = None
+    """Shards to be packed; None when that is done."""
     pack_job: str = ""
     """Id of the queued or running job that will finish the shards."""
     has_report: bool = False
@@ -120,7 +120,7 @@ def decide(
 
 def decide_pack(facts: StudyFacts, pack_jobs: int) -> tuple[JobRequest, ...]:
     """An array that packs the planned shards, and the job that joins them."""
-    if facts.is_packed or facts.pack_job:
+    if facts.num_shards is None or facts.pack_job:
         return ()
     out, count = facts.data_dir, max(1, min(pack_jobs, facts.num_shards))
     tasks = {index: PackTask(str(out), index, count) for index in range(count)}
@@ -219,10 +219,10 @@ def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ..
         return requests
     arrays = sum(request.kind is JobKind.TRAIN for request in requests)
     if cap < arrays:
-        raise SettingsError(
-            f"--max-parallel {cap}, but the study takes {arrays} arrays, each of which runs one run at least",
-            f"use --max-parallel {arrays} or more, or launch fewer --seeds at a time",
+        few = (
+            f"--max-parallel {cap}, but the study takes {arrays} arrays, each of which runs one run at least"
         )
+        raise SettingsError(few, f"use --max-parallel {arrays} or more, or launch fewer --seeds at a time")
     caps = zip(requests, shares(cap, [request.kind for request in requests]), strict=True)
     return tuple(replace(request, max_parallel=share if request.resources else 0) for request, share in caps)
 

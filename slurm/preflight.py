@@ -43,9 +43,8 @@ def check_this_machine(resources: Resources) -> None:
         raise ClusterError(several, "use --nodes 1")
     gpus = num_gpus_here()
     if gpus == 0:
-        log.warning(
-            "warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU", resources.gpus
-        )
+        text = "warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU"
+        log.warning(text, resources.gpus)
     elif gpus < resources.gpus:
         raise ClusterError(f"--gpus {resources.gpus}, but this machine has {gpus}", f"use --gpus {gpus}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -88,16 +89,16 @@ class ClusterProfile:
         renamed = self.rename or {}
         for flag in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
             check_flag(flag)
-        for name in ("container", "python"):
-            check_one_line(name, getattr(self, name))
+        words = (("container", self.container), ("python", self.python))
+        for name, line in (*words, *product(["setup"], self.setup)):
+            if not line.isprintable():  # a line break would start another command
+                raise SettingsError(f"{name} = {line!r} is not allowed", "use one line of plain text")
         try:
             shlex.split(self.container)
         except ValueError as error:
             raise SettingsError(f"container = {self.container!r}: {error}", "close the quotes") from error
         if "/" in self.python and not self.python.startswith("/"):
             raise SettingsError(f"python = {self.python!r} is not allowed", "give its absolute path")
-        for line in self.setup:
-            check_one_line("setup", line)
         for name, value in vars(self).items():
             least = 0 if name in MAY_BE_ZERO else 1
             if isinstance(value, int) and value < least:
@@ -125,12 +126,6 @@ def check_word(name: str, value: str) -> None:
             "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign"
         )
         raise SettingsError(f"{name} = {value!r} is not allowed", hint)
-
-
-def check_one_line(name: str, value: str) -> None:
-    """Raise SettingsError if `value` holds a control character: a line break would start another command."""
-    if not value.isprintable():
-        raise SettingsError(f"{name} = {value!r} is not allowed", "use one line of plain text")
 
 
 def known_profiles() -> list[str]:

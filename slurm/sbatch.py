@@ -41,10 +41,7 @@ LEAST_LIMIT_PER_LEAD = 4
 
 
 def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
-    """The whole script for sbatch, of a job that runs the code in `code_dir`.
-
-    Only the dependencies, whose ids come later, are given beside it.
-    """
+    """The script of a job that runs the code in `code_dir`; its dependencies, known later, are not in it."""
     for path in (request.folder, code_dir):
         check_path(path)
     code = shlex.quote(str(code_dir))
@@ -161,12 +158,10 @@ def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
     lead_s = profile.warning_s or (measured_s if request.stop_s else FIRST_SIGNAL_LEAD_S)
     if limit_s < LEAST_LIMIT_PER_LEAD * lead_s:
         why = f", because its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
-        raise SettingsError(
-            f"train_limit_min = {limit_s // 60} leaves too little time: {request.name} gets the stop signal "
-            f"{lead_s} s before it{why}",
-            f"allow at least {math.ceil(LEAST_LIMIT_PER_LEAD * lead_s / 60)} minutes, "
-            "or set a shorter warning_s in the profile",
-        )
+        late = f"{request.name} gets the stop signal {lead_s} s before it{why}"
+        least_min = math.ceil(LEAST_LIMIT_PER_LEAD * lead_s / 60)
+        hint = f"allow at least {least_min} minutes, or set a shorter warning_s in the profile"
+        raise SettingsError(f"train_limit_min = {limit_s // 60} leaves too little time: {late}", hint)
     return lead_s
 
 

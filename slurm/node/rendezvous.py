@@ -88,13 +88,11 @@ def wait_for_rendezvous(job_env: JobEnvironment, path: Path, limit_s: float = RE
 
 
 def own_address(job_env: JobEnvironment) -> str:
-    """Address at which the other ranks of the job reach this process.
-
-    Node names need not resolve; NodeAddr is what SLURM itself connects to.
-    """
+    """Address at which the other ranks of the job reach this process."""
     if job_env.num_nodes == 1:
         return "127.0.0.1"
-    # srun ran on the job's first node, which is rank 0's; some sites have no scontrol there
+    # Node names need not resolve; NodeAddr is what SLURM itself connects to. Some sites have no scontrol on
+    # the job's first node, which is rank 0's and the one that srun ran on.
     address = client.node_address(job_env.node) or os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
     if not address:
         hint = "does `scontrol show node` work on the nodes?"

@@ -15,7 +15,7 @@ from slurm.plan import JobRequest, Resources, StudyFacts, decide, with_cap
 from slurm.preflight import check_this_machine, warn_of_private_folders
 from slurm.profile import ClusterProfile
 from slurm.sbatch import sbatch_text
-from slurm.submit import as_shell, hand_over, submit
+from slurm.submit import as_shell, check_accepted, submit
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class SlurmBackend:
         return with_cap(requests, self.max_parallel)
 
     def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:
-        """Have SLURM check the jobs without submitting any; ClusterError with its words on what is wrong."""
+        """Raise ClusterError if a job would be refused."""
         for request in requests:
-            hand_over(request, sbatch_text(request, self.profile, code_dir), "--test-only")
+            check_accepted(request, self.profile, code_dir)
 
     def describe(self, requests: Sequence[JobRequest], code_dir: Path) -> str:
         """What `start` would do; scripts to the letter."""

@@ -134,10 +134,7 @@ def release(study_dir: Path, study: Study) -> list[str]:
 
 
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
-    """Let at most `count` runs train (and be scored) at once; returns one line for each array.
-
-    Several arrays of one kind share it. Raises as `throttled_jobs`.
-    """
+    """Let at most `count` runs train (and be scored) at once; one line for each array. Raises as `hold`."""
     if count < 1:
         raise ClusterError(f"{count} runs at once", "give 1 or more, or hold")
     live, _ = throttled_jobs(study_dir, study)

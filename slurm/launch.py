@@ -62,8 +62,8 @@ class Launch:
 
     def missing_jobs(self) -> tuple[JobRequest, ...]:
         """The jobs that are missing now."""
-        names, data = tuple(self.configs), self.data
-        facts = study_facts(self.study_dir, self.study, names, data.folder, data.num_shards)
+        num_shards = None if self.data.plan is None else len(self.data.plan.shards)
+        facts = study_facts(self.study_dir, self.study, tuple(self.configs), self.data.folder, num_shards)
         return self.backend.missing_jobs(facts, self.resources)
 
     def accepted_jobs(self) -> tuple[JobRequest, ...]:
@@ -152,10 +152,7 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
 
 
 def write_down(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
-    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet.
-
-    The command is kept with the study, if it is about to start anything.
-    """
+    """Write the plan of data to pack, study.yaml, run.yaml of every run not trained yet, and the command."""
     write_data_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
     for name, config in launch.configs.items():

@@ -24,11 +24,6 @@ class Data:
     plan: "Plan | None" = None
     """How they are going to be packed; None when that is done."""
 
-    @property
-    def num_shards(self) -> int | None:
-        """Shards to be packed; None when that is done."""
-        return None if self.plan is None else len(self.plan.shards)
-
 
 def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
     """The data asked for, or the only packed ones; without a size, packed images keep theirs.

@@ -105,10 +105,7 @@ def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
 
 
 def visible_gpus(request: JobRequest) -> dict[str, object]:
-    """submitit's parameters that leave CUDA_VISIBLE_DEVICES as the user set it; it would number from 0.
-
-    Raises ClusterError if the variable names GPUs in a way that cannot be passed on.
-    """
+    """submitit's parameters that leave CUDA_VISIBLE_DEVICES alone, or ClusterError; it numbers from 0."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = request.resources.gpus_per_node if request.resources else 0
     if given is None or wanted == 0:
@@ -125,17 +122,14 @@ def visible_gpus(request: JobRequest) -> dict[str, object]:
 
 @contextmanager
 def _set_apart(code_dir: Path) -> Iterator[None]:
-    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us.
-
-    They ignore the terminal's Ctrl-C: the launcher ends them, and lets them save.
-    """
+    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us."""
     environment, folder = dict(os.environ), Path.cwd()
     others = os.environ.get("PYTHONPATH")
     wanted = clean_environment() | {"PYTHONPATH": f"{code_dir}:{others}" if others else str(code_dir)}
     os.environ.clear()
     os.environ.update(wanted)
     os.chdir(code_dir)  # where Python looks first
-    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends them, and lets them save
     try:
         yield
     finally:

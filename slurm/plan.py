@@ -211,10 +211,7 @@ def numbered(key: str, number: int) -> str:
 
 
 def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ...]:
-    """The requests, with at most `cap` runs that train, and that are scored, at once; 0 = no cap.
-
-    Raises SettingsError if there are more training arrays than that, for each runs one array task at least.
-    """
+    """The requests, at most `cap` runs training (and scored) at once (0 = no cap), or SettingsError."""
     if not cap:
         return requests
     arrays = sum(request.kind is JobKind.TRAIN for request in requests)

@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from data_prep.errors import SettingsError
@@ -147,10 +148,7 @@ def limit_min(kind: JobKind, profile: ClusterProfile) -> int:
 
 
 def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
-    """Seconds before its time limit at which the job gets the stop signal.
-
-    Raises SettingsError if the limit leaves too little time for work beside it.
-    """
+    """Seconds from the stop signal to the job's time limit; SettingsError if that leaves too few for work."""
     limit_s = 60 * limit_min(request.kind, profile)
     if request.kind is not JobKind.TRAIN:  # it has nothing to save
         return min(profile.warning_s or LEAST_SIGNAL_LEAD_S, limit_s // LEAST_LIMIT_PER_LEAD)
@@ -191,13 +189,10 @@ def array_spec(request: JobRequest) -> str:
 
 def index_list(indices: Iterable[int]) -> str:
     """Array indices as sbatch writes them: {0, 1, 2, 5} is `0-2,5`."""
-    spans: list[list[int]] = []
-    for index in sorted(indices):
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    # along a span, an index and its position in the list differ by the same
+    groups = groupby(enumerate(sorted(indices)), key=lambda place: place[1] - place[0])
+    spans = [[index for _, index in group] for _, group in groups]
+    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
 def check_path(path: Path) -> None:

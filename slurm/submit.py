@@ -32,6 +32,11 @@ def sbatch_options(request: JobRequest, ids: dict[str, str]) -> list[str]:
     return ["--parsable", *([f"--dependency={','.join(waits)}"] if waits else [])]
 
 
+def check_accepted(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> None:
+    """Have SLURM check the script without submitting it; ClusterError with its words on what is wrong."""
+    hand_over(request, sbatch_text(request, profile, code_dir), "--test-only")
+
+
 def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Path) -> dict[str, str]:
     """Submit the requests in order; returns the job id of each key. Each is recorded as soon as it is queued.
 
@@ -82,7 +87,7 @@ def write_pickle(jobs_dir: Path, task: Task, limit: int) -> Path:
 
 
 def hand_over(request: JobRequest, text: str, *options: str) -> str:
-    """Give a script to sbatch; returns what it says. ClusterError with its words if it refuses."""
+    """Give a script to sbatch; returns what it says. Raises as `check_accepted`."""
     try:
         return client.sbatch(text, *options)
     except client.SlurmRefused as error:

@@ -7,14 +7,13 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from data_prep.errors import ClusterError
-from slurm.backends import SlurmBackend
 from slurm.job_records import read_records
 from slurm.node.environment import Backend
 from slurm.node.task import EvaluateTask, JobKind, ReportTask, TrainTask
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
 from slurm.sbatch import sbatch_text
-from slurm.submit import as_shell, sbatch_options, submit
+from slurm.submit import as_shell, check_accepted, sbatch_options, submit
 
 STUDY = Path("/shared/runs/chest")
 CODE = Path("/shared/runs/chest/code/0123456789ab")
@@ -86,11 +85,10 @@ def test_a_job_that_is_refused_leaves_no_pickle_and_those_before_it_stay(
 
 def test_a_check_submits_nothing(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     (request, *_) = plan(tmp_path, "linear-s0")
-    backend = SlurmBackend(ClusterProfile())
-    backend.check_accepted([request], CODE)
+    check_accepted(request, ClusterProfile(), CODE)
     fake_slurm.refuse("error: Requested node configuration is not available")
     with pytest.raises(ClusterError, match=r"failed: Requested node configuration is not available$"):
-        backend.check_accepted([request], CODE)
+        check_accepted(request, ClusterProfile(), CODE)
     assert fake_slurm.jobs == {}
     assert list(tmp_path.iterdir()) == []
 

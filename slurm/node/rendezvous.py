@@ -60,8 +60,7 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
 
 def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
     """Rank 0's part: write the address and port at which it will listen, and return them."""
-    of_any_attempt = rendezvous_path(path.parent, "*").name
-    for left_behind in path.parent.glob(of_any_attempt):  # by one that was killed
+    for left_behind in path.parent.glob(rendezvous_path(path.parent, "*").name):  # by a killed attempt
         left_behind.unlink(missing_ok=True)
     rank0 = Address(own_address(job_env), free_port())
     write_record(path, rank0)

@@ -186,7 +186,7 @@ def end_in_time(pids: Sequence[int], limit_s: float, ask: int | None = None) -> 
         if ask is not None and look % LOOKS_PER_ASK == 0:
             send_signal([ask], signal.SIGTERM)
         time.sleep(LOOK_EVERY_S)
-    return False
+    return not any(map(is_alive, pids))
 
 
 def send_signal(pids: Sequence[int], number: signal.Signals) -> bool:

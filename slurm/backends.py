@@ -70,9 +70,8 @@ class LocalBackend:
 
     def missing_jobs(self, facts: StudyFacts, resources: Resources) -> tuple[JobRequest, ...]:
         if job := facts.any_job():
-            raise ClusterError(
-                f"job {job} is at work on this study", "wait for it, or cancel it: scancel " + job
-            )
+            hint = f"wait for it, or cancel it: scancel {job}"
+            raise ClusterError(f"job {job} is at work on this study", hint)
         return decide(facts, resources, pack_jobs=1)
 
     def check_accepted(self, requests: Sequence[JobRequest], code_dir: Path) -> None:

@@ -32,9 +32,8 @@ def live_jobs(
     With `run`, a position in the study, only what works on that one. ClusterError if SLURM does not answer.
     """
     if scheduler.queue is None:
-        raise ClusterError(
-            "squeue does not answer, so nobody knows what is queued or running", "try again later"
-        )
+        unknown = "squeue does not answer, so nobody knows what is queued or running"
+        raise ClusterError(unknown, "try again later")
     live = {}
     for record in records:
         indices = [index for index in record.indices if run in (None, index)]
@@ -127,18 +126,15 @@ def hold(study_dir: Path, study: Study) -> list[str]:
 def release(study_dir: Path, study: Study) -> list[str]:
     """Take back a hold; returns one line for each job. Raises as `throttled_jobs`."""
     live, _ = throttled_jobs(study_dir, study)
-    for record in live:
+    lines = []
+    for record, indices in live.items():
         client.release(record.id)
-    return [
-        f"released: {describe(record, indices, study)} (job {record.id})" for record, indices in live.items()
-    ]
+        lines.append(f"released: {describe(record, indices, study)} (job {record.id})")
+    return lines
 
 
 def set_throttle(study_dir: Path, study: Study, count: int) -> list[str]:
-    """Let at most `count` runs train (and be scored) at once; returns one line for each array.
-
-    Several arrays of one kind share it. Raises as `throttled_jobs`.
-    """
+    """Let at most `count` runs train (and be scored) at once; one line for each array. Raises as `hold`."""
     if count < 1:
         raise ClusterError(f"{count} runs at once", "give 1 or more, or hold")
     live, _ = throttled_jobs(study_dir, study)

@@ -33,10 +33,8 @@ class SlurmJob:
     def id_to_wait_for(self, index: int, scheduler: Scheduler) -> str:
         """Its id if it is queued or running and may still start, else empty. Raises as `live_job`."""
         if scheduler.queue is None:
-            raise ClusterError(
-                f"squeue does not answer, so job {self.record.id} may still be running",
-                f"try again later; if that SLURM is gone for good, remove the study's {JOBS_FILE}",
-            )
+            hint = f"try again later; if that SLURM is gone for good, remove the study's {JOBS_FILE}"
+            raise ClusterError(f"squeue does not answer, so {self.label()} may still be running", hint)
         array_task = self.record.array_task(index)
         can_start = self.is_live(index, scheduler) and not scheduler.can_never_start(array_task)
         return array_task if can_start else ""

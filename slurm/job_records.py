@@ -14,7 +14,7 @@ from data_prep.records import Record, read_record, write_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from vae.provenance import Attempt, read_attempts
+from vae.provenance import read_attempts
 from vae.run_dir import JOBS_FILE, JOBS_LOCK_FILE, LAUNCH_LOCK_FILE
 from vae.study import Study
 
@@ -82,18 +82,12 @@ def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
     ids = {record.id for record in records}
     by_hand = []
     for index, name in enumerate(study.runs):
-        attempt = newest_attempt(study_dir / name)
-        if attempt and attempt.cluster == Backend.SLURM and attempt.job.split("_")[0] not in ids:
-            job = JobRecord(attempt.job, JobKind.TRAIN, Backend.SLURM, False, (index,), attempt.host)
-            by_hand.append(job)
+        with suppress(DamagedFile):  # a damaged run is shown as such
+            newest = next(reversed(read_attempts(study_dir / name)), None)
+            if newest and newest.cluster == Backend.SLURM and newest.job.split("_")[0] not in ids:
+                job = JobRecord(newest.job, JobKind.TRAIN, Backend.SLURM, False, (index,), newest.host)
+                by_hand.append(job)
     return [*by_hand, *records]
-
-
-def newest_attempt(run_dir: Path) -> Attempt | None:
-    """The newest attempt of a run; None without one, and of a damaged run, which is shown as such."""
-    with suppress(DamagedFile):
-        return next(reversed(read_attempts(run_dir)), None)
-    return None
 
 
 def add_record(folder: Path, record: JobRecord) -> None:
@@ -126,7 +120,6 @@ def only_launcher(study_dir: Path) -> Iterator[None]:
     """Hold the study's lock, which the system drops if this process dies; ClusterError if it is taken."""
     with only_holder(study_dir / LAUNCH_LOCK_FILE, wait_s=0) as is_ours:
         if not is_ours:
-            raise ClusterError(
-                f"another launch of {study_dir} is at work", "wait for it, or end it, then launch again"
-            )
+            hint = "wait for it, or end it, then launch again"
+            raise ClusterError(f"another launch of {study_dir} is at work", hint)
         yield

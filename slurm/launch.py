@@ -62,8 +62,8 @@ class Launch:
 
     def missing_jobs(self) -> tuple[JobRequest, ...]:
         """The jobs that are missing now."""
-        names, data = tuple(self.configs), self.data
-        facts = study_facts(self.study_dir, self.study, names, data.folder, data.num_shards)
+        num_shards = None if self.data.plan is None else len(self.data.plan.shards)
+        facts = study_facts(self.study_dir, self.study, tuple(self.configs), self.data.folder, num_shards)
         return self.backend.missing_jobs(facts, self.resources)
 
     def accepted_jobs(self) -> tuple[JobRequest, ...]:
@@ -99,19 +99,14 @@ def read_launch(flags: Any) -> Launch:
     data = find_data(flags.data, flags.size)
     name = check_name(safe_name(data.folder.name) if flags.study is None else flags.study)
     study_dir = (flags.runs_dir / name).resolve()
-    configs = read_configs(flags, data)
-    weights_path = str(Path(flags.inception_weights).resolve()) if flags.inception_weights else ""
-    study = with_earlier_runs(study_dir, Study(name, tuple(configs), flags.extractor, weights_path))
-    return Launch(study_dir, study, configs, data, resources, backend, take_snapshot(study_dir))
-
-
-def read_configs(flags: Any, data: Data) -> dict[str, RunConfig]:
-    """The runs asked for: every variant with every seed, by name."""
     settings = {**flags.run.as_dict(), "data": str(data.folder), "image_size_px": data.image_size_px}
-    return {
+    configs = {
         run_name(variant, seed): RunConfig(**{**settings, "variant": variant, "seed": seed})
         for variant, seed in product(VARIANT_GROUPS[flags.variant], flags.seeds)
     }
+    weights_path = str(Path(flags.inception_weights).resolve()) if flags.inception_weights else ""
+    study = with_earlier_runs(study_dir, Study(name, tuple(configs), flags.extractor, weights_path))
+    return Launch(study_dir, study, configs, data, resources, backend, take_snapshot(study_dir))
 
 
 def check(launch: Launch, is_dry: bool) -> None:
@@ -157,10 +152,7 @@ def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
 
 
 def write_down(launch: Launch, requests: Sequence[JobRequest], command: Sequence[str]) -> None:
-    """Write the plan of data to pack, study.yaml, and run.yaml of every run that is not trained yet.
-
-    The command is kept with the study, if it is about to start anything.
-    """
+    """Write the plan of data to pack, study.yaml, run.yaml of every run not trained yet, and the command."""
     write_data_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
     for name, config in launch.configs.items():

@@ -24,11 +24,6 @@ class Data:
     plan: "Plan | None" = None
     """How they are going to be packed; None when that is done."""
 
-    @property
-    def num_shards(self) -> int | None:
-        """Shards to be packed; None when that is done."""
-        return None if self.plan is None else len(self.plan.shards)
-
 
 def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
     """The data asked for, or the only packed ones; without a size, packed images keep theirs.
@@ -36,8 +31,7 @@ def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
     Raises SettingsError or DataError if there are none, or they cannot be used, or are of another size.
     """
     if shards_or_source is None or (Path(shards_or_source) / MANIFEST_FILE).exists():
-        folder = only_packed(SHARDS_DIR) if shards_or_source is None else Path(shards_or_source)
-        data = packed_data(folder)
+        data = packed_data(Path(only_packed(SHARDS_DIR) if shards_or_source is None else shards_or_source))
         refuse_other_size(data.folder, data.image_size_px, size_px)
         return data
     return data_of_source(shards_or_source, size_px)
@@ -48,10 +42,8 @@ def data_of_source(source: str, size_px: int | None) -> Data:
     from data_prep.pack_plan import PLAN_FILE, PackOptions, plan, read_plan
 
     if (Path(source) / PLAN_FILE).exists():
-        raise DataError(
-            f"{source} holds images that are not packed to the end: {MANIFEST_FILE} is missing",
-            f"python jobs/pack.py {read_plan(Path(source)).source} {source} goes on",
-        )
+        missing = f"{source} holds images that are not packed to the end: {MANIFEST_FILE} is missing"
+        raise DataError(missing, f"python jobs/pack.py {read_plan(Path(source)).source} {source} goes on")
     options = PackOptions(size_px=size_px or PackOptions().size_px)
     name = Path(source).stem if source.endswith(".csv") else Path(source).name
     out = (SHARDS_DIR / safe_name(name)).resolve()
@@ -67,11 +59,9 @@ def data_of_source(source: str, size_px: int | None) -> Data:
 def refuse_other_size(folder: Path, size_px: int, wanted_px: int | None) -> None:
     """Raise SettingsError if images packed at `size_px` are asked for in another size."""
     if wanted_px not in (None, size_px):
-        raise SettingsError(
-            f"the images in {folder} are {size_px} px wide, not the {wanted_px} px asked for",
-            f"use --size {size_px}, or pack them again: "
-            f"python jobs/pack.py SOURCE {SHARDS_DIR}/{folder.name}-{wanted_px} --size {wanted_px}",
-        )
+        other = f"the images in {folder} are {size_px} px wide, not the {wanted_px} px asked for"
+        command = f"python jobs/pack.py SOURCE {SHARDS_DIR}/{folder.name}-{wanted_px} --size {wanted_px}"
+        raise SettingsError(other, f"use --size {size_px}, or pack them again: {command}")
 
 
 def write_data_plan(data: Data) -> None:
@@ -86,10 +76,8 @@ def only_packed(folder: Path) -> Path:
     """The one packed data set below `folder`."""
     folders = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
     if not folders:
-        raise SettingsError(
-            f"no packed images under {folder}/",
-            "give --data a folder of images, a packed folder, or phantom:200 for made-up ones",
-        )
+        hint = "give --data a folder of images, a packed folder, or phantom:200 for made-up ones"
+        raise SettingsError(f"no packed images under {folder}/", hint)
     if len(folders) > 1:
         names = ", ".join(map(str, folders))
         raise SettingsError(f"several packed data sets under {folder}/: {names}", "choose one with --data")

@@ -29,8 +29,8 @@ POLL_S = 0.3
 SAVE_LIMIT_S = 60.0
 # Who ends a job from outside waits a little longer than its launcher does.
 END_LIMIT_S = SAVE_LIMIT_S + 10.0
-# How often a process is asked to end: one that is just starting misses it.
-ASK_EVERY_S = 1.0
+# How often one looks whether a process has ended, and asks it again: one that is just starting misses it.
+LOOK_EVERY_S, LOOKS_PER_ASK = 0.1, 10
 
 Watch = Callable[[JobRequest, int], None]
 
@@ -105,10 +105,7 @@ def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
 
 
 def visible_gpus(request: JobRequest) -> dict[str, object]:
-    """submitit's parameters that leave CUDA_VISIBLE_DEVICES as the user set it; it would number from 0.
-
-    Raises ClusterError if the variable names GPUs in a way that cannot be passed on.
-    """
+    """submitit's parameters that leave CUDA_VISIBLE_DEVICES alone, or ClusterError; it numbers from 0."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = request.resources.gpus_per_node if request.resources else 0
     if given is None or wanted == 0:
@@ -125,17 +122,14 @@ def visible_gpus(request: JobRequest) -> dict[str, object]:
 
 @contextmanager
 def _set_apart(code_dir: Path) -> Iterator[None]:
-    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us.
-
-    They ignore the terminal's Ctrl-C: the launcher ends them, and lets them save.
-    """
+    """Processes started in here run the code in `code_dir`, and inherit nothing of a job around us."""
     environment, folder = dict(os.environ), Path.cwd()
     others = os.environ.get("PYTHONPATH")
     wanted = clean_environment() | {"PYTHONPATH": f"{code_dir}:{others}" if others else str(code_dir)}
     os.environ.clear()
     os.environ.update(wanted)
     os.chdir(code_dir)  # where Python looks first
-    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends them, and lets them save
     try:
         yield
     finally:
@@ -186,16 +180,13 @@ def end_or_kill(pid: int) -> None:
 
 def end_in_time(pids: Sequence[int], limit_s: float, ask: int | None = None) -> bool:
     """Whether all these processes end; one of them may be asked to, again and again."""
-    started_s = asked_s = time.monotonic()
-    while any(map(is_alive, pids)):
-        now_s = time.monotonic()
-        if now_s >= started_s + limit_s:
-            return False
-        if ask is not None and now_s >= asked_s:
+    for look in range(round(limit_s / LOOK_EVERY_S)):
+        if not any(map(is_alive, pids)):
+            return True
+        if ask is not None and look % LOOKS_PER_ASK == 0:
             send_signal([ask], signal.SIGTERM)
-            asked_s = now_s + ASK_EVERY_S
-        time.sleep(ASK_EVERY_S / 10)
-    return True
+        time.sleep(LOOK_EVERY_S)
+    return not any(map(is_alive, pids))
 
 
 def send_signal(pids: Sequence[int], number: signal.Signals) -> bool:

@@ -42,8 +42,8 @@ class StudyFacts:
     runs: tuple[RunFacts, ...]
     """The runs asked for; the study may hold more."""
     data_dir: Path
-    is_packed: bool = True
-    num_shards: int = 0
+    num_shards: int | None = None
+    """Shards to be packed; None when that is done."""
     pack_job: str = ""
     """Id of the queued or running job that will finish the shards."""
     has_report: bool = False
@@ -68,10 +68,8 @@ class Resources:
         if self.gpus < 1 or self.nodes < 1:
             raise SettingsError(f"--gpus {self.gpus} --nodes {self.nodes}; allowed: at least 1 each")
         if self.gpus % self.nodes:
-            raise SettingsError(
-                f"--gpus {self.gpus} cannot be spread evenly over --nodes {self.nodes}",
-                "--gpus counts the GPUs of one run over all its nodes; make it a multiple of --nodes",
-            )
+            hint = "--gpus counts the GPUs of one run over all its nodes; make it a multiple of --nodes"
+            raise SettingsError(f"--gpus {self.gpus} cannot be spread evenly over --nodes {self.nodes}", hint)
 
     @property
     def gpus_per_node(self) -> int:
@@ -122,7 +120,7 @@ def decide(
 
 def decide_pack(facts: StudyFacts, pack_jobs: int) -> tuple[JobRequest, ...]:
     """An array that packs the planned shards, and the job that joins them."""
-    if facts.is_packed or facts.pack_job:
+    if facts.num_shards is None or facts.pack_job:
         return ()
     out, count = facts.data_dir, max(1, min(pack_jobs, facts.num_shards))
     tasks = {index: PackTask(str(out), index, count) for index in range(count)}
@@ -213,18 +211,15 @@ def numbered(key: str, number: int) -> str:
 
 
 def with_cap(requests: tuple[JobRequest, ...], cap: int) -> tuple[JobRequest, ...]:
-    """The requests, with at most `cap` runs that train, and that are scored, at once; 0 = no cap.
-
-    Raises SettingsError if there are more training arrays than that, for each runs one array task at least.
-    """
+    """The requests, at most `cap` runs training (and scored) at once (0 = no cap), or SettingsError."""
     if not cap:
         return requests
     arrays = sum(request.kind is JobKind.TRAIN for request in requests)
     if cap < arrays:
-        raise SettingsError(
-            f"--max-parallel {cap}, but the study takes {arrays} arrays, each of which runs one run at least",
-            f"use --max-parallel {arrays} or more, or launch fewer --seeds at a time",
+        few = (
+            f"--max-parallel {cap}, but the study takes {arrays} arrays, each of which runs one run at least"
         )
+        raise SettingsError(few, f"use --max-parallel {arrays} or more, or launch fewer --seeds at a time")
     caps = zip(requests, shares(cap, [request.kind for request in requests]), strict=True)
     return tuple(replace(request, max_parallel=share if request.resources else 0) for request, share in caps)
 

@@ -19,17 +19,13 @@ log = logging.getLogger(__name__)
 
 def check_batch(config: RunConfig, gpus: int, num_train_images: int) -> None:
     """Raise SettingsError if a batch cannot be shared out among the GPUs, or is larger than the data."""
-    least = gpus * config.accumulate
+    batch, least = f"batch_size {config.batch_size}", gpus * config.accumulate
     if config.batch_size < least:
-        raise SettingsError(
-            f"batch_size {config.batch_size} cannot be shared by {least} (GPUs x accumulate)",
-            f"use fewer GPUs, or --run.batch_size {least} (which changes the result)",
-        )
+        hint = f"use fewer GPUs, or --run.batch_size {least} (which changes the result)"
+        raise SettingsError(f"{batch} cannot be shared by {least} (GPUs x accumulate)", hint)
     if config.batch_size > num_train_images:
-        raise SettingsError(
-            f"batch_size {config.batch_size} is more than the {num_train_images} training images",
-            "lower --run.batch_size, or use more data",
-        )
+        hint = "lower --run.batch_size, or use more data"
+        raise SettingsError(f"{batch} is more than the {num_train_images} training images", hint)
 
 
 def check_writable(folder: Path) -> None:
@@ -43,14 +39,12 @@ def check_writable(folder: Path) -> None:
 def check_this_machine(resources: Resources) -> None:
     """Raise ClusterError if a local run needs several nodes, or more GPUs than there are; warn of none."""
     if resources.nodes > 1:
-        raise ClusterError(
-            f"--nodes {resources.nodes}, but this is one machine and no SLURM", "use --nodes 1"
-        )
+        several = f"--nodes {resources.nodes}, but this is one machine and no SLURM"
+        raise ClusterError(several, "use --nodes 1")
     gpus = num_gpus_here()
     if gpus == 0:
-        log.warning(
-            "warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU", resources.gpus
-        )
+        text = "warning: no NVIDIA GPU here; --gpus %d means as many processes on the CPU"
+        log.warning(text, resources.gpus)
     elif gpus < resources.gpus:
         raise ClusterError(f"--gpus {resources.gpus}, but this machine has {gpus}", f"use --gpus {gpus}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -88,16 +89,16 @@ class ClusterProfile:
         renamed = self.rename or {}
         for flag in (*self.drop, *renamed, *renamed.values(), *(self.extra or {})):
             check_flag(flag)
-        for name in ("container", "python"):
-            check_one_line(name, getattr(self, name))
+        words = (("container", self.container), ("python", self.python))
+        for name, line in (*words, *product(["setup"], self.setup)):
+            if not line.isprintable():  # a line break would start another command
+                raise SettingsError(f"{name} = {line!r} is not allowed", "use one line of plain text")
         try:
             shlex.split(self.container)
         except ValueError as error:
             raise SettingsError(f"container = {self.container!r}: {error}", "close the quotes") from error
         if "/" in self.python and not self.python.startswith("/"):
             raise SettingsError(f"python = {self.python!r} is not allowed", "give its absolute path")
-        for line in self.setup:
-            check_one_line("setup", line)
         for name, value in vars(self).items():
             least = 0 if name in MAY_BE_ZERO else 1
             if isinstance(value, int) and value < least:
@@ -121,16 +122,10 @@ def check_flag(name: str) -> None:
 def check_word(name: str, value: str) -> None:
     """Raise SettingsError unless `value` is empty or one word that an #SBATCH line can hold."""
     if value and not WORD.fullmatch(value):
-        raise SettingsError(
-            f"{name} = {value!r} is not allowed",
-            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign",
+        hint = (
+            "use one word of letters, digits and _ . , : ; = @ + / & | * ( ) [ ] -, not starting with a sign"
         )
-
-
-def check_one_line(name: str, value: str) -> None:
-    """Raise SettingsError if `value` holds a control character: a line break would start another command."""
-    if not value.isprintable():
-        raise SettingsError(f"{name} = {value!r} is not allowed", "use one line of plain text")
+        raise SettingsError(f"{name} = {value!r} is not allowed", hint)
 
 
 def known_profiles() -> list[str]:
@@ -146,9 +141,7 @@ def read_profile(name: str) -> ClusterProfile:
         return read_settings(ClusterProfile, Path(name))
     if name not in known_profiles():
         own = name if NAME.fullmatch(name) else "NAME"
-        raise SettingsError(
-            f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.',
-            "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
-            f"slurm/profiles/{own}.yaml",
-        )
+        hint = "give a known name, a path that ends in .yaml, or copy slurm/profiles/example.yaml to "
+        hint += f"slurm/profiles/{own}.yaml"
+        raise SettingsError(f'Unknown profile "{name}". Known: {", ".join(known_profiles())}.', hint)
     return read_settings(ClusterProfile, PROFILES_DIR / f"{name}.yaml")

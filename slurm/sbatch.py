@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from data_prep.errors import SettingsError
@@ -41,10 +42,7 @@ LEAST_LIMIT_PER_LEAD = 4
 
 
 def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path) -> str:
-    """The whole script for sbatch, of a job that runs the code in `code_dir`.
-
-    Only the dependencies, whose ids come later, are given beside it.
-    """
+    """The script of a job that runs the code in `code_dir`; its dependencies, known later, are not in it."""
     for path in (request.folder, code_dir):
         check_path(path)
     code = shlex.quote(str(code_dir))
@@ -150,30 +148,19 @@ def limit_min(kind: JobKind, profile: ClusterProfile) -> int:
 
 
 def signal_lead_s(request: JobRequest, profile: ClusterProfile) -> int:
-    """Seconds before its time limit at which the job gets the stop signal.
-
-    Raises SettingsError if the limit leaves too little time for work beside it.
-    """
+    """Seconds from the stop signal to the job's time limit; SettingsError if that leaves too few for work."""
     limit_s = 60 * limit_min(request.kind, profile)
     if request.kind is not JobKind.TRAIN:  # it has nothing to save
         return min(profile.warning_s or LEAST_SIGNAL_LEAD_S, limit_s // LEAST_LIMIT_PER_LEAD)
-    lead_s = profile.warning_s or measured_signal_lead_s(request.stop_s)
+    measured_s = max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * request.stop_s) + SIGNAL_SLACK_S)
+    lead_s = profile.warning_s or (measured_s if request.stop_s else FIRST_SIGNAL_LEAD_S)
     if limit_s < LEAST_LIMIT_PER_LEAD * lead_s:
         why = f", because its slowest save took {request.stop_s:.0f} s" if request.stop_s else ""
-        raise SettingsError(
-            f"train_limit_min = {limit_s // 60} leaves too little time: {request.name} gets the stop signal "
-            f"{lead_s} s before it{why}",
-            f"allow at least {math.ceil(LEAST_LIMIT_PER_LEAD * lead_s / 60)} minutes, "
-            "or set a shorter warning_s in the profile",
-        )
+        late = f"{request.name} gets the stop signal {lead_s} s before it{why}"
+        least_min = math.ceil(LEAST_LIMIT_PER_LEAD * lead_s / 60)
+        hint = f"allow at least {least_min} minutes, or set a shorter warning_s in the profile"
+        raise SettingsError(f"train_limit_min = {limit_s // 60} leaves too little time: {late}", hint)
     return lead_s
-
-
-def measured_signal_lead_s(stop_s: float) -> int:
-    """How early a run needs the stop signal whose slowest save (and validation) took `stop_s` seconds."""
-    if not stop_s:
-        return FIRST_SIGNAL_LEAD_S
-    return max(LEAST_SIGNAL_LEAD_S, math.ceil(3 * stop_s) + SIGNAL_SLACK_S)
 
 
 def srun_command(request: JobRequest, profile: ClusterProfile) -> str:
@@ -202,13 +189,10 @@ def array_spec(request: JobRequest) -> str:
 
 def index_list(indices: Iterable[int]) -> str:
     """Array indices as sbatch writes them: {0, 1, 2, 5} is `0-2,5`."""
-    spans: list[list[int]] = []
-    for index in sorted(indices):
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    # along a span, an index and its position in the list differ by the same
+    groups = groupby(enumerate(sorted(indices)), key=lambda place: place[1] - place[0])
+    spans = [[index for _, index in group] for _, group in groups]
+    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
 def check_path(path: Path) -> None:
@@ -216,7 +200,7 @@ def check_path(path: Path) -> None:
     text = str(path)
     bad = sorted({char for char in text if char in "%\"'\\$`#" or not char.isprintable()})
     if bad:
+        hint = "use a folder whose name has none of % \" ' \\ $ ` # and no line breaks"
         raise SettingsError(
-            f"the path {text!r} holds {', '.join(map(repr, bad))}, which SLURM would misread",
-            "use a folder whose name has none of % \" ' \\ $ ` # and no line breaks",
+            f"the path {text!r} holds {', '.join(map(repr, bad))}, which SLURM would misread", hint
         )

@@ -137,8 +137,8 @@ def study_facts(
     SLURM is asked only about what is not finished, so a finished study needs no SLURM that remembers it.
     Raises ClusterError if SLURM does not answer, so nobody knows what is already running.
     """
-    is_packed = num_shards is None
-    records, data_records = read_jobs(study_dir, study), [] if is_packed else read_records(data_dir)
+    records = read_jobs(study_dir, study)
+    data_records = [] if num_shards is None else read_records(data_dir)
     scheduler = ask_scheduler([*records, *data_records], with_accounts=False)
     is_reported = has_report(study_dir, study)
 
@@ -158,8 +158,7 @@ def study_facts(
         study_dir,
         runs=tuple(run_facts(name, index) for index, name in enumerate(study.runs) if name in runs),
         data_dir=data_dir,
-        is_packed=is_packed,
-        num_shards=num_shards or 0,
+        num_shards=num_shards,
         pack_job=live_job(JobKind.FINALIZE, 0, data_records, scheduler),
         has_report=is_reported,
         report_job="" if is_reported else live_job(JobKind.REPORT, 0, records, scheduler),

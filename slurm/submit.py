@@ -92,10 +92,8 @@ def hand_over(request: JobRequest, text: str, *options: str) -> str:
         return client.sbatch(text, *options)
     except client.SlurmRefused as error:
         reason = error.words.replace("sbatch: ", "").replace("error: ", "")
-        raise ClusterError(
-            f"SLURM does not accept the job {request.name}: {reason}",
-            "change the cluster profile (--profile), --gpus or --nodes; see slurm/profiles/example.yaml",
-        ) from error
+        hint = "change the cluster profile (--profile), --gpus or --nodes; see slurm/profiles/example.yaml"
+        raise ClusterError(f"SLURM does not accept the job {request.name}: {reason}", hint) from error
 
 
 def as_shell(request: JobRequest, keys: Sequence[str]) -> str:

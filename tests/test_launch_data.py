@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_packed_images_say_themselves_what_they_are(shards: Path) -> None:
     data = find_data(str(shards), None)
     assert (data.folder, data.image_size_px, data.num_train_images) == (shards, 32, 70)
-    assert data.num_shards is None
+    assert data.plan is None
     write_data_plan(data)  # nothing to do
     with pytest.raises(SettingsError, match="are 32 px wide, not the 64 px asked for"):
         find_data(str(shards), 64)
@@ -29,7 +29,8 @@ def test_packed_images_say_themselves_what_they_are(shards: Path) -> None:
 def test_a_source_is_planned_and_nothing_is_written_until_it_is_wanted(here: Path) -> None:
     data = find_data("phantom:48", 64)
     assert (data.folder, data.image_size_px) == (here / "shards" / "phantom-48", 64)
-    assert (data.num_train_images, data.num_shards) == (39, 3)
+    assert data.plan is not None
+    assert (data.num_train_images, len(data.plan.shards)) == (39, 3)
     assert list(here.iterdir()) == []
     write_data_plan(data)
     assert read_plan(data.folder) == data.plan

@@ -13,7 +13,7 @@ from slurm.sbatch import array_spec, describe
 STUDY = Path("/shared/runs/chest")
 DATA = Path("/shared/shards/chest")
 LINEAR, DIRECT = RunFacts("linear-s0", 0), RunFacts("direct-s0", 1)
-NEW = StudyFacts(STUDY, (LINEAR, DIRECT), DATA, is_packed=False, num_shards=9)
+NEW = StudyFacts(STUDY, (LINEAR, DIRECT), DATA, num_shards=9)
 
 
 def keys(requests: tuple[JobRequest, ...]) -> dict[str, tuple[str, ...]]:
@@ -40,7 +40,7 @@ def test_there_are_no_more_packing_jobs_than_shards() -> None:
 
 
 def test_packed_data_are_not_packed_again() -> None:
-    requests = decide(replace(NEW, is_packed=True), Resources(), pack_jobs=4)
+    requests = decide(replace(NEW, num_shards=None), Resources(), pack_jobs=4)
     assert keys(requests) == {
         "train": (),
         "evaluate": ("aftercorr:train",),

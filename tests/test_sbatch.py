@@ -16,12 +16,12 @@ CODE = Path("/shared/cxr-vae")
 STUDY = Path("/shared/runs/chest")
 DATA = Path("/shared/shards/chest")
 LINEAR, DIRECT = RunFacts("linear-s0", 0), RunFacts("direct-s0", 1)
-NEW = StudyFacts(STUDY, (LINEAR, DIRECT), DATA, is_packed=False, num_shards=9)
-PACKED = replace(NEW, is_packed=True)
+NEW = StudyFacts(STUDY, (LINEAR, DIRECT), DATA, num_shards=9)
+PACKED = replace(NEW, num_shards=None)
 
 
 def test_a_single_run_is_still_an_array() -> None:
-    train = decide(replace(NEW, runs=(DIRECT,), is_packed=True), Resources(), 4)[0]
+    train = decide(replace(NEW, runs=(DIRECT,), num_shards=None), Resources(), 4)[0]
     assert "#SBATCH --array=1\n" in sbatch_text(train, ClusterProfile(), CODE)
 
 
@@ -73,12 +73,12 @@ def test_script_never_asks_for_what_breaks_gpu_numbering_or_accounting() -> None
 
 
 def test_paths_with_spaces_are_quoted_and_others_refused() -> None:
-    request = decide(replace(NEW, study_dir=Path("/my runs/x"), is_packed=True), Resources(), 4)[0]
+    request = decide(replace(NEW, study_dir=Path("/my runs/x"), num_shards=None), Resources(), 4)[0]
     text = sbatch_text(request, ClusterProfile(python="/my env/python"), Path("/my code"))
     assert '#SBATCH --output="/my runs/x/jobs/%A_%a.log"' in text
     assert "'/my env/python' -u -m submitit.core._submit '/my runs/x/jobs'" in text
     for bad in ("/a\nb", '/a"b', "/a'b", "/a%j", "/a$HOME", "/a\\b", "/a#1"):
-        request = decide(replace(NEW, study_dir=Path(bad), is_packed=True), Resources(), 4)[0]
+        request = decide(replace(NEW, study_dir=Path(bad), num_shards=None), Resources(), 4)[0]
         with pytest.raises(SettingsError, match="misread"):
             sbatch_text(request, ClusterProfile(), CODE)
 

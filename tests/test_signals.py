@@ -177,7 +177,7 @@ def test_a_rank_that_was_not_signalled_itself_ends_with_the_others() -> None:
 def test_a_lost_stop_signal_is_made_up_for_before_the_end() -> None:
     done = run_python("""
         stop = StopFlag()
-        stop.expire_at(time.time() + 0.5)
+        stop.expires_s = time.time() + 0.5
         early = stop()
         time.sleep(0.6)
         print(early, stop(), stop.was_signalled)

@@ -161,6 +161,6 @@ def test_what_is_queued_is_a_fact_for_the_next_launch(tmp_path: Path, fake_slurm
     finish(study_dir / "linear-s0")
     facts = study_facts(study_dir, STUDY, ("linear-s0", "direct-s0"), data_dir, num_shards=4)
     assert [run.train_job for run in facts.runs] == ["", f"{train}_1"]
-    assert (facts.pack_job, facts.report_job, facts.is_packed) == (pack, report, False)
+    assert (facts.pack_job, facts.report_job, facts.num_shards) == (pack, report, 4)
     assert fake_slurm.asked("sacct") == 0  # how jobs ended does not matter
     assert not (study_dir / "direct-s0" / DONE_FILE).exists()

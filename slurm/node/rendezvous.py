@@ -60,8 +60,7 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
 
 def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
     """Rank 0's part: write the address and port at which it will listen, and return them."""
-    of_any_attempt = rendezvous_path(path.parent, "*").name
-    for left_behind in path.parent.glob(of_any_attempt):  # by one that was killed
+    for left_behind in path.parent.glob(rendezvous_path(path.parent, "*").name):  # by a killed attempt
         left_behind.unlink(missing_ok=True)
     rank0 = Address(own_address(job_env), free_port())
     write_record(path, rank0)
@@ -88,13 +87,11 @@ def wait_for_rendezvous(job_env: JobEnvironment, path: Path, limit_s: float = RE
 
 
 def own_address(job_env: JobEnvironment) -> str:
-    """Address at which the other ranks of the job reach this process.
-
-    Node names need not resolve; NodeAddr is what SLURM itself connects to.
-    """
+    """Address at which the other ranks of the job reach this process."""
     if job_env.num_nodes == 1:
         return "127.0.0.1"
-    # srun ran on the job's first node, which is rank 0's; some sites have no scontrol there
+    # Node names need not resolve; NodeAddr is what SLURM itself connects to. Some sites have no scontrol on
+    # the job's first node, which is rank 0's and the one that srun ran on.
     address = client.node_address(job_env.node) or os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
     if not address:
         hint = "does `scontrol show node` work on the nodes?"

@@ -39,7 +39,8 @@ class StopFlag:
         """
         self.received: list[int] = []
         """The signals that have come, oldest first."""
-        self._expires_s = math.inf
+        self.expires_s = math.inf
+        """From this moment on (Unix seconds) it counts as signalled, for a signal may get lost."""
         self._at_once = at_once
         self._pid = os.getpid()
         self.previous_handler = signal.signal(STOP_SIGNAL, self._note)
@@ -50,11 +51,7 @@ class StopFlag:
     @property
     def was_signalled(self) -> bool:
         """The stop signal has come, or should have."""
-        return STOP_SIGNAL in self.received or time.time() >= self._expires_s
-
-    def expire_at(self, moment_s: float) -> None:
-        """Count as signalled from this moment on (Unix seconds), for a signal may get lost."""
-        self._expires_s = moment_s
+        return STOP_SIGNAL in self.received or time.time() >= self.expires_s
 
     def __call__(self) -> bool:
         return bool(self.received) or self.was_signalled

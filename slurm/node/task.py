@@ -13,13 +13,14 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
 from data_prep.records import Word
 from slurm.node.environment import Backend, JobEnvironment, find_job_environment, times_of
 from slurm.node.rendezvous import rendezvous
-from slurm.node.signals import StopFlag, exit_after_stop, ignore_stop_signal, requeue_and_exit
+from slurm.node.signals import STOP_SIGNAL, StopFlag, exit_after_stop, ignore_stop_signal, requeue_and_exit
 from vae.metrics import slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import log_path
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 MAX_IDLE_RESTARTS = 3
 
 # Without a stop signal, a run stops by itself this long before its job's end, beside the time it takes to
-# save twice. SLURM's stop signal comes earlier (sbatch.measured_signal_lead_s).
+# save twice. SLURM's stop signal comes earlier (sbatch.signal_lead_s).
 LAST_CHANCE_S = 20
 
 
@@ -88,7 +89,7 @@ class TrainTask(Task):
         if "ends_s" in times:
             ends_s, now_s = times["ends_s"], time.time()
             early_s = 2 * slowest_stop_s(run_dir) + LAST_CHANCE_S
-            stop.expire_at(max(ends_s - early_s, (now_s + ends_s) / 2))  # half the time is for work
+            stop.expires_s = max(ends_s - early_s, (now_s + ends_s) / 2)  # half the time is for work
         with rendezvous(job_env, run_dir):
             # these import torch, which reads the variables set above
             from vae.training.collectives import destroy_process_group
@@ -157,13 +158,8 @@ def requeue_when_signalled(job_env: JobEnvironment) -> None:
 
     Ranks above 0 wait to be ended with the job; if they went first, rank 0 might fail before it has requeued.
     """
-    flag: StopFlag
-
-    def act() -> None:
-        if job_env.rank == 0:
-            requeue_and_exit(job_env, flag.previous_handler)
-
-    flag = StopFlag(at_once=act)
+    requeue = partial(requeue_and_exit, job_env, signal.getsignal(STOP_SIGNAL))
+    StopFlag(at_once=requeue if job_env.rank == 0 else None)
 
 
 def refuse_idle_restarts(run_dir: Path, job_env: JobEnvironment) -> None:

@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 
 
 def terminal_bar(unit: str, note: str = "", is_hidden: bool = False) -> Progress:
-    """A bar with a title, a count of `unit` and the time left; disabled where standard error is no terminal."""
+    """A bar with a title, a count of `unit` and the time left; disabled if standard error is no terminal."""
     title, after_count, last = map(TextColumn, ("{task.description}", unit, note))
     columns = (title, BarColumn(), MofNCompleteColumn(), after_count, TimeRemainingColumn(), last)
     return Progress(*columns, console=Console(stderr=True), disable=is_hidden or not sys.stderr.isatty())

@@ -17,20 +17,15 @@ log = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 
 
-def terminal_bar(unit: str, note: str = "", is_hidden: bool = False) -> Progress:
-    """A bar with a title, a count of `unit` and the time left; disabled if standard error is no terminal."""
-    title, after_count, last = map(TextColumn, ("{task.description}", unit, note))
-    columns = (title, BarColumn(), MofNCompleteColumn(), after_count, TimeRemainingColumn(), last)
-    return Progress(*columns, console=Console(stderr=True), disable=is_hidden or not sys.stderr.isatty())
-
-
 @contextmanager
 def shown_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
     """A function to call with the number of images done since the last call: first before any is, then on."""
-    with terminal_bar("{task.fields[speed]:,.0f} images/s") as bar:
-        if bar.disable:
-            yield LoggedProgress(total).advance
-            return
+    if not sys.stderr.isatty():
+        yield LoggedProgress(total).advance
+        return
+    title_column, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]:,.0f} images/s")
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
 
         def advance(count: int) -> None:
             if not bar.tasks:

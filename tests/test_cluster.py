@@ -17,7 +17,7 @@ from devcluster import DevCluster, wait_for
 from tiny import REPOSITORY, TINY_FLAGS, make_run, make_shards
 
 from data_prep.files import write_json
-from data_prep.verify import verify
+from data_prep.shards import verify
 from vae.metrics import read_metrics
 from vae.study import REPORT_FILE, Study, prepare_study, read_json
 

@@ -264,8 +264,7 @@ class SaveClock:
 
     def __init__(self, every_min: float) -> None:
         self.every_s = 60 * every_min
-        self.last_s = time.monotonic()
-        self.cost_s = 0.0
+        self.last_s, self.cost_s = time.monotonic(), 0.0
 
     def is_due(self, ends_epoch: bool) -> bool:
         """Whether to save now."""

@@ -277,6 +277,27 @@ def _check_length(folder: Path, shard: ShardInfo) -> None:
         raise DataError(f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}", REPACK_HINT)
 
 
+def verify(folder: Path) -> int:
+    """Compare every byte with its digests; the images checked, or a DataError that names what has changed."""
+    shards = read_manifest(folder).shards()
+    damaged = [shard for shard in shards if sha256_file(folder / shard.name) != shard.sha256]
+    if damaged:
+        damage = "; ".join(describe_damage(folder, shard) for shard in damaged)
+        raise DataError(f"{folder} is damaged: {damage}", REPACK_HINT)
+    return sum(shard.num_images for shard in shards)
+
+
+def describe_damage(folder: Path, shard: ShardInfo) -> str:
+    """Which images of a shard have changed, or that the change lies outside the image data."""
+    try:
+        crc32 = read_crc32(folder, shard)
+        images = damaged_images(folder / shard.name, shard.data_offset, shard.image_size_px, crc32)
+    except (DataError, OSError):
+        return f"{shard.name} cannot be read"
+    damage = f"in {len(images)} images {images[:5]}" if images else "outside the image data"
+    return f"{shard.name} {damage}"
+
+
 def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
     """The shard's images as a read-only memory map, uint8 [n, H, W], 0 = black, 255 = white; or DataError."""
     shape = (shard.num_images, shard.image_size_px, shard.image_size_px)

@@ -31,8 +31,7 @@ from data_prep.image import Aspect
 from data_prep.pack_plan import PackOptions, count_images, plan
 from data_prep.packer import finalize, pack_part
 from data_prep.progress import shown_progress
-from data_prep.shards import Manifest, read_manifest
-from data_prep.verify import verify
+from data_prep.shards import Manifest, read_manifest, verify
 
 
 def build_parser() -> _front.Parser:

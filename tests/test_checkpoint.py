@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import child_environment, make_run
 
 from data_prep.errors import RunError
@@ -24,7 +25,7 @@ def save(run_dir: Path, step: int, keep: int = 2) -> Path:
 def test_saved_state_comes_back(tmp_path: Path) -> None:
     folder = save(tmp_path, 7)
     assert checkpoint.find_latest(tmp_path) == folder
-    assert torch.equal(checkpoint.load_weights(folder)["w"], WEIGHTS["w"])
+    assert torch.equal(load_file(folder / checkpoint.WEIGHTS)["w"], WEIGHTS["w"])
     state = checkpoint.load_state(folder)
     assert state["step"] == 7
     assert torch.equal(state["rng"], torch.get_rng_state())

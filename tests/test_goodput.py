@@ -147,11 +147,14 @@ def test_attempts_that_were_killed_are_those_that_neither_stopped_nor_ended() ->
 # --- suggestions -----------------------------------------------------------------------------
 
 
-def attempt(**changes: Any) -> AttemptSpent:
+WORK = Work(reached_step=100, last_s=300, train_s=200, save_s=24, saves=4, val_s=16)
+
+
+def attempt(world_size: int = 2, **changes: Any) -> AttemptSpent:
     """100 steps in 200 s and 40 s of saving and validating, after 60 s of start-up."""
     spent = Spent(startup_s=60, useful_s=200, save_s=24, val_s=16)
-    facts = {"spent": spent, "first_step": 0, "steps": 100, "steps_lost": 0, "saves": 4}
-    return AttemptSpent(**{**facts, "processes": ("cuda", 2), "peaks": {}, **changes})
+    facts = {"spent": spent, "steps": 100, "steps_lost": 0, "work": WORK}
+    return AttemptSpent(**{"record": Attempt(device="cuda", world_size=world_size), **facts, **changes})
 
 
 def test_limits_have_reserve_and_whole_quarters() -> None:
@@ -162,14 +165,14 @@ def test_limits_have_reserve_and_whole_quarters() -> None:
 
 def test_time_left_follows_the_pace_on_these_processes() -> None:
     """2.4 s a step with saves and validations; the first attempt, on one process, tells nothing."""
-    slow = attempt(processes=("cuda", 1), spent=Spent(useful_s=9000))
+    slow = attempt(world_size=1, spent=Spent(useful_s=9000))
     assert need_s(Account("a", (slow, attempt()), 1000, 900), 900) == pytest.approx(60 + 900 * 2.4)
     assert need_s(Account("a", (attempt(steps=0, spent=Spent()),), 1000, 1000), 1000) is None
 
 
 def test_suggestions_name_the_setting_and_the_reason() -> None:
-    peaks = {"cores": 1.5, "host_gb": 2.0, "gpu_gb": 1.0}
-    left = Account("a", (attempt(peaks=peaks),), 1000, 900, scoring_gb=3.0)  # needs 37 min
+    work = replace(WORK, cores=1.5, host_gb=2.0, gpu_gb=1.0)
+    left = Account("a", (attempt(work=work),), 1000, 900, scoring_gb=3.0)  # needs 37 min
     done = Account("b", (attempt(),), 90_000, 0)
     limit, cpus, memory = suggestions([done, left])
     assert "still needs about 37 min" in limit
@@ -184,7 +187,7 @@ def test_missing_facts_give_no_suggestion() -> None:
     assert suggestions([]) == []
     assert suggestions([Account("a", (), 100, 100)]) == []
     assert suggestions([Account("a", (attempt(spent=Spent(useful_s=59)),), 100, 0)]) == []
-    unscored = Account("a", (attempt(peaks={"host_gb": 2.0}),), 100, 0)
+    unscored = Account("a", (attempt(work=replace(WORK, host_gb=2.0)),), 100, 0)
     assert not any("mem_per_gpu_gb" in sentence for sentence in suggestions([unscored]))
 
 
@@ -224,7 +227,8 @@ def test_a_run_that_was_stopped_and_killed_accounts_for_every_step(tmp_path: Pat
     attempts, lines = read_attempts(run_dir), read_metrics(run_dir)
     run = account("run", attempts, lines, is_done=True, events=read_events(run_dir))
     first, second, third = run.attempts
-    assert [(attempt.first_step, attempt.steps, attempt.steps_lost) for attempt in run.attempts] == [
+    counts = [(spent.record.from_step, spent.steps, spent.steps_lost) for spent in run.attempts]
+    assert counts == [
         (0, 5, 0),
         (5, 9, 6),
         (8, 16, 0),
@@ -245,8 +249,8 @@ def test_a_run_that_was_stopped_and_killed_accounts_for_every_step(tmp_path: Pat
     assert second.spent.allocated_s == pytest.approx(own[-1].time - (attempts[1].started_s or 0.0), abs=0.01)
     assert len(lines) < len(killed) + 16
 
-    assert second.peaks["cores"] > 0
-    assert 0.1 < second.peaks["host_gb"] < 10
+    assert (second.work.cores or 0) > 0
+    assert 0.1 < (second.work.host_gb or 0) < 10
     tail = lines[-1:]  # a finished run ends with a save
     assert goodput(attempts, tail) == pytest.approx(run.spent.goodput, abs=0.01)
     assert run.spent.goodput is not None

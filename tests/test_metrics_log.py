@@ -14,7 +14,7 @@ from data_prep.errors import RunError
 from vae.config import RunConfig
 from vae.metrics import EpochLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.training.accelerator import start_accelerator
-from vae.training.metrics_log import MetricsLog, ValidationLosses
+from vae.training.metrics_log import MetricsLog
 from vae.training.trainer import train
 
 
@@ -31,7 +31,7 @@ def test_losses_are_per_image_and_add_up_with_beta(tmp_path: Path) -> None:
         metrics_log.add(torch.tensor([40.0, 8.0], dtype=torch.float64))
         metrics_log.log_step(1, lr=0.1, grad_norm=torch.tensor(12.0))
         metrics_log.add(torch.tensor([20.0, 4.0], dtype=torch.float64))
-        metrics_log.log_epoch(2, ValidationLosses(3.0, 2.0, 1.0))
+        metrics_log.log_epoch(2, {"val_loss": 3.0, "val_bce": 2.0, "val_kl": 1.0})
     _, step, epoch = read_metrics(tmp_path)
     assert isinstance(step, StepLine)
     assert isinstance(epoch, EpochLine)

@@ -29,7 +29,7 @@ def test_validation_sees_every_image_once(tmp_path: Path, shards: Path) -> None:
     bce = bce_per_image(output.logits, images).mean().item()
     kl = kl_per_image(output.mean, output.log_variance).mean().item()
     expected = (bce + 1e-4 * kl, bce, kl)
-    assert (losses.val_loss, losses.val_bce, losses.val_kl) == pytest.approx(expected, rel=1e-5)
+    assert (losses["val_loss"], losses["val_bce"], losses["val_kl"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_validation_changes_nothing(tmp_path: Path, shards: Path) -> None:

@@ -6,8 +6,7 @@ import pytest
 from tiny import COUNTS, SIZE_PX, make_shards
 
 from data_prep.errors import DataError
-from data_prep.shards import ShardInfo, read_manifest
-from data_prep.verify import verify
+from data_prep.shards import ShardInfo, read_manifest, verify
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from itertools import chain
 
 from vae.events import AnyEvent, by_attempt
 from vae.metrics import MetricsLine, StartLine
-from vae.provenance import Attempt, with_work
+from vae.provenance import Attempt, Work, with_work
 
 # In what is suggested for the next launch: nodes and file systems differ from day to day.
 LIMIT_RESERVE, CPU_RESERVE, MEMORY_RESERVE = 1.2, 1.2, 1.3
@@ -59,16 +59,17 @@ class Spent:
 class AttemptSpent:
     """What one attempt did, and what became of it."""
 
+    record: Attempt
+    work: Work
     spent: Spent
-    first_step: int
     steps: int
     steps_lost: int
     """Of these, so many had to be done again."""
-    saves: int
-    processes: tuple[str, int]
-    """Device, and number of processes."""
-    peaks: dict[str, float]
-    """Of rank 0 as of its last save: `cores` kept busy on average, peak `host_gb` and `gpu_gb` in GiB."""
+
+    @property
+    def processes(self) -> tuple[str, int]:
+        """Device, and number of processes."""
+        return self.record.device, self.record.world_size
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,7 @@ def attempt_spent(attempt: Attempt, kept_until: float) -> AttemptSpent | None:
         gpu_hours=attempt.world_size * hours if is_gpu else 0.0,
         cpu_hours=0.0 if is_gpu else cpu_hours,
     )
-    measured = {"cores": work.cores, "host_gb": work.host_gb, "gpu_gb": work.gpu_gb}
-    peaks = {name: peak for name, peak in measured.items() if peak is not None}
-    processes = (attempt.device, attempt.world_size)
-    return AttemptSpent(spent, first, steps, int(steps_lost), work.saves, processes, peaks)
+    return AttemptSpent(attempt, work, spent, steps, int(steps_lost))
 
 
 def _wait_s(attempt: Attempt) -> float | None:
@@ -192,7 +190,7 @@ def suggestions(accounts: Sequence[Account]) -> list[str]:
     scoring_gb = [run.scoring_gb for run in trained if run.scoring_gb is not None]
     return [
         *_suggest_limit(trained),
-        *_suggest_process([attempt.peaks for attempt in attempts], scoring_gb),
+        *_suggest_process([attempt.work for attempt in attempts], scoring_gb),
         *_suggest_interval(attempts, sum(run.kills_or_losses for run in trained)),
     ]
 
@@ -226,9 +224,10 @@ def limit_min(need_s: float) -> int:
     return LIMIT_ROUND_MIN * math.ceil(LIMIT_RESERVE * need_s / 60 / LIMIT_ROUND_MIN)
 
 
-def _suggest_process(peaks: Sequence[dict[str, float]], scoring_gb: Sequence[float]) -> Iterator[str]:
+def _suggest_process(works: Sequence[Work], scoring_gb: Sequence[float]) -> Iterator[str]:
     """Cores and memory; training and scoring share the memory, so both must have been measured."""
-    cores, host_gb = ([peak[name] for peak in peaks if name in peak] for name in ("cores", "host_gb"))
+    cores = [work.cores for work in works if work.cores is not None]
+    host_gb = [work.host_gb for work in works if work.host_gb is not None]
     if cores:
         yield (
             f"A training process kept {max(cores):.2g} CPU cores busy on average: cpus_per_gpu "
@@ -248,7 +247,8 @@ def to_ask_for(peak: float, reserve: float) -> int:
 
 
 def _suggest_interval(attempts: Sequence[AttemptSpent], kills: int) -> Iterator[str]:
-    spent, saves = total(attempt.spent for attempt in attempts), sum(attempt.saves for attempt in attempts)
+    spent = total(attempt.spent for attempt in attempts)
+    saves = sum(attempt.work.saves for attempt in attempts)
     if kills and saves:
         best_min = interval_s(spent.save_s / saves, spent.allocated_s / kills) / 60
         yield (

@@ -45,6 +45,7 @@ class Work(Record, frozen=True, omit_defaults=True):
     saves: int
     val_s: float
     cores: float | None = None
+    """Kept busy by rank 0, on average; the memory below is its peak in GiB, all as of its last save."""
     host_gb: float | None = None
     gpu_gb: float | None = None
 

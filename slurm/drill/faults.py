@@ -156,7 +156,7 @@ def inject_on_slurm(fault: PlannedFault, job: str) -> bool:
 
 
 def here(launcher: Callable[[], int | None]) -> Preparer:
-    """The signal to processes of this machine; `launcher` gives the id of the launch command at work, if any."""
+    """The signal to processes of this machine; `launcher` gives the id of the launch command, if any."""
     return lambda fault, job: partial(inject_here, launcher, fault, job)
 
 

@@ -57,7 +57,7 @@ def _attempts_block(account: Account) -> Details:
 
 def _attempt_name(attempt: AttemptSpent) -> str:
     lost = f", {attempt.steps_lost:,} of them again later" if attempt.steps_lost else ""
-    return f"from step {attempt.first_step:,}, {attempt.steps:,} steps{lost}"
+    return f"from step {attempt.record.from_step or 0:,}, {attempt.steps:,} steps{lost}"
 
 
 def _time_table(what: str, spent_by_name: Collection[tuple[str, Spent]]) -> Table:
@@ -76,11 +76,11 @@ def _time_table(what: str, spent_by_name: Collection[tuple[str, Spent]]) -> Tabl
 
 def _peak_table(attempts: Sequence[AttemptSpent]) -> Table:
     """What the first process of each attempt used."""
-    names = [name for name in PEAKS if any(name in attempt.peaks for attempt in attempts)]
+    names = [name for name in PEAKS if any(getattr(attempt.work, name) is not None for attempt in attempts)]
     rows = []
     for attempt in attempts:
         device, world_size = attempt.processes
-        peaks = [fixed(attempt.peaks.get(name), 1) for name in names]
+        peaks = [fixed(getattr(attempt.work, name), 1) for name in names]
         rows.append([_attempt_name(attempt), f"{world_size} x {device}", *peaks])
     head = ["attempt", "processes", *(PEAKS[name] for name in names)]
     return Table(head, rows, frozenset(range(2, len(head))))

@@ -90,7 +90,6 @@ def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str
         log.info("%s is there already", path)
         return digest
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             _download(url, part)
             digest = sha256_file(part)

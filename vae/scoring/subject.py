@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -15,8 +14,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from msgspec.structs import replace
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from data_prep.files import replacing
@@ -25,6 +22,7 @@ from vae.provenance import versions
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.score_cards import ScoreCard
 from vae.training.data_loader import ImageSplit, rank_slice
+from vae.training.metrics_log import terminal_bar
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +75,8 @@ class Subject:
         state = PartialState()
         rows = rank_slice(num_images, state.process_index, state.num_processes)
         title, count = f"{self.name}: {what}", rows.stop - rows.start
-        has_bar = state.is_main_process and sys.stderr.isatty()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
-        console, left = Console(stderr=True), TimeRemainingColumn()
         parts, logged_at = [], time.monotonic()
-        with Progress(*columns, left, console=console, disable=not has_bar) as bar:
+        with terminal_bar("images", is_hidden=not state.is_main_process) as bar:
             task = bar.add_task(title, total=count)
             for start in range(rows.start, rows.stop, BATCH_IMAGES):
                 stop = min(start + BATCH_IMAGES, rows.stop)
@@ -89,7 +84,7 @@ class Subject:
                 # show how far it is
                 bar.advance(task, stop - start)
                 is_due = stop == rows.stop or time.monotonic() - logged_at >= LOG_EVERY_S
-                if state.is_main_process and not has_bar and is_due:
+                if state.is_main_process and bar.disable and is_due:
                     logged_at = time.monotonic()
                     log.info("%s: %d of %d images", title, stop - rows.start, count)
         # also where a rank has no images: every rank must take part
@@ -113,7 +108,6 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
         return kept
     features = compute()
     if is_main:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **{name: tensor.numpy() for name, tensor in features._asdict().items()})
     return features

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, utils
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradScalerKwargs,
-    InitProcessGroupKwargs,
-    LoggerType,
-    ProjectConfiguration,
-)
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
@@ -23,7 +16,7 @@ from vae.run_dir import TENSORBOARD_DIR
 
 # Ranks that wait longer than this for each other are not coming: say so instead of burning the allocation.
 RENDEZVOUS_TIME_LIMIT = datetime.timedelta(minutes=10)
-TRACKERS = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
+TRACKERS = [str(tracker) for tracker in utils.LoggerType if tracker != utils.LoggerType.ALL]
 
 
 def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
@@ -42,11 +35,11 @@ def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
             mixed_precision=choose_precision(config.precision, on_gpu),
             cpu=not on_gpu,
             log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / TENSORBOARD_DIR)),
+            project_config=utils.ProjectConfiguration(str(run_dir), str(run_dir / TENSORBOARD_DIR)),
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=RENDEZVOUS_TIME_LIMIT),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                GradScalerKwargs(init_scale=first_loss_scale(config)),
+                utils.InitProcessGroupKwargs(timeout=RENDEZVOUS_TIME_LIMIT),
+                utils.DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                utils.GradScalerKwargs(init_scale=first_loss_scale(config)),
             ],
         )
     except dist.DistError as error:

@@ -110,11 +110,6 @@ def load_state(checkpoint: Path) -> StateDict:
     return cast(StateDict, torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
 
 
-def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint, on the CPU."""
-    return load_file(checkpoint / WEIGHTS)
-
-
 def load_trained(run_dir: Path) -> tuple[VAE, Done]:
     """The finished model in eval mode on the CPU, and done.json; RunError unless both are whole."""
     done = read_done(run_dir)

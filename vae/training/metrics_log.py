@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import torch
@@ -28,13 +27,11 @@ from vae.training.collectives import reduce_sum
 log = logging.getLogger(__name__)
 
 
-class ValidationLosses(NamedTuple):
-    """Means over a split, in nats per image, and what they have cost."""
-
-    val_loss: float
-    val_bce: float
-    val_kl: float
-    val_seconds: float = 0.0
+def terminal_bar(unit: str, note: str = "", is_hidden: bool = False) -> Progress:
+    """A bar with a title, a count of `unit` and the time left; disabled if standard error is no terminal."""
+    title, after_count, last = map(TextColumn, ("{task.description}", unit, note))
+    columns = (title, BarColumn(), MofNCompleteColumn(), after_count, TimeRemainingColumn(), last)
+    return Progress(*columns, console=Console(stderr=True), disable=is_hidden or not sys.stderr.isatty())
 
 
 @dataclass(eq=False)
@@ -54,7 +51,9 @@ class MetricsLog:
         self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last flush
         self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         self._restart_pace()
-        self._progress: Progress | None = None
+        is_hidden = not self.accelerator.is_main_process
+        self._bar = terminal_bar("steps", "{task.fields[note]}", is_hidden)
+        self._task = self._bar.add_task(self.run_dir.name, total=self.total_steps, note="")
         # of this attempt, for the save lines; see vae/goodput.py
         self._start_s, self._start_cpu_s = time.time(), time.process_time()
         self._save_s, self._saves, self._val_s = 0.0, 0, 0.0
@@ -71,30 +70,18 @@ class MetricsLog:
         self._write(StartLine(step=step, time=self._start_s, restarts=restarts, **totals))
         ranks = f"{self.accelerator.num_processes} rank(s) on {self.accelerator.device.type}"
         log.info("%s: begins at step %d of %d with %s", self.run_dir.name, step, self.total_steps, ranks)
-        if sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("steps"),
-            )
-            note, console = TextColumn("{task.fields[note]}"), Console(stderr=True)
-            self._progress = Progress(*columns, TimeRemainingColumn(), note, console=console)
-            name = self.run_dir.name
-            self._task = self._progress.add_task(name, total=self.total_steps, completed=step, note="")
+        self._bar.update(self._task, completed=step)
         return redone
 
     def __enter__(self) -> "MetricsLog":
         settings = {name: str(value) for name, value in to_dict(self.config).items()}
         self.accelerator.init_trackers(self.run_dir.name, config=settings)
-        if self._progress:
-            self._progress.start()
+        self._bar.start()
         self._restart_pace()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress:
-            self._progress.stop()
+        self._bar.stop()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -103,8 +90,7 @@ class MetricsLog:
         self._unflushed.append(losses)
         self._epoch_sums += losses
         self._pace_steps += 1
-        if self._progress:
-            self._progress.advance(self._task)
+        self._bar.advance(self._task)
 
     def flush_losses(self, step: int) -> Tensor | None:
         """All-reduce and check the losses since the last call; waits for the device.
@@ -149,10 +135,10 @@ class MetricsLog:
         )
         self._publish(line, f"loss {line.loss:,.1f} nats/image, {line.images_per_s:,.0f} images/s")
 
-    def log_epoch(self, step: int, validation: ValidationLosses | None) -> None:
-        """Write the means of the epoch that ends at `step` down, and the validation losses if any."""
+    def log_epoch(self, step: int, validation: dict[str, float]) -> None:
+        """Write the means of the epoch that ends at `step` down, and what `validate` gave if it ran."""
         self.flush_losses(step)
-        self._val_s += validation.val_seconds if validation else 0.0
+        self._val_s += validation.get("val_seconds", 0.0)
         images = self.steps_per_epoch * self.config.batch_size
         bce, kl = (reduce_sum(self._epoch_sums) / images).tolist()
         self._epoch_sums.zero_()
@@ -163,7 +149,7 @@ class MetricsLog:
             train_loss=bce + self.config.beta * kl,
             train_bce=bce,
             train_kl=kl,
-            **(validation._asdict() if validation else {}),
+            **validation,
         )
         val = f", val {line.val_loss:,.1f}" if validation else ""
         losses = f"train {line.train_loss:,.1f}{val} nats/image"
@@ -201,9 +187,8 @@ class MetricsLog:
         del numbers["step"], numbers["time"], numbers["epoch"]
         self.accelerator.log({f"{prefix}{name}": value for name, value in numbers.items()}, step=line.step)
         self._write(line)
-        if self._progress:
-            self._progress.update(self._task, note=text)
-        elif self.accelerator.is_main_process:
+        self._bar.update(self._task, note=text)
+        if self._bar.disable and self.accelerator.is_main_process:
             log.info("%s: step %d of %d: %s", self.run_dir.name, line.step, self.total_steps, text)
 
     def _write(self, line: MetricsLine) -> None:

@@ -30,7 +30,7 @@ from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
 from vae.training.collectives import any_rank, reduce_sum
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
-from vae.training.metrics_log import MetricsLog, ValidationLosses, drop_lines_after
+from vae.training.metrics_log import MetricsLog, drop_lines_after
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def run_to_end(
             is_last, ends_epoch = step == total_steps, step % plan.steps_per_epoch == 0
             if ends_epoch:
                 is_validated = is_last or step // plan.steps_per_epoch % config.val_every_epochs == 0
-                validation = validate(state, val_split) if is_validated else None
+                validation = validate(state, val_split) if is_validated else {}
                 metrics_log.log_epoch(step, validation)
 
             # Save, and stop if any rank was asked to.
@@ -167,8 +167,11 @@ def train_step(
 
 
 @torch.no_grad()
-def validate(state: TrainingState, split: ImageSplit) -> ValidationLosses:
-    """Mean losses over a whole split from the mean of q(z|x), each image counted once over all ranks."""
+def validate(state: TrainingState, split: ImageSplit) -> dict[str, float]:
+    """What an EpochLine says of a validation: means over a whole split, nats per image, and the seconds.
+
+    The losses are those of the mean of q(z|x); each image counts once over all ranks.
+    """
     started_s = time.monotonic()
     config, accelerator = state.config, state.accelerator
     own_images = torch.arange(accelerator.process_index, len(split), accelerator.num_processes)
@@ -182,7 +185,8 @@ def validate(state: TrainingState, split: ImageSplit) -> ValidationLosses:
         sums[1] += kl_per_image(output.mean, output.log_variance).sum()
     state.model.train()
     bce, kl = (reduce_sum(sums) / len(split)).tolist()
-    return ValidationLosses(bce + config.beta * kl, bce, kl, round(time.monotonic() - started_s, 3))
+    seconds = round(time.monotonic() - started_s, 3)
+    return {"val_loss": bce + config.beta * kl, "val_bce": bce, "val_kl": kl, "val_seconds": seconds}
 
 
 def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
@@ -260,8 +264,7 @@ class SaveClock:
 
     def __init__(self, every_min: float) -> None:
         self.every_s = 60 * every_min
-        self.last_s = time.monotonic()
-        self.cost_s = 0.0
+        self.last_s, self.cost_s = time.monotonic(), 0.0
 
     def is_due(self, ends_epoch: bool) -> bool:
         """Whether to save now."""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.errors import DataError, RunError
 from vae.config import RunConfig
 from vae.model import VAE, build_model
-from vae.training import checkpoint
-from vae.training.checkpoint import StateDict
+from vae.training.checkpoint import WEIGHTS, StateDict
 
 
 @dataclass
@@ -58,7 +58,7 @@ class TrainingState:
     def load(self, folder: Path, state: StateDict) -> None:
         """Go back to a checkpoint; RunError if its weights belong to another model."""
         try:
-            self.model.load_state_dict(checkpoint.load_weights(folder))
+            self.model.load_state_dict(load_file(folder / WEIGHTS))
         except RuntimeError as error:
             raise RunError(f"{folder} holds the weights of another model: {error}") from error
         self.optimizer.load_state_dict(state["optimizer"])

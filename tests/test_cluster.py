@@ -13,20 +13,13 @@ from cluster_site import CHAIN_S, SHORT, TINY, Site, last_step
 from devcluster import DevCluster
 from tiny import REPOSITORY, TINY_FLAGS, make_run, write_attempts
 
-<<<<<<< HEAD
-from data_prep.verify import verify
+from data_prep.shards import verify
 from slurm.job_records import read_records
 from slurm.node.task import JobKind
 from vae.events import Saved, by_attempt, read_events
 from vae.provenance import Attempt, read_attempts, read_provenance
 from vae.run_dir import REPORT_FILE, SCORES_FILE
 from vae.study import Study, prepare_study
-=======
-from data_prep.files import write_json
-from data_prep.shards import verify
-from vae.metrics import read_metrics
-from vae.study import REPORT_FILE, Study, prepare_study, read_json
->>>>>>> u3
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -110,10 +110,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def finalize(out: Path) -> Manifest:
-    """Join the shards of OUT's plan: quarantine.jsonl, audit.json and, last, manifest.json.
-
-    Raises DataError if shards are missing, or too many files were unusable (then the shards are removed).
-    """
+    """Join OUT's shards: quarantine.jsonl, audit.json and, last, manifest.json; DataError if one lacks."""
     plan = read_plan(out)
     names, plan_sha256 = [shard.name for shard in plan.shards], plan.digest()
     missing = [name for name in names if not is_complete(out / name, plan_sha256)]

@@ -99,9 +99,6 @@ def newest_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: S
 
 
 def live_job(kind: JobKind, index: int, records: list[JobRecord], scheduler: Scheduler) -> str:
-    """Id of the queued or running job of that kind for one run; empty if there is none.
-
-    Raises ClusterError if nobody knows, or it is a process, for which no job can wait.
-    """
+    """Id of the live job of that kind for one run, or empty; ClusterError if nobody knows or can wait."""
     jobs = [record for record in reversed(records) if record.kind == kind and index in record.indices]
     return next(filter(None, (handle_of(job).id_to_wait_for(index, scheduler) for job in jobs)), "")

@@ -69,10 +69,7 @@ class JobList(Record, frozen=True):
 
 
 def read_records(folder: Path) -> list[JobRecord]:
-    """The jobs submitted for a study or data folder, oldest first.
-
-    Raises DamagedFile if nobody knows which are at work, so what runs might be started twice.
-    """
+    """The jobs submitted for a study or data folder, oldest first; DamagedFile if nobody knows which."""
     return list((read_record(folder / JOBS_FILE, JobList) or JobList()).jobs)
 
 

@@ -125,10 +125,7 @@ def check(launch: Launch, is_dry: bool) -> None:
 
 
 def carry_out(launch: Launch, command: Sequence[str], must_wait: bool) -> bool:
-    """Submit or run the jobs that are missing; whether nothing is left to wait for.
-
-    Raises ClusterError if another launch is at work on the study, or SLURM would not take a job.
-    """
+    """Submit or run the missing jobs; whether nothing is left to wait for. ClusterError if that fails."""
     if not launch.study_dir.exists():
         launch.accepted_jobs()  # what SLURM refuses leaves no folder behind
     packing = nullcontext() if launch.data.plan is None else only_launcher(launch.data.folder)

@@ -26,10 +26,7 @@ class Data:
 
 
 def find_data(shards_or_source: str | None, size_px: int | None) -> Data:
-    """The data asked for, or the only packed ones; without a size, packed images keep theirs.
-
-    Raises SettingsError or DataError if there are none, or they cannot be used, or are of another size.
-    """
+    """The data asked for, or the only packed ones, in that size or their own; or an error says why not."""
     if shards_or_source is None or (Path(shards_or_source) / MANIFEST_FILE).exists():
         data = packed_data(Path(only_packed(SHARDS_DIR) if shards_or_source is None else shards_or_source))
         refuse_other_size(data.folder, data.image_size_px, size_px)

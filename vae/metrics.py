@@ -137,10 +137,7 @@ def _eta_s(steps_left: int, tail: Sequence[MetricsLine]) -> float | None:
 
 
 def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
-    """The first line of metrics.jsonl, and the last ones, from a start or a save on.
-
-    Of the many step lines among these only the last two, which is what goodput and progress need.
-    """
+    """The first line of metrics.jsonl, and those since a start or save: of the steps, only the last two."""
     path = run_dir / METRICS_FILE
     try:
         with path.open("rb") as file:

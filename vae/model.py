@@ -56,11 +56,9 @@ class VAE(nn.Module):
         )
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Output:
-        """Reconstruct `images`.
+        """Reconstruct `images`, [b, 1, H, W] grey values in [0, 1], from z = mean + std * noise.
 
-        Args:
-            images: [b, 1, H, W] grey values in [0, 1].
-            noise: [b, *latent_shape] standard normal for z = mean + std * noise; None uses the mean.
+        `noise` is standard normal, [b, *latent_shape]; without it, z is the mean.
         """
         mean, log_variance = self.encode(images)
         latents = mean
@@ -87,11 +85,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, latents: Tensor) -> Tensor:
-        """Images [b, 1, H, W] in [0, 1] for latents [b, *latent_shape] drawn from the prior N(0, I).
-
-        Raises:
-            RunError: for `direct`, which has no prior.
-        """
+        """Images [b, 1, H, W] in [0, 1] for latents [b, *latent_shape] of N(0, I); RunError for `direct`."""
         if not self.can_sample:
             raise RunError(
                 f"cannot sample: {NO_SAMPLES}",

@@ -46,10 +46,7 @@ def find_shards(data: Path | None, shards_dir: Path) -> Path | None:
 
 
 def examine(exam: Examination) -> Iterator[tuple[str, list[Check]]]:
-    """Title and checks of each part as soon as it is examined; at the end the draft is written.
-
-    Raises ClusterError if there is nothing to draft, SettingsError if the draft cannot be written.
-    """
+    """Title and checks of each part as soon as it is examined; then writes the draft, and raises as that."""
     # this machine
     site, runs_dir = ask_site(), exam.runs_dir.absolute()
     checks = check_machine(runs_dir, with_gpus=not (client.has_programs() or exam.needs_slurm))

@@ -42,10 +42,7 @@ def new_profile_path(name: str) -> Path:
 
 
 def draft_profile(site: Site, base: ClusterProfile) -> ClusterProfile:
-    """`base` with what the site decides filled in; the partition of `base` is kept if it names one.
-
-    Raises ClusterError if no partition takes jobs.
-    """
+    """`base` with what the site decides filled in, beside its partition; ClusterError if none takes jobs."""
     partition = site.partition(base.partition) if base.partition else choose_partition(site)
     if partition is None or not partition.kinds:
         problem = f'partition "{base.partition}" does not take' if base.partition else "no partition takes"

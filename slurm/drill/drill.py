@@ -154,10 +154,7 @@ class Drill:
         return bool(records if scheduler.queue is None else live_jobs(records, scheduler))
 
     def tick(self) -> list[tuple[Target, InjectedFault]]:
-        """Inject what is due, launch what is missing; returns the new faults.
-
-        Raises ClusterError where the study is launched over and over, and does not get done.
-        """
+        """Inject what is due, launch what is missing; new faults. ClusterError if launches are in vain."""
         records, scheduler = self.jobs()
         faults = []
         for target in self.targets:

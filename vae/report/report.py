@@ -20,10 +20,7 @@ from vae.study import read_study
 
 
 def write_report(study_dir: Path, run: str = "") -> Path:
-    """Write report.md, scores.csv and report.html; returns the path of report.html.
-
-    They tell of the study in `study_dir` and lie there; or of one `run` of it, and lie in the run's folder.
-    """
+    """Write report.md, scores.csv, report.html of a study, or one `run`, in its folder; the last path."""
     study = read_study(study_dir)
     runs = [read_summary(study_dir / name) for name in ([run] if run else study.runs)]
     folder, title = study_dir / run, f"Run {run}" if run else f"Study {study.name}"

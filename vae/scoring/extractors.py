@@ -33,10 +33,7 @@ class Features(NamedTuple):
 
 
 def to_8bit(images: Tensor) -> Tensor:
-    """Grey values as uint8: x 255 and truncated, as torchvision's ToPILImage does in the published code.
-
-    Raises RunError where a value is outside [0, 1] or not a number.
-    """
+    """Grey values in [0, 1] as uint8: x 255, truncated as torchvision's ToPILImage does; else a RunError."""
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # also true for NaN
         raise RunError(f"cannot score images with grey values from {low:g} to {high:g}; allowed: 0 to 1")

@@ -36,10 +36,7 @@ UNKNOWN_LABEL = "unknown weights, not comparable"
 
 
 def locate(inception_weights: str = "") -> Path:
-    """The file to use, there or not: the one given, else that of torch.hub.
-
-    torch.hub keeps it under TORCH_HOME, else XDG_CACHE_HOME/torch, else ~/.cache/torch.
-    """
+    """The weights file to use, there or not: the one given, else where torch.hub keeps it (TORCH_HOME)."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
     return Path(inception_weights or Path(home, "hub", "checkpoints", FILE_NAME)).expanduser()
@@ -82,10 +79,7 @@ def identify(path: Path) -> tuple[str, str]:
 
 
 def fetch(path: Path, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> str:
-    """Download the weights to `path` unless they are there; return their SHA-256.
-
-    No connection, no room, or a file with another SHA-256 is a WeightsError, and leaves no file.
-    """
+    """Download the weights to `path` unless they are there; their SHA-256, or a WeightsError and no file."""
     if path.is_file() and (digest := sha256_file(path)).startswith(sha256_prefix):
         log.info("%s is there already", path)
         return digest

@@ -59,10 +59,7 @@ class MetricsLog:
         self._save_s, self._saves, self._val_s = 0.0, 0, 0.0
 
     def start(self, step: int, epoch_sums: list[float], restarts: int) -> tuple[int, float]:
-        """Begin an attempt at `step`, with the sums of the epoch so far; rank 0 alone calls it.
-
-        Drops the lines after `step`, and returns what `drop_lines_after` does.
-        """
+        """Begin an attempt at `step`, with the epoch's sums so far; rank 0 alone. As `drop_lines_after`."""
         self._epoch_sums += torch.tensor(epoch_sums, dtype=torch.float64, device=self._epoch_sums.device)
         redone = drop_lines_after(self.run_dir, step)
         self._start_s, self._start_cpu_s = time.time(), time.process_time()

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from data_prep.errors import DataError
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 from data_prep.shards import ImageRecord, read_manifest, read_records, read_rejects
 
 AUDIT_FILE = "audit.json"

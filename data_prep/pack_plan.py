@@ -19,7 +19,7 @@ from msgspec.structs import asdict, replace
 from data_prep.errors import DamagedFile, DataError
 from data_prep.files import writing
 from data_prep.image import REDUCING_GAP, Aspect
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 from data_prep.shards import SHARD_NAME, SPLITS, Recipe
 from data_prep.sources import Item, Kind, find_items, keep_salt
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import PIL
 
 from data_prep import audit
-from data_prep.decoder import decoder
+from data_prep.decode_pool import decoder
 from data_prep.errors import DataError
 from data_prep.files import only_holder, write_text, writing
 from data_prep.pack_plan import PLAN_FILE, Plan, ShardPlan, count_images, read_plan

@@ -47,10 +47,7 @@ def items(count: int) -> list[tuple[str, str, str, str]]:
 
 
 def render(number: int, has_pneumonia: bool, size_px: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Film `number` as uint8 [size_px, size_px], 0 = black (air), 255 = white (bone).
-
-    The same arguments give the same pixels; another size shows the same film, with other noise.
-    """
+    """Film `number` as uint8 [size_px, size_px], 0 = black (air), 255 = white (bone); always the same."""
     body = np.random.default_rng((2, seed, number // FILMS))
     take = np.random.default_rng((3, seed, number))
     x, y = _coordinates(size_px, take)

@@ -38,7 +38,7 @@ import numpy.typing as npt
 
 from data_prep.errors import DamagedFile, DataError
 from data_prep.files import replacing, sha256_file
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"

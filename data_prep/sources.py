@@ -22,7 +22,7 @@ from data_prep import phantom
 from data_prep.errors import DataError
 from data_prep.files import temporary_path
 from data_prep.image import SUFFIXES
-from data_prep.records import Record
+from data_prep.json_records import Record
 
 Kind = Literal["files", "dicom", "phantom"]
 Utf8 = Annotated[str, msgspec.Meta(pattern="^[^\ud800-\udfff]*$")]  # what UTF-8 can hold

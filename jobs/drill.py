@@ -26,7 +26,8 @@ import _front
 from data_prep.errors import SettingsError
 from slurm.backends import choose_backend
 from slurm.client import require_slurm
-from slurm.drill.session import DrillOptions, begin_session, prepare_data, stop_session
+from slurm.drill.options import DrillOptions, prepare_data
+from slurm.drill.session import begin_session, stop_session
 from slurm.launch_data import safe_name
 from slurm.node.environment import Backend
 from slurm.plan import Resources

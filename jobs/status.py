@@ -26,9 +26,10 @@ import _front
 from data_prep.errors import SettingsError, ToolkitError
 from slurm.job_records import read_records
 from slurm.scheduler import Look, SchedulerWatch, ask_scheduler
-from slurm.state import RunStatus, all_states, study_states
 from slurm.status_tables import studies_table, study_page
-from vae.study import RunState, find_studies, find_target, read_study
+from slurm.study_state import RunStatus, all_states, study_states
+from vae.run_state import RunState
+from vae.study import find_studies, find_target, read_study
 
 # Files may be looked at so often; squeue is asked as seldom as everywhere.
 LEAST_WATCH_S = 2.0

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from data_prep.files import fsync_path, temporary_path
-from data_prep.records import write_record
+from data_prep.json_records import write_record
 from vae.provenance import REPOSITORY, SNAPSHOT_FILE, code_version
 from vae.run_dir import CODE_DIR
 

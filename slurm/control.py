@@ -27,10 +27,7 @@ MAX_NAMED = 6
 def live_jobs(
     records: list[JobRecord], scheduler: Scheduler, run: int | None = None
 ) -> dict[JobRecord, list[int]]:
-    """The jobs that are queued or running, oldest first, each with the runs that it is still to work on.
-
-    With `run`, a position in the study, only what works on that one. ClusterError if SLURM does not answer.
-    """
+    """Live jobs, oldest first, with the runs (or that at `run`) each is still to do; or ClusterError."""
     if scheduler.queue is None:
         unknown = "squeue does not answer, so nobody knows what is queued or running"
         raise ClusterError(unknown, "try again later")

@@ -10,7 +10,7 @@ import msgspec
 
 from data_prep.errors import ClusterError, DamagedFile
 from data_prep.files import only_holder
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest

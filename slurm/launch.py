@@ -20,12 +20,12 @@ from slurm.plan import JobRequest, Resources
 from slurm.preflight import check_batch, check_writable
 from slurm.profile import read_profile
 from slurm.sbatch import check_path
-from slurm.state import RunStatus, study_facts, study_states
+from slurm.study_state import RunStatus, study_facts, study_states
 from vae.config import VARIANT_GROUPS, RunConfig
 from vae.run_dir import REPORT_FILE
+from vae.run_state import RunState
 from vae.scoring import inception_weights
 from vae.study import (
-    RunState,
     Study,
     add_launch,
     check_name,

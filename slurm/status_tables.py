@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from slurm.state import RunStatus
+from slurm.study_state import RunStatus
 from vae.goodput import duration
 from vae.report.page import MISSING, Table, labelled_table, to_text
 from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
+from vae.run_state import RunState
 from vae.scoring.score_specs import SPECS
-from vae.study import RunState, read_launches
+from vae.study import read_launches
 
 STATES = (
     *("run", "state", "step", "epoch", "loss\nnats/image"),

@@ -1,8 +1,13 @@
 """Jobs as the toolkit records them, and their processes as they find themselves on a node."""
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+from tiny import child_environment
 
 from slurm.client import EndedJob, QueuedJob
 from slurm.job_records import JobRecord
@@ -35,3 +40,18 @@ def job_env(**changes: Any) -> JobEnvironment:
     """Rank 0 of two, on one node, of SLURM's job 5; but for `changes`."""
     rank0 = JobEnvironment(Backend.SLURM, job="5", cpus=1, world_size=2, node="n1")
     return replace(rank0, **changes)
+
+
+def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own: handlers and fork hooks cannot be taken back."""
+    setup = "import os, signal, subprocess, sys, time\nfrom slurm_jobs import job_env\n"
+    setup += "from slurm.node.signals import *\nfrom slurm.node.requeue import *\n"
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [sys.executable, "-c", setup + textwrap.dedent(code)],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,  # type: ignore[call-overload]
+    )
+    return done

@@ -20,7 +20,8 @@ from slurm.launch import carry_out, read_launch
 from vae.config import read_settings
 from vae.metrics import StepLine, read_metrics
 from vae.provenance import read_attempts, read_provenance
-from vae.study import RunState, Study, is_trained, prepare_study, read_launches, read_run, read_study
+from vae.run_state import RunState
+from vae.study import Study, is_trained, prepare_study, read_launches, read_run, read_study
 
 # A study of one epoch in this very process.
 DEBUG = ("--cluster", "debug", *TINY_FLAGS, "--run.epochs", "1")

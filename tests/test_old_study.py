@@ -12,14 +12,15 @@ import torch
 from tiny import REPOSITORY
 
 from slurm.job_records import read_records
-from slurm.state import study_states
+from slurm.study_state import study_states
 from vae.events import by_attempt, read_events
 from vae.goodput import goodput
 from vae.metrics import StepLine, read_metrics
 from vae.provenance import read_attempts, read_provenance
 from vae.report.report import write_report
+from vae.run_state import RunState
 from vae.scoring.evaluate import evaluate
-from vae.study import RunState, read_launches, read_study
+from vae.study import read_launches, read_study
 from vae.training.checkpoint import load_trained
 from vae.training.trainer import train
 

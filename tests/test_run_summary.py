@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm.state import study_states
+from slurm.study_state import study_states
 from vae.report.run_summary import RunSummary, read_summary
 from vae.run_dir import DONE_FILE, EVENTS_FILE, METRICS_FILE, PROVENANCE_FILE, RUN_FILE, SCORES_FILE
-from vae.study import RunState, Study
+from vae.run_state import RunState
+from vae.study import Study
 
 Change = Callable[[Path], object]
 

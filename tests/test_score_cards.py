@@ -9,7 +9,7 @@ import pytest
 from tiny import REPOSITORY, child_environment
 
 from data_prep.errors import DamagedFile
-from data_prep.records import write_record
+from data_prep.json_records import write_record
 from vae.run_dir import SCORES_FILE
 from vae.scoring.score_cards import ScoreCard, no_score, read_scores, score
 

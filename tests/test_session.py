@@ -20,15 +20,8 @@ from data_prep.shards import MANIFEST_FILE, read_manifest
 from slurm.client import QueueWatch
 from slurm.drill.drill import Drill, Target
 from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults, on_slurm
-from slurm.drill.session import (
-    DrillOptions,
-    Launcher,
-    Session,
-    positions,
-    prepare_data,
-    read_plan,
-    stop_session,
-)
+from slurm.drill.options import DrillOptions, prepare_data
+from slurm.drill.session import Launcher, Session, positions, read_plan, stop_session
 from slurm.node.environment import Backend
 from slurm.plan import Resources
 from vae.run_dir import DONE_FILE, DRILL_FILE, EVENTS_FILE, METRICS_FILE, STUDY_FILE

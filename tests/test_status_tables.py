@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from tiny import finish
 
-from slurm.state import RunStatus
 from slurm.status_tables import last_change, scores_table, states_table, studies_table
+from slurm.study_state import RunStatus
 from vae.goodput import duration
 from vae.metrics import Progress
-from vae.study import RunState
+from vae.run_state import RunState
 
 
 @pytest.mark.parametrize(

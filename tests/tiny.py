@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from data_prep.files import write_json, write_text
-from data_prep.records import write_record
+from data_prep.json_records import write_record
 from data_prep.shards import ImageRecord, write_manifest, write_shard
 from vae.config import RunConfig
 from vae.metrics import MetricsLine

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.records import Record, append_line, read_lines
+from data_prep.json_records import Record, append_line, read_lines
 from vae.run_dir import EVENTS_FILE
 
 

@@ -105,10 +105,7 @@ def total(parts: Iterable[Spent]) -> Spent:
 
 
 def attempts_spent(attempts: Sequence[Attempt], lines: Sequence[MetricsLine]) -> list[AttemptSpent | None]:
-    """What the attempts of provenance.json did, oldest first; None for one that left no times.
-
-    `lines` are those of metrics.jsonl, at least from its last start or save line on.
-    """
+    """What attempts did, oldest first, by lines since a start or save; None for one without times."""
     with_times = [*attempts[:-1], *(with_work(newest, lines) for newest in attempts[-1:])]
     spent, kept_until = [], math.inf
     for attempt in reversed(with_times):

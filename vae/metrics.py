@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from data_prep.records import Record, decode, read_lines, whole_lines
+from data_prep.json_records import Record, decode, read_lines, whole_lines
 from vae.run_dir import METRICS_FILE
 
 # metrics.jsonl of a long run is read from its end: so much, and more if that holds no start or save. A

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, read_metrics
 from vae.run_dir import PROVENANCE_FILE
 from vae.study import read_launches

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.records import Record, read_record
+from data_prep.json_records import Record, read_record
 
 # --- a study: runs/<study>/
 STUDY_FILE = "study.yaml"

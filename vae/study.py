@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from data_prep.errors import DamagedFile, RunError, SettingsError
-from data_prep.records import Record, Word, append_line, read_lines
+from data_prep.json_records import Record, append_line, read_lines
 from vae.config import RunConfig, differences, read_settings, write_settings
 from vae.run_dir import (
     DONE_FILE,
@@ -35,28 +35,6 @@ from vae.run_dir import (
 
 # Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class RunState(Word):
-    """What a run is doing: the same words in `status`, `why` and the report."""
-
-    DONE = "done"
-    """Trained and scored."""
-    SCORING = "scoring"
-    TRAINED = "trained"
-    """Not scored, and not being scored now."""
-    TRAINING = "training"
-    QUEUED = "queued"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    STOPPED = "stopped"
-    """Ended before it was complete, or not running as far as its files tell."""
-    MISSING = "missing"
-    """Never started."""
-    UNKNOWN = "unknown"
-    """SLURM does not answer."""
-    DAMAGED = "damaged"
-    """A file of it is not what this toolkit has written."""
 
 
 class Launch(Record, frozen=True):

@@ -12,10 +12,11 @@ from slurm.job_records import read_jobs
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
 from slurm.scheduler import SchedulerWatch, array_tasks_of
-from slurm.state import states_of
+from slurm.study_state import states_of
 from vae.goodput import duration
 from vae.metrics import Progress, read_progress
-from vae.study import RunState, Study
+from vae.run_state import RunState
+from vae.study import Study
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from data_prep.records import Word
+from data_prep.json_records import Word
 
 
 class Verdict(Word):

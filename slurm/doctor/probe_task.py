@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from data_prep.errors import ClusterError, ToolkitError
-from data_prep.records import read_record, write_record
+from data_prep.json_records import read_record, write_record
 from data_prep.shards import map_images, read_crc32, read_labels, read_manifest
 from slurm import client
 from slurm.diagnose.log_files import shorten

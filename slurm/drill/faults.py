@@ -7,7 +7,7 @@ from functools import partial
 
 import msgspec
 
-from data_prep.records import Record, Word
+from data_prep.json_records import Record, Word
 from slurm import client
 from slurm.local import ranks_of, send_signal
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from data_prep.records import Word
+from data_prep.json_records import Word
 from slurm import client
 from vae.provenance import Attempt, this_attempt
 
@@ -106,10 +106,7 @@ TIMES = {
 
 
 def times_of(job_env: JobEnvironment) -> dict[str, float]:
-    """When this job was submitted (or requeued), could have started, did, and must end; in Unix seconds.
-
-    Empty where squeue does not say, as on nodes without SLURM's programs; rank 0 alone asks.
-    """
+    """When this job was submitted, could have started, did, must end; Unix seconds, {} without squeue."""
     if job_env.backend is not Backend.SLURM or job_env.rank > 0:
         return {}
     try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.errors import ClusterError
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 from slurm import client
 from slurm.node.environment import JobEnvironment
 from vae.run_dir import rendezvous_path
@@ -68,10 +68,7 @@ def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
 
 
 def wait_for_rendezvous(job_env: JobEnvironment, path: Path, limit_s: float = RENDEZVOUS_LIMIT_S) -> Address:
-    """The other ranks' part: wait for rank 0's file of this very attempt, and return the address in it.
-
-    Raises ClusterError where it does not come in time, or names a node that cannot be resolved from here.
-    """
+    """The other ranks' part: the address in rank 0's file of this attempt; ClusterError if none comes."""
     name, give_up = f"rank {job_env.rank} on {job_env.node}", time.monotonic() + limit_s
     while (rank0 := read_record(path, Address)) is None:
         if time.monotonic() > give_up:

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
-from data_prep.records import Word
+from data_prep.json_records import Word
 from slurm.node.environment import Backend, JobEnvironment, find_job_environment, times_of
 from slurm.node.rendezvous import rendezvous
-from slurm.node.signals import STOP_SIGNAL, StopFlag, exit_after_stop, ignore_stop_signal, requeue_and_exit
+from slurm.node.requeue import exit_after_stop, requeue_and_exit
+from slurm.node.signals import STOP_SIGNAL, StopFlag, ignore_stop_signal
 from vae.metrics import slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import log_path

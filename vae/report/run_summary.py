@@ -12,8 +12,9 @@ from vae.metrics import MetricsLine, Progress, StartLine, progress_of, read_metr
 from vae.provenance import Provenance, read_provenance
 from vae.report.page import MISSING
 from vae.run_dir import Done, read_done
+from vae.run_state import RunState
 from vae.scoring.score_cards import RunScores, read_scores
-from vae.study import RunState, read_run
+from vae.study import read_run
 
 T = TypeVar("T")
 

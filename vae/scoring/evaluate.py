@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from data_prep.errors import DataError
-from data_prep.records import write_record
+from data_prep.json_records import write_record
 from vae import figures
 from vae.metrics import read_metrics
 from vae.provenance import versions

@@ -58,10 +58,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
-        """Features of uint8 [n, 1, H, W], 0 to 255, on the CPU.
-
-        Raises TypeError for another type or shape; floats in [0, 1] would be scored as black.
-        """
+        """Features of uint8 [n, 1, H, W], 0 to 255, on the CPU; TypeError for floats: all black."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 1:
             given = f"{images.dtype} {list(images.shape)}"
             raise TypeError(f"an extractor takes uint8 [n, 1, H, W], given {given}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.records import Record, read_record
+from data_prep.json_records import Record, read_record
 from vae.run_dir import SCORES_FILE, ScoresSummary
 from vae.scoring.score_specs import SPEC
 

@@ -92,10 +92,7 @@ class Subject:
 
 
 def cached(path: Path, compute: Callable[[], Features]) -> Features:
-    """The features in the file `path`, or those that `compute` gives, which are kept there.
-
-    Rank 0 reads and writes; a damaged file is as good as none. Every rank must call it.
-    """
+    """Features in the file `path`, or those that `compute` gives and rank 0 keeps. Every rank calls it."""
     is_main, features = PartialState().is_main_process, None
     try:
         if is_main and path.exists():

@@ -20,10 +20,7 @@ TRACKERS = [str(tracker) for tracker in utils.LoggerType if tracker != utils.Log
 
 
 def start_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
-    """An Accelerator with the run's precision and trackers, on the ranks that the environment names.
-
-    Raises SettingsError if the precision or a tracker is not available here, RunError if not all ranks met.
-    """
+    """An Accelerator with the run's precision and trackers; SettingsError or RunError if it cannot be."""
     for name in config.trackers:
         if name not in TRACKERS:
             raise SettingsError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")

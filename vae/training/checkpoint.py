@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_prep.errors import DamagedFile, RunError
 from data_prep.files import fsync_path, sha256_file, temporary_path
-from data_prep.records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record, write_record
 from vae.model import VAE, build_model
 from vae.run_dir import DONE_FILE, Done, checkpoint_dir, checkpoint_dirs, read_done, unfinished_checkpoints
 from vae.study import read_run
@@ -42,10 +42,7 @@ class Meta(Record, frozen=True):
 
 
 def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict, keep: int) -> Path:
-    """Write the checkpoint of `step`, then drop all but the newest `keep`. Returns its folder.
-
-    A kill at any moment leaves either no such folder or a whole one.
-    """
+    """Write the checkpoint of `step`, whole or not at all, and drop all but the newest `keep`; its folder."""
     final = checkpoint_dir(run_dir, step)
     part = temporary_path(final)
     part.mkdir(parents=True)

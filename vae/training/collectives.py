@@ -35,10 +35,7 @@ def _host_group() -> dist.ProcessGroup:
 
 
 def destroy_process_group() -> None:
-    """Leave the process group: the last act of a process that trained or scored on several ranks.
-
-    Without it the connection may abort the process at its end, and a finished job would look failed.
-    """
+    """The last act of one of several ranks: else its exit may abort, and a finished job look failed."""
     if dist.is_initialized():
         dist.destroy_process_group()
         _host_group.cache_clear()

@@ -103,10 +103,7 @@ def mix(*numbers: int) -> int:
 
 
 def step_noise(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normal noise for one global batch, fp32 `shape`: the same on every rank that asks.
-
-    Each rank draws that of all images and uses its slice: noise belongs to the image and not to the rank.
-    """
+    """Standard normal noise for one global batch, fp32 `shape`: each rank uses the slice of its images."""
     generator = torch.Generator(device).manual_seed(mix(seed, NOISE_STREAM, step))
     return torch.randn(shape, generator=generator, device=device)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_prep.errors import RunError
 from data_prep.files import write_text
-from data_prep.records import append_line, encode_line
+from data_prep.json_records import append_line, encode_line
 from vae.config import RunConfig, to_dict
 from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.run_dir import METRICS_FILE

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import msgspec
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -18,19 +17,19 @@ from torch import Tensor
 
 from data_prep.errors import RunError, SettingsError
 from data_prep.files import only_holder
-from data_prep.records import write_record
+from data_prep.json_records import write_record
 from vae.config import RunConfig
-from vae.events import AttemptStarted, Completed, Saved, StopSignalled, add_event, by_attempt, read_events
+from vae.events import Completed, Saved, StopSignalled, add_event
 from vae.losses import bce_per_image, kl_per_image
-from vae.metrics import StartLine, read_metrics
-from vae.provenance import Attempt, read_attempts, record_attempt, this_attempt
+from vae.provenance import Attempt, this_attempt
 from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, Done, checkpoint_dir
 from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
+from vae.training.attempt import start_attempt
 from vae.training.collectives import any_rank, reduce_sum
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
-from vae.training.metrics_log import MetricsLog, drop_lines_after
+from vae.training.metrics_log import MetricsLog
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
 
 log = logging.getLogger(__name__)
@@ -194,38 +193,6 @@ def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
     latent_shape = state.model.latent_shape if state.model.can_sample else (0,)
     noise = step_noise(plan.seed, step, (plan.batch_size, *latent_shape), state.accelerator.device)
     return noise[plan.own_images].to(state.dtype)
-
-
-def start_attempt(
-    metrics_log: MetricsLog, step: int, epoch_sums: list[float], data_fingerprint: str, attempt: Attempt
-) -> None:
-    """Write down that an attempt begins at `step`; rank 0 does."""
-    run_dir, accelerator = metrics_log.run_dir, metrics_log.accelerator
-    ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
-    attempt = msgspec.structs.replace(attempt, **ranks)
-    add_missing_start(run_dir)
-    # reads the lines of the attempt before, which the metrics log is about to drop
-    restarts = record_attempt(run_dir, data_fingerprint, attempt)
-    redone = metrics_log.start(step, epoch_sums, restarts)
-    add_start(run_dir, attempt, redone, time.time())
-
-
-def add_missing_start(run_dir: Path) -> None:
-    """Note an attempt that was killed when provenance.json knew of it, and events.jsonl did not yet."""
-    attempts, starts = read_attempts(run_dir), by_attempt(read_events(run_dir))
-    if len(attempts) != len(starts) + 1:
-        return
-    killed = attempts[-1]
-    started_s = killed.started_s or 0.0
-    own = [line for line in read_metrics(run_dir) if line.time >= started_s]
-    if all(isinstance(line, StartLine) for line in own):
-        add_start(run_dir, killed, drop_lines_after(run_dir, killed.from_step or 0), started_s)
-
-
-def add_start(run_dir: Path, attempt: Attempt, redone: tuple[int, float], started_s: float) -> None:
-    """Write down the event by which an attempt begins; `redone` is what `drop_lines_after` gave."""
-    counts = {"step": attempt.from_step or 0, "restart": attempt.restart, "reached_step": redone[0]}
-    add_event(run_dir, AttemptStarted(time=started_s, job=attempt.job, redone_s=redone[1], **counts))
 
 
 def save(

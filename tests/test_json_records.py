@@ -1,4 +1,4 @@
-"""data_prep/records.py: what is written comes back, and what is not ours is one line that says what to do."""
+"""data_prep/json_records.py: what is written comes back; what is not ours is one line of advice."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from data_prep.errors import DamagedFile
-from data_prep.records import Record, Word, append_line, read_lines, read_record, write_record
+from data_prep.json_records import Record, Word, append_line, read_lines, read_record, write_record
 
 
 class Colour(Word):

@@ -1,4 +1,4 @@
-"""slurm/state.py: our files, squeue and sacct merged; no answer is unknown, never failed."""
+"""slurm/study_state.py: our files, squeue and sacct merged; no answer is unknown, never failed."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from slurm.job_records import JobRecord, add_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.scheduler import Scheduler
-from slurm.state import all_states, run_state, study_facts
+from slurm.study_state import all_states, run_state, study_facts
 from vae.provenance import Attempt
 from vae.run_dir import DONE_FILE, METRICS_FILE, SCORES_FILE, checkpoint_dir
-from vae.study import RunState, Study
+from vae.run_state import RunState
+from vae.study import Study
 
 STUDY = Study("chest", ("linear-s0", "direct-s0"), "smoke")
 SILENT = Scheduler(queue={}, ended={})

@@ -18,7 +18,8 @@ from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import METRICS_FILE, read_done, read_scores_summary, saved_step
-from vae.study import RunState, Study, has_report, is_scored, is_trained
+from vae.run_state import RunState
+from vae.study import Study, has_report, is_scored, is_trained
 
 # What the state of an ended job means for a run that is not trained; any other is a failure.
 ENDED = {

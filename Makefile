@@ -21,10 +21,9 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)  ## make phantom X-rays, train both variants, score them, write a report
 	$(RUN) jobs/launch.py --variant both $(DEMO)
 
-# Three processes: two begin with the tests on real SLURM clusters, which wait most of the time, and then help
-# the third; threads would be in each other's way.
+# Two processes, each with whole files; threads would be in each other's way.
 test: $(READY)  ## run every test that can run here (SLURM's too where its programs are installed)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, format and type checks
 	$(VENV)/bin/ruff check .

@@ -105,17 +105,12 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run here: X-rays beside the checkout, a GPU. (SLURM tests decide for themselves.)
 
-    Under pytest-xdist, a file's tests run in one process, and those that need a cluster in two and first, for
-    they take longest and wait most of the time; then the files with other slow tests.
+    Tests on a cluster come first, for they take longest; then the files with other slow tests.
     """
     for item in items:
-        is_other_cluster = item.get_closest_marker("slurm") and item.path.name != "test_cluster.py"
-        group = "other clusters" if is_other_cluster else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("xrays") and not XRAYS.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"needs the X-rays in {XRAYS}"))
         if item.get_closest_marker("gpu") and not _has_gpu():

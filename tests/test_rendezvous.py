@@ -19,7 +19,6 @@ from slurm.node.rendezvous import (
     Address,
     free_port,
     own_address,
-    publish_rendezvous,
     rendezvous,
     wait_for_rendezvous,
 )
@@ -40,6 +39,12 @@ def test_one_process_alone_meets_nobody(tmp_path: Path) -> None:
         assert os.environ["WORLD_SIZE"] == "1"
         assert "LOCAL_RANK" not in os.environ
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_attempt_left_is_cleared_also_by_one_process(tmp_path: Path) -> None:
+    (tmp_path / ".rendezvous-7_0-r1.json").touch()
+    with rendezvous(single_process(), tmp_path):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_find_each_other_and_leave_nothing_behind(
@@ -75,9 +80,9 @@ def test_the_address_of_an_earlier_attempt_is_never_taken(tmp_path: Path) -> Non
         ClusterError, match=r"rank 1 on n1 timed out after 0 s waiting for rank 0's .*30_1-r1"
     ):
         wait_for_rendezvous(restarted, path, limit_s=0.3)
-    publish_rendezvous(replace(FIRST, restart=1), path)
-    assert not old.exists()
-    assert wait_for_rendezvous(restarted, path).port in PORTS
+    with rendezvous(replace(FIRST, restart=1), tmp_path):
+        assert not old.exists()
+        assert wait_for_rendezvous(restarted, path).port in PORTS
 
 
 def test_an_address_that_does_not_resolve_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
     GPUs of its node, and accelerate picks the one numbered LOCAL_RANK. Raises as `wait_for_rendezvous`.
     """
     path = rendezvous_path(folder, job_env.tag)
+    if job_env.rank == 0:
+        for left_behind in folder.glob(rendezvous_path(folder, "*").name):  # by a killed attempt, of any job
+            left_behind.unlink(missing_ok=True)
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(job_env.cpus))
     os.environ.setdefault("NCCL_DEBUG", "WARN")  # says what went wrong, and nothing else
@@ -60,8 +63,6 @@ def rendezvous(job_env: JobEnvironment, folder: Path) -> Iterator[None]:
 
 def publish_rendezvous(job_env: JobEnvironment, path: Path) -> Address:
     """Rank 0's part: write the address and port at which it will listen, and return them."""
-    for left_behind in path.parent.glob(rendezvous_path(path.parent, "*").name):  # by a killed attempt
-        left_behind.unlink(missing_ok=True)
     rank0 = Address(own_address(job_env), free_port())
     write_record(path, rank0)
     return rank0

@@ -105,12 +105,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run here: X-rays beside the checkout, a GPU. (SLURM tests decide for themselves.)
 
-    Tests on a cluster come first, for they take longest; then the files with other slow tests.
+    Under pytest-xdist, a file's tests run in one process, and those that need a cluster in one and first, for
+    they take longest; then the files with other slow tests.
     """
     for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("xrays") and not XRAYS.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"needs the X-rays in {XRAYS}"))
         if item.get_closest_marker("gpu") and not _has_gpu():

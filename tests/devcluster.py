@@ -11,6 +11,7 @@ Needs root and the packages slurm-wlm, slurmdbd, munge and mariadb-server; their
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -359,7 +361,9 @@ def running(dev: DevCluster) -> Iterator[DevCluster]:
         require(dev.has_accounting)
     except Unavailable as error:
         pytest.skip(str(error))
-    dev.up()
+    with (Path(tempfile.gettempdir()) / "devcluster.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two databases that are installed at once get in each other's way
+        dev.up()
     yield dev
     dev.down()
 

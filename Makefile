@@ -21,10 +21,10 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)  ## make phantom X-rays, train both variants, score them, write a report
 	$(RUN) jobs/launch.py --variant both $(DEMO)
 
-# Two processes: one gets the tests on a real SLURM cluster and then helps the other; threads would be in each
-# other's way.
+# Two processes, which get whole files (what a file's tests share is made once), the files with tests on a real
+# SLURM cluster first; threads would be in each other's way.
 test: $(READY)  ## run every test that can run here (SLURM's too where its programs are installed)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, format and type checks
 	$(VENV)/bin/ruff check .

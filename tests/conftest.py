@@ -105,22 +105,19 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run here: X-rays beside the checkout, a GPU. (SLURM tests decide for themselves.)
 
-    Under pytest-xdist, a file's tests run in one process, and those that need a cluster in one and first, for
-    they take longest; then the files with other slow tests.
+    Files with tests on a cluster come first, for they take longest; then those with other slow tests.
     """
     for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("xrays") and not XRAYS.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"needs the X-rays in {XRAYS}"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow_files))
+    first = {item.path for item in items if item.get_closest_marker("slurm")}
+    second = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in first, item.path not in second))
 
 
 def _has_gpu() -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from doors import load_door, run_door
 from PIL import Image
-from tiny import COUNTS, SIZE_PX, make_run, make_shards, run_ranks
+from tiny import COUNTS, SIZE_PX, make_run, make_shards
+from warm import on_ranks, score_on_rank
 
 from data_prep.errors import DataError
 from vae.run_dir import (
@@ -78,7 +79,7 @@ def test_two_ranks_score_every_image_once(scored_study: Path, tmp_path: Path) ->
     """13 test images on two ranks: padding, or a rank counted twice, would show in every score."""
     copy = tmp_path / "study"
     shutil.copytree(scored_study, copy, ignore=shutil.ignore_patterns(FEATURES_DIR, SCORES_FILE, FIGURES_DIR))
-    run_ranks(2, "score_rank.py", str(copy), "linear-s0")
+    on_ranks(2, score_on_rank, copy / "linear-s0")
     alone, together = scores_of(scored_study / "linear-s0"), scores_of(copy / "linear-s0")
     assert together.world_size == 2
     assert values_of(copy / "linear-s0") == pytest.approx(values_of(scored_study / "linear-s0"), rel=1e-4)

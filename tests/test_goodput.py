@@ -1,14 +1,14 @@
 """Where the time of a run went: numbers known on paper, and a real run that was stopped and killed."""
 
 import math
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from tiny import child_environment, make_run
+from tiny import make_run
+from warm import start_process, train_until_killed
 
 from vae.events import AttemptStarted, Saved, StopSignalled, read_events
 from vae.goodput import (
@@ -204,23 +204,15 @@ def test_saves_are_spaced_by_youngs_formula_only_after_losses() -> None:
 
 # --- a real run ------------------------------------------------------------------------------
 
-KILL_AT_CALL = """
-import os, signal, sys
-from pathlib import Path
-from vae.training.trainer import train
-
-calls = iter(range(1, 10_000))
-train(Path(sys.argv[1]), lambda: next(calls) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL))
-"""
-
 
 def test_a_run_that_was_stopped_and_killed_accounts_for_every_step(tmp_path: Path, shards: Path) -> None:
     """Stopped after step 5, killed in step 14 with step 8 saved (an epoch's end), then brought to its end."""
     run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1000)
     stop = iter([False] * 4 + [True])
     assert train(run_dir, should_stop=lambda: next(stop)) is False
-    command = [sys.executable, "-c", KILL_AT_CALL, str(run_dir), "9"]
-    assert subprocess.run(command, env=child_environment(), stderr=subprocess.DEVNULL).returncode == -9
+    child = start_process(train_until_killed, run_dir, 9)
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
     killed = read_metrics(run_dir)
     assert train(run_dir) is True
 

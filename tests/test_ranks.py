@@ -8,7 +8,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from tiny import child_environment, make_run, train_on_ranks
+from tiny import child_environment, make_run
+from warm import on_ranks, train_on_rank
 
 from data_prep.errors import RunError, SettingsError
 from vae.config import RunConfig
@@ -47,13 +48,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
             for variant in VARIANTS
             for precision in TOLERANCE
         ]
-        # starting processes costs far more than these trainings, so the stopped run joins them
+        # starting ranks costs more than these trainings, so the stopped run joins them
         if world_size == 1:
             for folder in folders:
                 train(folder)
         else:
             part = f"{moved}@{STOPPED_AT}" if world_size == 2 else str(moved)
-            train_on_ranks(world_size, *map(str, folders), part)
+            on_ranks(world_size, train_on_rank, *map(str, folders), part)
     return root
 
 

@@ -16,6 +16,7 @@ import torch
 from msgspec.structs import asdict, replace
 from safetensors.torch import load_file
 from tiny import REPOSITORY, blob, child_environment, make_run, make_shards
+from warm import start_process
 
 from data_prep.errors import DataError, RunError, SettingsError
 from vae.config import RunConfig
@@ -105,19 +106,13 @@ def test_killed_run_is_bit_identical(tmp_path: Path, shards: Path, unbroken: dic
     rng = random.Random(7)
     kills = 0
     while not is_trained(run_dir) and kills < 4:
-        child = subprocess.Popen(
-            [sys.executable, "jobs/train.py", str(run_dir)],
-            cwd=REPOSITORY,
-            env=child_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
         before = len(read_metrics(run_dir))
-        while len(read_metrics(run_dir)) <= before + 2 and child.poll() is None:
+        child = start_process(train, run_dir)
+        while len(read_metrics(run_dir)) <= before + 2 and child.is_alive():
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.join()
         kills += 1
     assert kills >= 2
     assert train(run_dir) is True
@@ -166,18 +161,17 @@ def test_run_that_is_being_trained_is_not_trained_twice(
 ) -> None:
     """The other process is real; when it is killed, its lock is gone with it."""
     run_dir = make_run(tmp_path / "run", shards, epochs=10_000, checkpoint_every_min=1000)
-    command = [sys.executable, "jobs/train.py", str(run_dir)]
-    other = subprocess.Popen(command, cwd=REPOSITORY, env=child_environment(), stderr=subprocess.DEVNULL)
+    other = start_process(train, run_dir)
     try:
         while not steps_of(run_dir):
-            assert other.poll() is None
+            assert other.is_alive()
             time.sleep(0.01)
         monkeypatch.setattr(trainer, "LOCK_WAIT_S", 0.1)
         with pytest.raises(RunError, match="another process is training"):
             train(run_dir)
     finally:
         other.kill()
-        other.wait()
+        other.join()
     assert train(run_dir, should_stop=lambda: True) is False
 
 

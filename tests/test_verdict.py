@@ -1,19 +1,20 @@
 """The verdict on an interrupted run: what the trainer really writes passes, damaged stories do not."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import msgspec
 import pytest
 from devcluster import wait_for
-from tiny import REPOSITORY, child_environment, make_run
+from tiny import make_run
+from warm import start_process
 
 from slurm.drill.faults import FaultKind, InjectedFault, Moment
 from slurm.drill.verdict import (
@@ -25,6 +26,7 @@ from slurm.drill.verdict import (
     judge_study,
     read_restarts,
 )
+from slurm.node.task import TrainTask
 from vae.config import RunConfig, write_settings
 from vae.events import AttemptStarted, Completed, Course, Saved, StopSignalled, add_event
 from vae.metrics import read_progress
@@ -40,26 +42,25 @@ JOB = "7_0"
 # --- what the trainer really wrote ---------------------------------------------------------------------
 
 
-def start_attempt(study_dir: Path, restart: int, index: int = 0) -> subprocess.Popen[bytes]:
+def start_attempt(run_dir: Path, restart: int, index: int = 0) -> ForkServerProcess:
     """One start of array task 7_0 or 7_1, as SLURM would make it; SLURM itself is out of reach."""
     place = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(index)}
     place |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n1"}
     place |= {"SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": str(restart)}
-    place |= {"SLURM_CONF": "/dev/null", "SUBMITIT_FOLDER": str(study_dir)}
-    command = [sys.executable, "-m", "slurm.node.task", "train", str(study_dir), "--index", str(index)]
-    environment = {**child_environment(), **place}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    place |= {"SLURM_CONF": "/dev/null", "SUBMITIT_FOLDER": str(run_dir.parent)}
+    return start_process(TrainTask(str(run_dir)), variables=place)
 
 
 def interrupt(run_dir: Path, restart: int, at_step: int, kind: FaultKind, number: int) -> InjectedFault:
     """Run one attempt until it has passed a step, send it a signal, and wait for its end."""
-    process = start_attempt(run_dir.parent, restart)
+    process = start_attempt(run_dir, restart)
     wait_for(lambda: has_passed(run_dir, restart, at_step), 60, lambda: f"no step after {at_step}")
     fault = InjectedFault(
         kind, Moment.TRAINING, step=read_progress(run_dir).step, attempts=restart + 1, time=time.time()
     )
-    process.send_signal(number)
-    process.wait(60)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
     return fault
 
 
@@ -82,15 +83,18 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Story:
-    """Real jobs' processes, one after another; about 15 s."""
+    """What runs inside real jobs, one after another."""
     study_dir = tmp_path_factory.mktemp("story")
     prepare_study(study_dir, Study("story", ("direct-s0", "unbroken"), extractor="smoke"))
     settings = {"variant": "direct", "epochs": 10_000, "max_steps": STEPS, "checkpoint_every_min": 0.002}
     run_dir, unbroken = (make_run(study_dir / name, shards, **settings) for name in ("direct-s0", "unbroken"))
-    twin = start_attempt(study_dir, 0, index=1)
+    twin = start_attempt(unbroken, 0, index=1)
     warned = interrupt(run_dir, 0, STEPS // 4, FaultKind.WARNED, signal.SIGUSR2)
     killed = interrupt(run_dir, 1, STEPS // 2, FaultKind.KILLED, signal.SIGKILL)
-    assert start_attempt(study_dir, 2).wait(60) == twin.wait(60) == 0
+    last = start_attempt(run_dir, 2)
+    for process in (last, twin):
+        process.join(60)
+        assert process.exitcode == 0
     return Story(run_dir, unbroken, warned, killed)
 
 

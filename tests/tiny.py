@@ -2,9 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +106,3 @@ def write_lines(run_dir: Path, *lines: MetricsLine) -> None:
 def child_environment() -> dict[str, str]:
     """Environment for a child process that imports this repository and uses one thread."""
     return {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
-
-
-def train_on_ranks(world_size: int, *runs: str) -> None:
-    """Train runs (RUN_DIR or RUN_DIR@STOP_AT_STEP) one after another on gloo processes; see train_rank.py."""
-    run_ranks(world_size, "train_rank.py", *runs)
-
-
-def run_ranks(world_size: int, script: str, *arguments: str) -> None:
-    """Run a script of this folder in one gloo process per rank; any that fails shows what all have said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
-    command = [sys.executable, str(REPOSITORY / "tests" / script), *arguments]
-    children = []
-    for rank in range(world_size):
-        own = {**ranks, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
-        own_environment = {**child_environment(), **{name: str(value) for name, value in own.items()}}
-        children.append(subprocess.Popen(command, env=own_environment, stderr=subprocess.PIPE, text=True))
-    texts = [child.communicate(timeout=300)[1] for child in children]
-    assert all(child.returncode == 0 for child in children), "\n".join(texts)

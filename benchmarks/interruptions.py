@@ -46,7 +46,7 @@ from data_prep.errors import DamagedFile
 from data_prep.files import only_holder
 from data_prep.shards import verify
 from slurm.client import QueueWatch
-from slurm.drill.drill import Drill, Target, launch_drill, read_starts
+from slurm.drill.faulted_study import FaultedStudy, Target, launch_with_faults, read_starts
 from slurm.drill.faults import (
     FaultKind,
     InjectedFault,
@@ -228,7 +228,7 @@ class Bench:
         self.watch = QueueWatch()
         self.schedule = self.endless_schedule()
         self.numbers = itertools.count()
-        self.drills: dict[str, tuple[Case, Drill]] = {}
+        self.drills: dict[str, tuple[Case, FaultedStudy]] = {}
         self.injected: collections.Counter[str] = collections.Counter()
         self.launches = 0
 
@@ -263,7 +263,7 @@ class Bench:
         study_dir, launch = self.folder / "runs" / name, partial(self.launch, name, case)
         self.drills[name] = (
             case,
-            launch_drill(study_dir, launch, self.injector.prepare, self.watch, run_faults),
+            launch_with_faults(study_dir, launch, self.injector.prepare, self.watch, run_faults),
         )
 
     def play(self, count: int, until: float) -> list[str]:
@@ -337,7 +337,7 @@ class Bench:
             problems.append("the shards are empty")
         return problems
 
-    def problems_of(self, name: str, case: Case, drill: Drill, unbroken: Path) -> list[str]:
+    def problems_of(self, name: str, case: Case, drill: FaultedStudy, unbroken: Path) -> list[str]:
         """What is not as it must be with one study."""
         problems = judge_study(drill.study_dir)
         for target in drill.targets:

@@ -27,8 +27,8 @@ from slurm_jobs import TRAIN
 from tiny import REPOSITORY, finish, make_shards, score, write_attempts, write_lines
 
 from slurm.job_records import JobRecord, add_record, read_records
+from slurm.job_states import array_tasks_of
 from slurm.node.environment import Backend
-from slurm.scheduler import array_tasks_of
 from vae.metrics import StartLine, StepLine
 from vae.provenance import Attempt
 from vae.study import Study, prepare_study

@@ -131,8 +131,7 @@ def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.u
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side)
-    small = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box, REDUCING_GAP)
-    return np.asarray(small)
+    return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box, REDUCING_GAP))
 
 
 def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:

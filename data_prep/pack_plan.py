@@ -7,7 +7,6 @@ not, and many parts write the same files as one process.
 import hashlib
 import json
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,10 +21,9 @@ from data_prep.image import REDUCING_GAP, Aspect
 from data_prep.json_records import Record, read_record, write_record
 from data_prep.shards import SHARD_NAME, SPLITS, Recipe
 from data_prep.sources import Item, Kind, find_items, keep_salt
+from data_prep.splits import cut_splits
 
 PLAN_FILE = "plan.json"
-# Below this share of the wanted size a given validation split is too small to choose by (Kaggle's: 16).
-TINY_VAL_SHARE = 0.5
 
 
 class PackOptions(Record, frozen=True):
@@ -139,64 +137,6 @@ def existing_plan(out: Path, new: Plan) -> Plan | None:
             "choose another folder for the shards, or remove this one",
         )
     return existing
-
-
-def cut_splits(items: Iterable[Item], fraction: float, seed: int) -> dict[str, list[Item]]:
-    """Images by split; DataError if the source itself has a patient on two sides.
-
-    Test stays as given. Validation is cut from train, about `fraction` of each class, if it is missing or
-    tiny; so is test if the source gives none.
-    """
-    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    for item in items:
-        splits[item.split or "train"].append(item)
-    train_and_val = splits["train"] + splits["val"]
-    if len(splits["val"]) < TINY_VAL_SHARE * fraction * len(train_and_val):
-        splits |= {"train": train_and_val, "val": []}
-    refuse_shared_patients(splits)
-    for split in ("test", "val"):
-        if not splits[split]:
-            splits[split], splits["train"] = cut_patients(splits["train"], split, fraction, seed)
-    return splits
-
-
-def cut_patients(items: list[Item], split: str, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """About `fraction` of each class for `split`, in whole patients; and the rest."""
-    by_class: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
-    owner: dict[str, str] = {}  # a patient with images of two classes counts for the first
-    for item in sorted(items, key=lambda item: item.key):
-        patient = item.group or item.key
-        by_class[owner.setdefault(patient, item.label)][patient].append(item)
-    cut: list[Item] = []
-    for label, patients in sorted(by_class.items()):
-        wanted = max(1, round(fraction * sum(map(len, patients.values()))))
-        order = sorted(patients)
-        random.Random(f"{split}-{label}-{seed}").shuffle(order)
-        taken: list[Item] = []
-        while len(taken) < wanted and order:
-            taken += patients[order.pop()]
-        cut += taken
-    chosen = {item.key for item in cut}
-    return cut, [item for item in items if item.key not in chosen]
-
-
-def refuse_shared_patients(splits: dict[str, list[Item]]) -> None:
-    """Raise DataError if a patient has images in two splits."""
-    first: dict[str, tuple[str, Item]] = {}
-    shared: dict[str, str] = {}  # by patient, where two of the images lie
-    for split in SPLITS:
-        for item in splits[split]:
-            other_split, other = first.setdefault(item.group, (split, item))
-            if item.group and other_split != split:
-                files = f"{other.path or other.key} in {other_split}, {item.path or item.key} in {split}"
-                shared.setdefault(item.group, files)
-    if shared:
-        some = "; ".join(f"{patient}: {files}" for patient, files in sorted(shared.items())[:3])
-        count = "1 patient has" if len(shared) == 1 else f"{len(shared)} patients have"
-        raise DataError(
-            f"{count} images in two splits, such as {some}",
-            "correct the splits of the source, or leave them out to have them cut by patient",
-        )
 
 
 def plan_shards(split: str, items: list[Item], options: PackOptions) -> Iterator[ShardPlan]:

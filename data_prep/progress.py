@@ -1,7 +1,4 @@
-"""How far the work on many images is: a bar on a terminal, a line in the log now and then elsewhere.
-
-The first count it is told is what an earlier attempt did, which says nothing about the speed.
-"""
+"""Progress: a bar on a terminal, a line in the log now and then elsewhere."""
 
 import logging
 import sys
@@ -17,15 +14,20 @@ log = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 
 
+def terminal_bar(after_count: str, note: str = "", is_hidden: bool = False) -> Progress:
+    """A bar with a title, a count and the time left; disabled if standard error is no terminal."""
+    title, after, last = map(TextColumn, ("{task.description}", after_count, note))
+    columns = (title, BarColumn(), MofNCompleteColumn(), after, TimeRemainingColumn(), last)
+    return Progress(*columns, console=Console(stderr=True), disable=is_hidden or not sys.stderr.isatty())
+
+
 @contextmanager
 def shown_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of images done since the last call: first before any is, then on."""
+    """A function to call with the images done since the last call; first with those done long before."""
     if not sys.stderr.isatty():
         yield LoggedProgress(total).advance
         return
-    title_column, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]:,.0f} images/s")
-    columns = (title_column, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with terminal_bar("{task.fields[speed]:,.0f} images/s") as bar:
 
         def advance(count: int) -> None:
             if not bar.tasks:

@@ -10,7 +10,7 @@ examples:
 
 import _front
 
-from slurm.control import cancel
+from slurm.cancel_throttle import cancel
 from vae.study import find_target, read_study
 
 

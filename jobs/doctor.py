@@ -14,45 +14,19 @@ examples:
   python jobs/doctor.py --profile mysite --probe --data shards/chest --wait-min 60
 """
 
-import shutil
 import signal
-import sys
-import textwrap
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import _front
 
 from data_prep.errors import ClusterError, SettingsError
 from slurm.client import has_programs
-from slurm.doctor.check import Check, Verdict
+from slurm.doctor.check import Verdict, check_lines
 from slurm.doctor.examination import Examination, examine, find_shards
 from slurm.doctor.profile_draft import new_profile_path
 from slurm.launch_data import SHARDS_DIR
 from slurm.profile import read_profile
-
-# Column where what was seen begins.
-INDENT = 26
-
-
-def show(title: str, checks: Iterable[Check]) -> None:
-    """Print checks: verdict, name, what was seen, and below it what to do."""
-    print(title)
-    for check in checks:
-        print(fold(f"{check.verdict:4}  {check.name:18}", check.seen))
-        if check.hint:
-            print(fold("", f"-> {check.hint}"))
-    print(flush=True)
-
-
-def fold(start: str, text: str) -> str:
-    """`start` and `text` in two columns, the second folded where a terminal ends."""
-    lines = [text]
-    if sys.stdout.isatty():
-        width = max(60, shutil.get_terminal_size().columns) - INDENT
-        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-    return f"{start:{INDENT}}" + f"\n{'':{INDENT}}".join(lines)
 
 
 def build_parser() -> _front.Parser:
@@ -87,7 +61,7 @@ def main() -> int:
     counts: Counter[Verdict] = Counter()
     exam = Examination(profile, bool(flags.profile), flags.runs_dir, data, wait_min, draft)
     for title, checks in examine(exam):
-        show(title, checks)
+        print(title, *map(check_lines, checks), "", sep="\n", flush=True)
         counts.update(check.verdict for check in checks)
     if draft and draft.exists():
         print(f"written: {draft}\nto use it: --profile {draft.stem}, here and with jobs/launch.py\n")

@@ -26,8 +26,8 @@ import _front
 from data_prep.errors import SettingsError
 from slurm.backends import choose_backend
 from slurm.client import require_slurm
+from slurm.drill.drill import begin_drill, stop_drill
 from slurm.drill.options import DrillOptions, prepare_data
-from slurm.drill.session import begin_session, stop_session
 from slurm.launch_data import safe_name
 from slurm.node.environment import Backend
 from slurm.plan import Resources
@@ -70,16 +70,16 @@ def main() -> int:
     options = read_options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        session = begin_session(options, [sys.executable, str(Path(__file__).with_name("launch.py"))])
+        drill = begin_drill(options, [sys.executable, str(Path(__file__).with_name("launch.py"))])
         _front.log.info("%s", options.expectation())
-        session.play()
+        drill.play()
     except BaseException:
-        stop_session(options)
+        stop_drill(options)
         raise
-    problems = session.problems()
-    for line in session.lines() + [f"problem: {problem}" for problem in problems]:
+    problems = drill.problems()
+    for line in drill.lines() + [f"problem: {problem}" for problem in problems]:
         print(line)
-    print(session.summary(problems))
+    print(drill.summary(problems))
     return 1 if problems else 0
 
 

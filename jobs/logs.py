@@ -18,7 +18,7 @@ import _front
 from data_prep.errors import RunError, SettingsError
 from slurm.diagnose.explain import explain
 from slurm.diagnose.follow import follow_log
-from slurm.diagnose.gather import gather
+from slurm.diagnose.gather_case import gather
 from slurm.diagnose.log_files import AttemptLogs, find_attempts, last_change
 from slurm.job_records import read_jobs
 from vae.study import find_target, read_study

@@ -25,7 +25,7 @@ import _front
 
 from data_prep.errors import SettingsError, ToolkitError
 from slurm.job_records import read_records
-from slurm.scheduler import Look, SchedulerWatch, ask_scheduler
+from slurm.job_states import Look, SchedulerWatch, ask_scheduler
 from slurm.status_tables import studies_table, study_page
 from slurm.study_state import RunStatus, all_states, study_states
 from vae.run_state import RunState

@@ -11,7 +11,7 @@ examples:
 import _front
 
 from data_prep.errors import SettingsError
-from slurm.control import hold, release, set_throttle
+from slurm.cancel_throttle import hold, release, set_throttle
 from vae.study import find_study, read_study
 
 

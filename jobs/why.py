@@ -12,7 +12,7 @@ examples:
 import _front
 
 from slurm.diagnose.explain import explain
-from slurm.diagnose.gather import gather
+from slurm.diagnose.gather_case import gather
 from vae.study import find_target, read_study
 
 

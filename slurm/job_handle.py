@@ -7,9 +7,9 @@ from pathlib import Path
 from data_prep.errors import ClusterError
 from slurm import client, local
 from slurm.job_records import JobRecord, note_end
+from slurm.job_states import GONE, JobState, Scheduler
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
-from slurm.scheduler import GONE, JobState, Scheduler
 from vae.run_dir import JOBS_FILE
 
 

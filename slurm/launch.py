@@ -11,8 +11,8 @@ from typing import Any
 
 from data_prep.errors import SettingsError
 from slurm.backends import LaunchBackend, backend_of, choose_backend
+from slurm.cancel_throttle import settle
 from slurm.code_snapshot import Snapshot, take_snapshot
-from slurm.control import settle
 from slurm.diagnose.follow import follow_jobs
 from slurm.job_records import JobRecord, only_launcher, read_jobs, read_records
 from slurm.launch_data import Data, find_data, safe_name, write_data_plan

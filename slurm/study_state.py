@@ -11,9 +11,9 @@ from pathlib import Path
 from data_prep.errors import DamagedFile
 from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
+from slurm.job_states import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
-from slurm.scheduler import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
 from vae.provenance import read_attempts

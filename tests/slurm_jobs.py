@@ -11,9 +11,9 @@ from tiny import child_environment
 
 from slurm.client import EndedJob, QueuedJob
 from slurm.job_records import JobRecord
+from slurm.job_states import Scheduler
 from slurm.node.environment import Backend, JobEnvironment
 from slurm.node.task import JobKind
-from slurm.scheduler import Scheduler
 
 # Two runs that are trained by array 8 and scored by array 9, and one that is trained on this machine.
 TRAIN = JobRecord("8", JobKind.TRAIN, Backend.SLURM, is_array=True, indices=(0, 1), host="login")

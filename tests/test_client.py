@@ -265,7 +265,7 @@ SLURM_PROGRAMS = {"sbatch", "squeue", "scontrol", "scancel", "sacct", "sacctmgr"
 STARTERS = {
     "slurm/client.py": "SLURM's",
     "slurm/preflight.py": "nvidia-smi, to count GPUs",
-    "slurm/drill/session.py": "the launch command that a user would type",
+    "slurm/drill/drill.py": "the launch command that a user would type",
     "vae/provenance.py": "git, for the code's version",
 }
 

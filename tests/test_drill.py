@@ -1,281 +1,243 @@
-"""One study under fault injection: when a fault is due, what becomes of it, when it is launched again."""
+"""A drill from its options to its verdict, in this process; and for real, here and on SLURM."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import make_run, write_lines
+from devcluster import DevCluster
+from tiny import REPOSITORY, make_run
 
-from data_prep.errors import ClusterError
-from slurm.client import QueuedJob, QueueWatch, SlurmRefused
-from slurm.drill import drill as drill_module
-from slurm.drill.drill import Drill, Target, comes_true, launch_drill
-from slurm.drill.faults import FaultKind, InjectedFault, Injection, Moment, PlannedFault, RunFaults
-from slurm.job_records import JobRecord, add_record
+from data_prep.errors import ClusterError, DamagedFile
+from slurm.client import QueueWatch
+from slurm.drill.drill import Drill, Launcher, positions, read_plan, stop_drill
+from slurm.drill.faulted_study import FaultedStudy, Target
+from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults, on_slurm
+from slurm.drill.options import DrillOptions
 from slurm.node.environment import Backend
-from slurm.node.task import JobKind
-from vae.events import AttemptStarted, add_event
-from vae.metrics import StartLine, StepLine
-from vae.run_dir import CHECKPOINTS_DIR, DONE_FILE, log_path
-from vae.study import Study, prepare_study
-
-JOB = "8_0"
-
-
-def begin_attempt(run_dir: Path, restart: int) -> None:
-    """What array task 8_0 does until it trains."""
-    begin_log(run_dir, restart)
-    add_event(run_dir, AttemptStarted(step=0, job=JOB, restart=restart))
-
-
-def begin_log(run_dir: Path, restart: int) -> None:
-    path = log_path(run_dir, "train", f"{JOB}-r{restart}", 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def reach(run_dir: Path, step: int) -> None:
-    """Be at a step of 100."""
-    numbers = {"epoch": 1.0, "loss": 1.0, "bce": 1.0, "kl": 0.0, "lr": 0.1, "images_per_s": 1.0}
-    lines = [StartLine(step=0, total_steps=100, steps_per_epoch=10), StepLine(step=step, **numbers)]
-    write_lines(run_dir, *lines)
-
-
-def injected(kind: FaultKind, moment: Moment = Moment.TRAINING, attempts: int = 1) -> InjectedFault:
-    return InjectedFault(kind, moment, step=50, attempts=attempts, time=0.0)
-
-
-def a_target(run_dir: Path, *planned: PlannedFault, attempts: int = 0) -> Target:
-    return Target(run_dir, 0, RunFaults(planned), attempts)
-
-
-# --- when a fault is due -------------------------------------------------------------------------------
-
-
-def test_a_fault_comes_when_its_step_has_come(tmp_path: Path) -> None:
-    target = a_target(tmp_path, PlannedFault(FaultKind.WARNED, share=0.5))
-    assert not target.is_due("")
-    begin_attempt(tmp_path, 0)
-    reach(tmp_path, 10)
-    assert not target.is_due(JOB)
-    reach(tmp_path, 50)
-    assert target.is_due("")  # squeue has not yet shown that it runs
-    assert target.job == JOB
-    target.note(injected(FaultKind.WARNED))
-    target.planned.append(PlannedFault(FaultKind.KILLED, share=0.5))
-    assert not target.is_due(JOB)  # this attempt is ending
-    assert target.is_running
-    begin_attempt(tmp_path, 1)
-    assert target.is_due("")
-
-
-def test_attempts_of_an_earlier_drill_get_no_fault(tmp_path: Path) -> None:
-    begin_attempt(tmp_path, 0)
-    reach(tmp_path, 50)
-    target = a_target(tmp_path, PlannedFault(FaultKind.WARNED), attempts=1)
-    assert not target.is_due("")
-    begin_attempt(tmp_path, 1)
-    target.planned[0] = PlannedFault(FaultKind.WARNED, share=0.5)
-    assert target.is_due("")
-
-
-def test_a_job_is_starting_from_its_first_log_or_squeues_word_on(tmp_path: Path) -> None:
-    by_queue = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.STARTING))
-    assert not by_queue.is_due("")
-    assert by_queue.is_due(JOB)
-    begin_log(tmp_path, 0)
-    by_log = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.STARTING))
-    assert by_log.is_due("")
-    assert by_log.job == JOB
-
-
-def test_a_start_that_was_hit_is_not_hit_again(tmp_path: Path) -> None:
-    target = a_target(tmp_path, *[PlannedFault(FaultKind.KILLED, Moment.STARTING)] * 2)
-    begin_log(tmp_path, 0)
-    assert target.is_due(JOB)
-    target.note(injected(FaultKind.KILLED, Moment.STARTING, attempts=0))
-    assert not target.is_due(JOB)  # squeue may still show what is just ending
-    assert not target.is_due("")
-    assert target.is_due(JOB)
-    begin_log(tmp_path, 1)
-    assert target.is_due("")
-
-
-def test_only_a_fault_at_the_start_comes_before_the_training(tmp_path: Path) -> None:
-    begin_log(tmp_path, 0)
-    assert not a_target(tmp_path, PlannedFault(FaultKind.KILLED)).is_due(JOB)
-    late = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.STARTING, share=1.0))
-    assert not late.is_due(JOB)
+from slurm.plan import Resources
+from vae.run_dir import DONE_FILE, DRILL_FILE, EVENTS_FILE, METRICS_FILE, STUDY_FILE
+from vae.study import Study, prepare_study, read_study
+from vae.training.trainer import train
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drill_module, "SAVE_LIMIT_S", 0.01)
-    monkeypatch.setattr(drill_module, "END_LIMIT_S", 0.01)
+def options(tmp_path: Path, shards: Path) -> DrillOptions:
+    return DrillOptions("direct", Resources(1, 1), shards, 4, 1, Backend.LOCAL, "", tmp_path / "runs")
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_save_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
-    target = a_target(tmp_path, PlannedFault(FaultKind.KILLED, Moment.SAVING))
-    assert target.wait_for_moment() is Moment.TRAINING
-    (tmp_path / CHECKPOINTS_DIR / ".step_00000010.n1.7.part").mkdir(parents=True)
-    assert target.wait_for_moment() is Moment.SAVING
+# --- launching -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("impatient")
-def test_the_end_has_come_with_the_last_file(tmp_path: Path) -> None:
-    target = a_target(tmp_path, PlannedFault(FaultKind.WARNED, Moment.ENDING, 1.0))
-    assert target.wait_for_moment() is None
-    (tmp_path / DONE_FILE).touch()
-    assert target.wait_for_moment() is Moment.ENDING
+def a_launcher(options: DrillOptions, script: str) -> Launcher:
+    """One that runs a line of Python instead, in the runs folder."""
+    options.runs_dir.mkdir(parents=True, exist_ok=True)
+    code = f"import os, sys, time; os.chdir({str(options.study_dir.parent)!r}); {script}"
+    return Launcher([sys.executable, "-c", code], options.study_dir, options)
 
 
-def test_what_is_true_now_is_not_waited_for() -> None:
+MAKE_STUDY = f"os.makedirs('drill-1', exist_ok=True); open('drill-1/{STUDY_FILE}', 'w').close()"
+
+
+def test_a_refused_launch_is_told_in_its_own_words(options: DrillOptions) -> None:
+    for text, message, hint in (
+        ("error: no node has 9 GPUs\\nhint: fewer", "launch: no node has 9 GPUs", "fewer"),
+        ("something else", "launch: something else", None),
+    ):
+        with pytest.raises(ClusterError) as caught:
+            a_launcher(options, f"sys.stderr.write('{text}\\n'); sys.exit(2)").launch()
+        assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+def test_on_this_machine_a_launch_stays_in_the_background(options: DrillOptions) -> None:
+    launcher = a_launcher(options, f"{MAKE_STUDY}; time.sleep(60)")
+    assert launcher.launch()
+    assert launcher.pid() is not None
+    assert not launcher.launch()  # one at a time
+    assert launcher._process is not None
+    launcher._process.kill()
+    launcher._process.wait()
+    assert launcher.pid() is None
+    assert launcher.launch()
+    launcher._process.kill()
+
+
+def test_on_slurm_a_launch_is_waited_for(options: DrillOptions) -> None:
+    launcher = a_launcher(replace(options, backend=Backend.SLURM), f"{MAKE_STUDY}; time.sleep(0.3)")
     began = time.monotonic()
-    assert comes_true(lambda: True, 60)
-    assert not comes_true(lambda: False, 0)
-    assert time.monotonic() - began < 1
+    assert launcher.launch()
+    assert time.monotonic() - began > 0.3
+    assert launcher.pid() is None
+    assert launcher.command[-1] == "--study=drill-1"
 
 
-# --- a study -------------------------------------------------------------------------------------------
+# --- what is remembered --------------------------------------------------------------------------------
 
 
-class Site:
-    """A cluster with one array task and a report that waits for it, and what was done to them."""
+def test_a_plan_is_made_once_and_then_read(options: DrillOptions) -> None:
+    plan = read_plan(options)
+    assert plan == read_plan(options)
+    assert plan != read_plan(replace(options, seed=2))
+    assert [len(faults.planned) for faults in plan.values()] == [4]
+    target = Target(options.study_dir / "direct-s0", 0, plan["direct-s0"], 0)
+    target.note(InjectedFault(target.planned[0].kind, Moment.TRAINING, step=5, attempts=1, time=2.0))
+    a_drill(options, target).remember()
+    (faults,) = read_plan(options).values()
+    assert faults == target.faults()
+    assert (len(faults.planned), len(faults.injected)) == (3, 1)
 
-    def __init__(self, study_dir: Path) -> None:
-        self.study_dir, self.run_dir = study_dir, study_dir / "direct-s0"
-        self.state = ""
-        self.asked = self.launches = 0
-        self.injected: list[tuple[FaultKind, str]] = []
-        self.answer: bool | SlurmRefused = True
-        self.watch = QueueWatch(least_every_s=3600, most_every_s=3600, ask=self.ask)
 
-    def ask(self) -> tuple[QueuedJob, ...]:
-        self.asked += 1
-        train = QueuedJob(JOB, self.state, "train", "None", "N/A", "")
-        report = QueuedJob("9", "PENDING", "report", "Dependency", "N/A", "afterany:8_*(unfulfilled)")
-        return (train, report) if self.state else ()
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "Input data was truncated"),
+        ('{"linear-s0": {"blows": [], "hits": []}}', "linear-s0"),
+        ('{"runs": {"linear-s0": {"planned": [{"kind": "shaken"}]}}}', "shaken"),
+    ],
+)
+def test_a_plan_that_is_not_ours_is_one_line(options: DrillOptions, text: str, problem: str) -> None:
+    options.study_dir.mkdir(parents=True)
+    (options.study_dir / DRILL_FILE).write_text(text)
+    with pytest.raises(DamagedFile, match=f"{DRILL_FILE} is damaged: .*{problem}") as caught:
+        read_plan(options)
+    assert caught.value.hint == "remove the folders of the drill's two studies: it begins anew"
 
-    def launch(self) -> bool:
-        self.launches += 1
-        if self.launches == 1:
-            for job, kind in (("8", JobKind.TRAIN), ("9", JobKind.REPORT)):
-                record = JobRecord(job, kind, Backend.SLURM, kind is JobKind.TRAIN, (0,), "login")
-                add_record(self.study_dir, record)
-        self.state = "RUNNING"
-        return True
 
-    def prepare(self, fault: PlannedFault, job: str) -> Injection:
-        def inject() -> bool:
-            if isinstance(self.answer, SlurmRefused):
-                raise self.answer
-            self.injected.append((fault.kind, job))
-            return self.answer
+def test_stopping_before_anything_was_launched_is_nothing(options: DrillOptions) -> None:
+    stop_drill(options)
+    assert not options.runs_dir.exists()
 
-        return inject
 
-    def drill(self, *planned: PlannedFault) -> Drill:
-        plan = {"direct-s0": RunFaults(planned)}
-        return launch_drill(self.study_dir, self.launch, self.prepare, self.watch, plan)
+# --- what came of it -----------------------------------------------------------------------------------
+
+
+def a_drill(options: DrillOptions, *targets: Target) -> Drill:
+    """Two studies that were launched by somebody else."""
+
+    def drill_of(study_dir: Path, targets: list[Target]) -> FaultedStudy:
+        prepare_study(study_dir, Study(study_dir.name, ("direct-s0",), extractor="smoke"))
+        return FaultedStudy(
+            study_dir, read_study(study_dir), targets, lambda: False, on_slurm, QueueWatch(ask=tuple)
+        )
+
+    launchers = (a_launcher(options, ""), a_launcher(options, ""))
+    twin = [Target(options.unbroken_dir / "direct-s0", 0, RunFaults(), 0)]
+    return Drill(drill_of(options.study_dir, list(targets)), drill_of(options.unbroken_dir, twin), launchers)
+
+
+@pytest.fixture(scope="module")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A runs folder with one run that was stopped once, and its twin; neither is scored."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    run_dir, unbroken = (
+        make_run(runs_dir / study / "direct-s0", shards, variant="direct", epochs=1)
+        for study in ("drill-1", "drill-1-unbroken")
+    )
+    steps = iter(range(4))
+    train(run_dir, lambda: next(steps, None) is None)
+    train(run_dir)
+    train(unbroken)
+    return runs_dir
 
 
 @pytest.fixture
-def site(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(drill_module, "LAUNCH_PAUSE_S", 0.0)
-    study_dir = tmp_path / "study"
-    prepare_study(study_dir, Study("study", ("direct-s0",), extractor="smoke"))
-    make_run(study_dir / "direct-s0", shards, variant="direct")
-    return Site(study_dir)
+def played(options: DrillOptions, trained_runs: Path) -> Drill:
+    """What is left when all is done: one run was warned at step 4."""
+    shutil.copytree(trained_runs, options.runs_dir)
+    warned = InjectedFault(FaultKind.WARNED, step=4, attempts=1, time=time.time())
+    planned = (PlannedFault(FaultKind.KILLED, Moment.SAVING),)
+    target = Target(options.study_dir / "direct-s0", 0, RunFaults(planned, (warned,)), 2)
+    drill = a_drill(options, target)
+    drill.faulted.refused[FaultKind.REQUEUED] = "SLURM refused `scontrol requeue 8_0`: no"
+    return drill
 
 
-def train_until(site: Site, step: int, restart: int = 0) -> None:
-    begin_attempt(site.run_dir, restart)
-    reach(site.run_dir, step)
-
-
-def test_a_fault_goes_into_the_job_that_trains_and_is_written_down(site: Site) -> None:
-    drill = site.drill(PlannedFault(FaultKind.KILLED, share=0.5))
-    assert drill.tick() == []
-    train_until(site, 60)
-    ((target, fault),) = drill.tick()
-    assert site.injected == [(FaultKind.KILLED, JOB)]
-    assert (fault.kind, fault.moment, fault.step, fault.attempts) == ("killed", "training", 60, 1)
-    assert target.injected == [fault]
-    assert drill.tick() == []
-
-
-def test_a_start_that_has_become_a_training_is_called_so(site: Site) -> None:
-    drill = site.drill(PlannedFault(FaultKind.WARNED, Moment.STARTING, share=0.1))
-    train_until(site, 60)
-    ((_, fault),) = drill.tick()
-    assert (fault.moment, fault.attempts) == (Moment.TRAINING, 1)
-
-
-def test_squeue_is_asked_anew_after_a_fault_and_a_launch_alone(site: Site) -> None:
-    drill = site.drill(PlannedFault(FaultKind.CANCELLED, share=0.5))
-    for _ in range(3):
-        drill.tick()
-    assert site.asked == 1
-    train_until(site, 60)
-    assert drill.tick()
-    site.state = ""  # it has just ended; nobody takes it for running, or fails to launch it again
-    drill.tick()
-    assert (site.asked, site.launches) == (2, 2)
-    for _ in range(3):
-        drill.tick()
-    assert (site.asked, site.launches) == (3, 2)
-
-
-def test_a_job_that_was_not_running_is_left_alone_for_a_while(site: Site) -> None:
-    drill = site.drill(PlannedFault(FaultKind.KILLED, share=0.5))
-    train_until(site, 60)
-    site.answer = False
-    for _ in range(3):
-        assert drill.tick() == []
-    assert len(site.injected) == 1
-    site.answer = True
-    drill.targets[0].not_before_s = 0.0
-    assert len(drill.tick()) == 1
-
-
-def test_a_kind_of_fault_that_the_site_refuses_is_left_out(site: Site) -> None:
-    drill = site.drill(
-        PlannedFault(FaultKind.REQUEUED, share=0.5),
-        PlannedFault(FaultKind.REQUEUED, share=0.6),
-        PlannedFault(FaultKind.KILLED, share=0.6),
+def test_each_fault_is_told_in_a_line(played: Drill) -> None:
+    warned, *others = played.lines()
+    assert re.fullmatch(
+        "direct-s0: warned while training, at step 4: resumed at step 5 after -?[0-9]+ s, nothing lost",
+        warned,
     )
-    train_until(site, 60)
-    site.answer = SlurmRefused(["scontrol", "requeue", JOB], "Access/permission denied")
-    assert drill.tick() == []
-    assert drill.refused == {
-        FaultKind.REQUEUED: f"SLURM refused `scontrol requeue {JOB}`: Access/permission denied"
-    }
-    assert [fault.kind for fault in drill.targets[0].planned] == [FaultKind.KILLED]
+    assert others == [
+        "direct-s0: killed while saving: the run was done before",
+        "requeued: left out, for this site does not allow it: SLURM refused `scontrol requeue 8_0`: no",
+    ]
+    assert played.problems() == ["direct-s0 is not scored"]
+    assert positions(played.faulted) == ["drill-1/direct-s0 trained, step 8 of 8"]
 
 
-def test_a_study_that_does_not_get_done_is_an_error(site: Site) -> None:
-    drill = site.drill()
-    site.watch.ask = tuple  # nothing is ever queued
-    for _ in range(7):
-        drill.tick()
-    with pytest.raises(ClusterError, match="study was launched 9 times and does not get done"):
-        drill.tick()
+def test_the_summary_says_whether_the_drill_passed(played: Drill) -> None:
+    assert played.summary([]) == (
+        "The drill passed: 1 interruptions (warned) changed nothing (bit for bit), "
+        "and no warning cost a step."
+    )
+    failed = "The drill failed: 2 of the promises did not hold after 1 interruptions."
+    assert played.summary(["one", "two"]) == failed
 
 
-def test_a_silent_squeue_starts_nothing(site: Site) -> None:
-    drill = site.drill()
-    site.watch.ask = lambda: None
-    site.watch.expire()
-    drill.tick()
-    assert site.launches == 1
-    assert drill.is_busy()
+def test_damage_is_a_problem_and_the_other_lines_are_told(played: Drill) -> None:
+    events = played.faulted.study_dir / "direct-s0" / EVENTS_FILE
+    events.write_text(f"half a line\n{events.read_text()}")
+    assert [line.split(":")[0] for line in played.lines()] == ["direct-s0", "requeued"]
+    assert f"{events}, line 1, is damaged" in played.problems()[-1]
 
 
-def test_a_study_is_busy_until_its_jobs_are_gone(site: Site) -> None:
-    drill = site.drill()
-    assert drill.is_busy()
-    site.state = ""
-    site.watch.expire()
-    assert not drill.is_busy()
-    assert not drill.is_done
+def test_a_drill_plays_until_nothing_is_left_to_do(played: Drill, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, False, True])
+    monkeypatch.setattr(FaultedStudy, "is_done", property(lambda self: next(looks, True)))
+    ticks: list[str] = []
+
+    def tick(self: FaultedStudy) -> list[object]:
+        ticks.append(self.study_dir.name)
+        return []
+
+    monkeypatch.setattr(FaultedStudy, "tick", tick)
+    played.play()
+    assert ticks == ["drill-1-unbroken", "drill-1"] * 2
+
+
+# --- for real ------------------------------------------------------------------------------------------
+
+
+def drill(folder: Path, *words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "drill.py"), "--variant", "direct", *words]
+    return subprocess.run(
+        command, cwd=folder, env={**env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.mark.slow
+def test_a_drill_on_this_machine_passes(tmp_path: Path) -> None:
+    words = ("--cluster", "local", "--variant", "direct", "--count", "2", "--seed", "1")
+    done = drill(tmp_path, *words, env=dict(os.environ))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("The drill passed: ")
+    again = drill(tmp_path, *words, env=dict(os.environ))
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_drill_on_slurm_passes_and_tells_when_it_does_not(cluster: DevCluster, tmp_path: Path) -> None:
+    words = ("--profile", str(REPOSITORY / "tests" / "devcluster.yaml"), "--count", "2", "--seed", "4")
+    done = drill(tmp_path, *words, env=cluster.env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"2 interruptions \([a-z, ]+\) changed nothing \(bit for bit\)", done.stdout)
+    assert not cluster.run("squeue", "-h", "-o", "%j")
+    # a result that is not the unbroken run's
+    twin = tmp_path / "runs" / "drill-4-unbroken" / "direct-s0"
+    lines = (twin / METRICS_FILE).read_text().splitlines()
+    numbers = [json.loads(line) for line in lines]
+    step = next(number for number, line in enumerate(numbers) if line["kind"] == "step")
+    numbers[step]["loss"] *= 1 + 1e-12
+    (twin / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in numbers))
+    failed = drill(tmp_path, *words, env=cluster.env)
+    assert failed.returncode == 1
+    assert "problem: direct-s0: losses differ by 1e-12" in failed.stdout
+    assert (twin / DONE_FILE).exists()

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from slurm.diagnose.explain import AGAIN, REASONS, Case, cause_and_step, explain, is_settled
+from slurm.diagnose.case import Case
+from slurm.diagnose.explain import AGAIN, REASONS, cause_and_step, explain, is_settled
 from slurm.node.task import JobKind
 
 NOTHING_TO_DO = "; nothing to do."

@@ -9,9 +9,9 @@ from fake_slurm import FakeSlurm
 from slurm import local
 from slurm.job_handle import JobHandle, handle_of
 from slurm.job_records import JobRecord, add_record, read_records
+from slurm.job_states import CANCELLED, GONE, UNKNOWN, Scheduler
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
-from slurm.scheduler import CANCELLED, GONE, UNKNOWN, Scheduler
 
 ARRAY = JobRecord("1", JobKind.TRAIN, Backend.SLURM, True, (4, 5), "login", offset=4, name="chest-train")
 HERE = JobRecord("4711", JobKind.TRAIN, Backend.LOCAL, False, (1,), "here")

@@ -11,9 +11,9 @@ from tiny import finish, score, write_attempts
 from data_prep.errors import ClusterError
 from data_prep.files import write_text
 from slurm.job_records import JobRecord, add_record
+from slurm.job_states import Scheduler
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
-from slurm.scheduler import Scheduler
 from slurm.study_state import all_states, run_state, study_facts
 from vae.provenance import Attempt
 from vae.run_dir import DONE_FILE, METRICS_FILE, SCORES_FILE, checkpoint_dir

@@ -1,10 +1,8 @@
 """A run ends the same whatever interrupts it, and says clearly when it cannot go on."""
 
-import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +18,8 @@ from warm import start_process
 
 from data_prep.errors import DataError, RunError, SettingsError
 from vae.config import RunConfig
-from vae.events import Completed, Saved, StopSignalled, by_attempt, read_events
 from vae.metrics import EpochLine, StartLine, StepLine, read_metrics
-from vae.provenance import read_attempts, record_attempt, this_attempt
-from vae.run_dir import CHECKPOINTS_DIR, METRICS_FILE, checkpoint_dir, read_done
+from vae.run_dir import checkpoint_dir, read_done
 from vae.study import is_trained, read_run
 from vae.training import checkpoint, trainer
 from vae.training.trainer import SaveClock, train
@@ -263,37 +259,6 @@ def test_full_disk_is_one_clear_error_and_costs_nothing(tmp_path: Path, shards: 
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_provenance_tells_every_attempt(tmp_path: Path, shards: Path) -> None:
-    run_dir = make_run(tmp_path / "run", shards)
-    answers = iter([False, True])
-    train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17"))
-    train(run_dir, attempt=this_attempt(job="18"))
-    provenance = json.loads((run_dir / "provenance.json").read_text())
-    assert [(attempt["job"], attempt["from_step"]) for attempt in provenance["attempts"]] == [
-        ("17", 0),
-        ("18", 2),
-    ]
-    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
-
-
-def test_events_tell_every_attempt_save_and_end(tmp_path: Path, shards: Path) -> None:
-    """Stopped after step 2, cut off (by an error in this process) after step 5, then brought to its end."""
-    run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1000, max_steps=7)
-    answers = iter([False, True])
-    train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17"))
-    answers = iter([False, False, False])
-    with pytest.raises(StopIteration):
-        train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17", restart=1))
-    assert train(run_dir, attempt=this_attempt(job="18")) is True
-    first, second, third = by_attempt(read_events(run_dir))
-    starts = [(course.started.step, course.started.reached_step) for course in (first, second, third)]
-    assert starts == [(0, 0), (2, 2), (2, 6)]
-    assert (second.started.job, second.started.restart, third.started.redone_s > 0) == ("17", 1, True)
-    assert [type(event) for event in first.events] == [Saved, StopSignalled]
-    assert (first.was_signalled, second.events, third.events[-1].step) == (True, [], 7)
-    assert isinstance(third.events[-1], Completed)
-
-
 def test_run_yaml_replays_the_run(tmp_path: Path, unbroken: dict[str, Path]) -> None:
     run_dir = tmp_path / "again"
     command = [
@@ -341,26 +306,3 @@ def test_defaults_are_the_report() -> None:
     config = RunConfig()
     assert (config.lr, config.batch_size, config.epochs, config.beta) == (1e-3, 32, 15, 1e-4)
     assert (config.image_size_px, config.widths, config.latent_dim) == (256, (32, 64, 128, 256), 256)
-
-
-@pytest.mark.parametrize("is_begun", [False, True])
-def test_an_attempt_killed_while_it_began_stands_in_both_files(
-    tmp_path: Path, shards: Path, is_begun: bool
-) -> None:
-    """provenance.json knows of it, events.jsonl does not; metrics.jsonl may have been cut already."""
-    run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=60.0)
-    answers = iter([False] * 4 + [True])
-    train(run_dir, should_stop=lambda: next(answers), attempt=this_attempt(job="17"))
-    shutil.rmtree(run_dir / CHECKPOINTS_DIR)  # as if the disk had lost it: all steps are done again
-    if is_begun:
-        (run_dir / METRICS_FILE).unlink()
-    record_attempt(run_dir, "", this_attempt(job="18", from_step=0, restart=1))
-    train(run_dir, attempt=this_attempt(job="19"))
-    starts = [course.started for course in by_attempt(read_events(run_dir))]
-    attempts = read_attempts(run_dir)
-    assert [(start.job, start.restart, start.step) for start in starts] == [
-        (attempt.job, attempt.restart, attempt.from_step) for attempt in attempts
-    ]
-    assert [start.job for start in starts] == ["17", "18", "19"]
-    assert [start.reached_step for start in starts] == [0, 0 if is_begun else 5, 0]
-    assert starts[1].time == attempts[1].started_s

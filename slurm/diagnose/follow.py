@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm.diagnose.explain import explain, is_settled
-from slurm.diagnose.gather import gather
+from slurm.diagnose.gather_case import gather
 from slurm.diagnose.log_files import AttemptLogs, find_attempts
 from slurm.job_records import read_jobs
+from slurm.job_states import SchedulerWatch, array_tasks_of
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from slurm.scheduler import SchedulerWatch, array_tasks_of
 from slurm.study_state import states_of
 from vae.goodput import duration
 from vae.metrics import Progress, read_progress

@@ -1,5 +1,8 @@
 """A check: what was looked at, the verdict on it, what was seen there, and what to do about it."""
 
+import shutil
+import sys
+import textwrap
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +27,25 @@ class Check:
     """What to do, if anything."""
 
 
+# Column where what was seen begins.
+INDENT = 26
+
 # So checks are written down: ok(name, seen), warn(name, seen, hint), fail(name, seen, hint).
 ok = partial(Check, Verdict.OK)
 warn = partial(Check, Verdict.WARN)
 fail = partial(Check, Verdict.FAIL)
+
+
+def check_lines(check: Check) -> str:
+    """For a terminal: verdict, name, what was seen, and below it what to do."""
+    text = fold(f"{check.verdict:4}  {check.name:18}", check.seen)
+    return text + "\n" + fold("", f"-> {check.hint}") if check.hint else text
+
+
+def fold(start: str, text: str) -> str:
+    """`start` and `text` in two columns, the second folded where a terminal ends."""
+    lines = [text]
+    if sys.stdout.isatty():
+        width = max(60, shutil.get_terminal_size().columns) - INDENT
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return f"{start:{INDENT}}" + f"\n{'':{INDENT}}".join(lines)

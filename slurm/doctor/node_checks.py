@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slurm.diagnose.explain import Case, pending_reason
+from slurm.diagnose.case import Case
+from slurm.diagnose.explain import pending_reason
 from slurm.doctor.check import Check, fail, ok, warn
 from slurm.doctor.machine_checks import check_space
 from slurm.doctor.probe import LIMIT_MIN, Probe
 from slurm.doctor.probe_task import Look, RankFacts
+from slurm.job_states import QUEUED, RUNNING
 from slurm.profile import ClusterProfile
-from slurm.scheduler import QUEUED, RUNNING
 
 
 def check_probe(

@@ -20,15 +20,16 @@ from pathlib import Path
 from data_prep.files import write_text
 from slurm import client
 from slurm.code_snapshot import take_snapshot
-from slurm.diagnose.explain import Case, pending_reason
+from slurm.diagnose.case import Case
+from slurm.diagnose.explain import pending_reason
 from slurm.diagnose.log_files import ERROR, shorten, tail
 from slurm.doctor.probe_task import TOKEN_FILE, ProbeTask, RankFacts, read_facts
 from slurm.doctor.site import Partition
 from slurm.job_records import JobRecord, read_records
+from slurm.job_states import QUEUED, RUNNING, scheduler_of
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
-from slurm.scheduler import QUEUED, RUNNING, scheduler_of
 from slurm.submit import submit
 from vae.run_dir import JOBS_DIR
 

@@ -1,231 +1,174 @@
-"""One study under fault injection: faults are injected as planned, and it is launched until it is done."""
+"""A drill from its options to its verdict: the study that gets faults, and its unbroken twin."""
 
-import math
+import logging
+import random
+import re
+import subprocess
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from data_prep.errors import ClusterError
-from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
-from slurm.control import live_jobs
-from slurm.drill.faults import FaultKind, InjectedFault, Moment, Preparer, RunFaults
-from slurm.drill.verdict import training_logs
-from slurm.job_handle import handle_of, live_job, newest_job
-from slurm.job_records import JobRecord, read_jobs
-from slurm.node.task import JobKind
-from slurm.scheduler import Scheduler, scheduler_of
-from vae.events import AttemptStarted, by_attempt, read_events
-from vae.metrics import read_progress
-from vae.run_dir import DONE_FILE, is_saving
-from vae.study import Study, has_report, is_scored, is_trained, read_study
+from data_prep.errors import ClusterError, DamagedFile
+from data_prep.json_records import Record, read_record, write_record
+from slurm.cancel_throttle import cancel
+from slurm.client import QueueWatch
+from slurm.drill import faults, verdict
+from slurm.drill.faulted_study import FaultedStudy, launch_with_faults
+from slurm.drill.faults import RunFaults
+from slurm.drill.options import DrillOptions
+from slurm.node.environment import Backend
+from slurm.study_state import states_of
+from vae.run_dir import DRILL_FILE, STUDY_FILE
+from vae.study import read_study
 
-# How long a moment is waited for: the next save, which shared disks may show too late (then the fault comes
-# anyway), and the end of a run that is at its last steps.
-SAVE_LIMIT_S = 4.0
-END_LIMIT_S = 4.0
-LAST_STEPS = 0.98
-POLL_S = 0.001
-# A fault that comes while a job is starting comes this much later at most; importing torch takes longer.
-START_DELAY_S = 1.5
-# More launches than faults by so many mean that something else goes wrong.
-MAX_IDLE_LAUNCHES = 8
-# squeue may show a job a moment later than sbatch has accepted it.
-LAUNCH_PAUSE_S = 3.0
+# How often the files of the runs are looked at; squeue is asked as rarely as its watch wants it.
+TICK_S = 0.3
+LOG_EVERY_S = 30.0
+
+log = logging.getLogger(__name__)
 
 
-class Target:
-    """One run, the faults that are still to come to it, and those it has got.
+class Launcher:
+    """Runs `launch` for one study, as a user would; on this machine it stays in the background."""
 
-    What it does is read from its own files first: what squeue has said may be a minute old.
-    """
+    def __init__(self, command: Sequence[str], study_dir: Path, options: DrillOptions) -> None:
+        self.command = [*command, *options.launch_flags(), f"--study={study_dir.name}"]
+        self.output = study_dir.with_name(f"{study_dir.name}.log")
+        self.study_file = study_dir / STUDY_FILE
+        self.is_local = options.backend is Backend.LOCAL
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def __init__(self, run_dir: Path, index: int, faults: RunFaults, attempts: int) -> None:
-        """`attempts` have begun, and are over."""
-        self.run_dir, self.index = run_dir, index
-        self.planned, self.injected = deque(faults.planned), list(faults.injected)
-        self.attempts = attempts
-        self.is_running = self.is_training = False
-        self.job = ""
-        """The job that trains it, or is about to."""
-        self._attempts_over = attempts  # or ended by the last fault in a moment
-        self._logs_over: set[tuple[str, int]] = set()
-        self._must_restart = False
-        self._started_s = math.inf  # since when its job has been seen to start
-        self.not_before_s = 0.0
-
-    def is_due(self, queued_job: str) -> bool:
-        """Whether it is time for the next fault; `queued_job` is the job that squeue shows as running."""
-        starts, now_s = read_starts(self.run_dir), time.monotonic()
-        self.attempts, self.is_training = len(starts), len(starts) > self._attempts_over
-        self._must_restart = self._must_restart and bool(queued_job)
-        self.job = starts[-1].job if self.is_training else self._starting_job(starts, queued_job)
-        self.is_running = bool(self.job or queued_job)
-        self._started_s = min(self._started_s, now_s) if self.job and not self.is_training else math.inf
-        if not (self.job and self.planned and now_s >= self.not_before_s):
+    def launch(self) -> bool:
+        """Launch, unless that is going on already (False); a ClusterError has launch's own words."""
+        if self.pid() is not None:
             return False
-        fault = self.planned[0]
-        if self.is_training:
-            progress = read_progress(self.run_dir)
-            return 0 < min(fault.share, LAST_STEPS) * progress.total_steps <= progress.step
-        return fault.moment is Moment.STARTING and now_s - self._started_s >= fault.share * START_DELAY_S
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with self.output.open("ab") as file:
+            begins = file.tell()
+            self._process = subprocess.Popen(self.command, stdout=file, stderr=file, start_new_session=True)
+        while self.pid() is not None and not (self.is_local and self.study_file.exists()):
+            time.sleep(0.1)
+        if self._process.returncode and not self.study_file.exists():
+            text = self.output.read_bytes()[begins:].decode(errors="replace")
+            lines = dict(re.findall(r"^(error|hint): (.*)$", text, re.M))
+            raise ClusterError(f"launch: {lines.get('error', text[-300:].strip())}", lines.get("hint"))
+        return True
 
-    def _starting_job(self, starts: list[AttemptStarted], queued_job: str) -> str:
-        """The job that is about to train: the one whose log has just begun, or what squeue shows."""
-        begun = {(start.job, start.restart) for start in starts}
-        logs = training_logs(self.run_dir) - self._logs_over - begun
-        return max(logs)[0] if logs else "" if self._must_restart else queued_job
-
-    def wait_for_moment(self) -> Moment | None:
-        """The moment that has come for the next fault, after a short wait; None if it is still to come."""
-        moment = self.planned[0].moment
-        if moment is Moment.ENDING and not comes_true((self.run_dir / DONE_FILE).exists, END_LIMIT_S):
-            return None
-        if moment is Moment.SAVING and not comes_true(lambda: is_saving(self.run_dir), SAVE_LIMIT_S):
-            return Moment.TRAINING
-        return Moment.TRAINING if moment is Moment.STARTING and self.is_training else moment
-
-    def faults(self) -> RunFaults:
-        """What is still to come, and what has come."""
-        return RunFaults(tuple(self.planned), tuple(self.injected))
-
-    def note(self, fault: InjectedFault) -> None:
-        """Note that the next fault was injected: the attempt it fell into is about to end."""
-        self.planned.popleft()
-        self.injected.append(fault)
-        self._attempts_over, self._logs_over = fault.attempts, training_logs(self.run_dir)
-        self._must_restart = True
+    def pid(self) -> int | None:
+        """The launch command that is at work, if any."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
 
-def read_starts(run_dir: Path) -> list[AttemptStarted]:
-    """The attempts at a run that have begun, oldest first."""
-    return [course.started for course in by_attempt(read_events(run_dir))]
+class DrillRecord(Record, frozen=True):
+    """drill.json: the faults of each run, with which the same command goes on later."""
+
+    IF_DAMAGED = "remove the folders of the drill's two studies: it begins anew"
+
+    runs: dict[str, RunFaults]
 
 
-def comes_true(is_now: Callable[[], bool], limit_s: float) -> bool:
-    """Whether something comes true soon; looks often, for it may be over in milliseconds."""
-    give_up = time.monotonic() + limit_s
-    while not is_now():
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(POLL_S)
-    return True
+def read_plan(options: DrillOptions) -> dict[str, RunFaults]:
+    """The faults of each run: as an earlier command has left them, or planned anew from the seed."""
+    if record := read_record(options.study_dir / DRILL_FILE, DrillRecord):
+        return record.runs
+    rng = random.Random(options.seed)
+    mix = faults.LOCAL_FAULTS if options.backend is Backend.LOCAL else faults.SLURM_FAULTS
+    plan = faults.assign(faults.schedule(mix, options.count, rng), options.runs, rng)
+    return {run: RunFaults(tuple(planned)) for run, planned in plan.items()}
 
 
-@dataclass
+def begin_drill(options: DrillOptions, launch_command: Sequence[str]) -> "Drill":
+    """Plan the faults, or read what is left of them, and launch both studies; raises as both do."""
+    plan, is_local = read_plan(options), options.backend is Backend.LOCAL
+    watch = QueueWatch(ask=tuple) if is_local else QueueWatch()  # here, nothing is ever queued
+    launcher = Launcher(launch_command, options.study_dir, options)
+    twin_launcher = Launcher(launch_command, options.unbroken_dir, options)
+    prepare = faults.here(launcher.pid) if is_local else faults.on_slurm
+    twin = launch_with_faults(options.unbroken_dir, twin_launcher.launch, prepare, watch, {})
+    faulted = launch_with_faults(options.study_dir, launcher.launch, prepare, watch, plan)
+    drill = Drill(faulted, twin, (launcher, twin_launcher))
+    drill.remember()
+    return drill
+
+
+def stop_drill(options: DrillOptions) -> None:
+    """Cancel whatever is queued or running of both studies."""
+    for study_dir in (options.study_dir, options.unbroken_dir):
+        if (study_dir / STUDY_FILE).exists():
+            for line in cancel(study_dir, read_study(study_dir)):
+                log.info("%s", line)
+
+
+@dataclass(frozen=True)
 class Drill:
-    """A study that was launched, and what is still to be done to it."""
+    """The two studies, side by side; the same command goes on where an earlier one has stopped."""
 
-    study_dir: Path
-    study: Study
-    targets: list[Target]
-    launch: Callable[[], bool]
-    """Runs the command that a user would run, unless it is at work already (False)."""
-    prepare: Preparer
-    watch: QueueWatch
-    """The queue, which is asked anew after all that is done here."""
-    refused: dict[FaultKind, str] = field(default_factory=dict)
-    """The site's words on each kind of fault that it does not allow."""
-    _launches: int = 1
-    _next_check_s: float = field(default_factory=lambda: time.monotonic() + LAUNCH_PAUSE_S)
+    faulted: FaultedStudy
+    twin: FaultedStudy
+    launchers: tuple[Launcher, Launcher]
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every run is trained and scored, and the report is there."""
-        return not self._work_left()
+    def remember(self) -> None:
+        """Write down what is still to be done and what was done, for the same command later."""
+        runs = {target.run_dir.name: target.faults() for target in self.faulted.targets}
+        write_record(self.faulted.study_dir / DRILL_FILE, DrillRecord(runs))
 
-    def _work_left(self) -> list[tuple[JobKind, int]]:
-        """The job that each unfinished run needs next, and the report, with the index of the run."""
-        left = []
-        for target in self.targets:
-            if not is_scored(target.run_dir, self.study):
-                kind = JobKind.EVALUATE if is_trained(target.run_dir) else JobKind.TRAIN
-                left.append((kind, target.index))
-        return left if has_report(self.study_dir, self.study) else [*left, (JobKind.REPORT, 0)]
-
-    def jobs(self) -> tuple[list[JobRecord], Scheduler]:
-        """The jobs of the study, and the queue as it was a moment ago."""
-        return read_jobs(self.study_dir, self.study), scheduler_of((), self.watch.look())
+    def play(self) -> None:
+        """Inject and launch until both studies are done and nothing of them is queued or running."""
+        logged_s = time.monotonic()
+        while not (self.faulted.is_done and self.twin.is_done) or self.is_busy():
+            self.twin.tick()
+            for target, fault in self.faulted.tick():
+                log.info("%s: %s, at step %d", target.run_dir.name, fault, fault.step)
+                self.remember()
+            if time.monotonic() - logged_s > LOG_EVERY_S:
+                logged_s = time.monotonic()
+                log.info("%s", "; ".join([*positions(self.faulted), *positions(self.twin)]))
+            time.sleep(TICK_S)
 
     def is_busy(self) -> bool:
-        """Whether anything of the study is queued or running, or nobody knows."""
-        records, scheduler = self.jobs()
-        return bool(records if scheduler.queue is None else live_jobs(records, scheduler))
+        is_launching = any(launcher.pid() for launcher in self.launchers)
+        return is_launching or self.faulted.is_busy() or self.twin.is_busy()
 
-    def tick(self) -> list[tuple[Target, InjectedFault]]:
-        """Inject what is due, launch what is missing; new faults. ClusterError if launches are in vain."""
-        records, scheduler = self.jobs()
-        faults = []
-        for target in self.targets:
-            if is_trained(target.run_dir) or not target.is_due(running_job(records, target.index, scheduler)):
-                continue
-            if fault := self._inject(target):
-                faults.append((target, fault))
-        if not faults and time.monotonic() > self._next_check_s:
-            self._launch_missing(records, scheduler)
-            self._next_check_s = time.monotonic() + LAUNCH_PAUSE_S
-        return faults
+    def lines(self) -> list[str]:
+        """A line for each fault: what it cost, or why there was none; damage is told as a problem."""
+        lines = []
+        for target in self.faulted.targets:
+            name = target.run_dir.name
+            with suppress(DamagedFile):
+                restarts = verdict.read_restarts(target.run_dir, target.injected)
+                lines += [f"{name}: {verdict.describe(fault, restarts)}" for fault in target.injected]
+            lines += [f"{name}: {fault}: the run was done before" for fault in target.planned]
+        refused = self.faulted.refused.items()
+        return lines + [f"{kind}: left out, for this site does not allow it: {why}" for kind, why in refused]
 
-    def _inject(self, target: Target) -> InjectedFault | None:
-        """Inject the next fault of a run when its moment has come; returns it, if anything was hit."""
-        planned = target.planned[0]
-        try:
-            inject = self.prepare(planned, target.job)
-            if not (moment := target.wait_for_moment()):
-                return None
-            now_s, was_hit = time.time(), inject()
-        except SlurmRefused as error:
-            self.refused[planned.kind] = str(error)
-            target.planned = deque(fault for fault in target.planned if fault.kind is not planned.kind)
-            return None
-        self.watch.expire()
-        if not was_hit:
-            target.not_before_s = time.monotonic() + LEAST_EVERY_S  # it has ended by itself
-            return None
-        step = read_progress(target.run_dir).step
-        # a job that was starting may have begun to train in the meantime
-        attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts
-        fault = InjectedFault(planned.kind, moment, planned.share, step=step, attempts=attempts, time=now_s)
-        target.note(fault)
-        return fault
+    def problems(self) -> list[str]:
+        problems = verdict.judge_study(self.faulted.study_dir)
+        for target in self.faulted.targets:
+            unbroken = self.twin.study_dir / target.run_dir.name
+            problems += verdict.judge_run(target.run_dir, target.injected, unbroken)
+        return problems
 
-    def _launch_missing(self, records: list[JobRecord], scheduler: Scheduler) -> None:
-        """Launch again if something is neither done nor queued nor running."""
-        try:
-            jobs = [live_job(kind, index, records, scheduler) for kind, index in self._work_left()]
-        except ClusterError:  # at work on this machine, or squeue does not answer
-            return
-        if all(jobs):
-            return
-        self._launches += self.launch()
-        self.watch.expire()
-        if self._launches > MAX_IDLE_LAUNCHES + sum(len(target.injected) for target in self.targets):
-            message = f"{self.study_dir.name} was launched {self._launches} times and does not get done"
-            raise ClusterError(message, f"python jobs/why.py {self.study_dir}")
+    def summary(self, problems: Sequence[str]) -> str:
+        """Whether the drill passed, in one sentence."""
+        injected = list(chain.from_iterable(target.injected for target in self.faulted.targets))
+        count, failed = len(injected), len(problems)
+        if failed:
+            return f"The drill failed: {failed} of the promises did not hold after {count} interruptions."
+        is_exact = all(verdict.must_be_exact(target.run_dir) for target in self.faulted.targets)
+        how = "bit for bit" if is_exact else f"losses within {verdict.TOLERANCE} of their value"
+        kinds = ", ".join(sorted({fault.kind for fault in injected}))
+        outcome = f"{count} interruptions ({kinds}) changed nothing ({how})"
+        return f"The drill passed: {outcome}, and no warning cost a step."
 
 
-def running_job(records: list[JobRecord], index: int, scheduler: Scheduler) -> str:
-    """The job that trains a run as far as the scheduler tells; empty without one."""
-    record = newest_job(JobKind.TRAIN, index, records, scheduler)
-    is_running = record is not None and handle_of(record).state(index, scheduler).state == "RUNNING"
-    return record.array_task(index) if record and is_running else ""
-
-
-def launch_drill(
-    study_dir: Path,
-    launch: Callable[[], bool],
-    prepare: Preparer,
-    watch: QueueWatch,
-    plan: Mapping[str, RunFaults],
-) -> Drill:
-    """Launch a study, for the first time or once more, and return its drill."""
-    attempts = {run: len(read_starts(study_dir / run)) for run in plan}  # those of an earlier drill are over
-    launch()
-    watch.expire()
-    study = read_study(study_dir)
-    targets = [
-        Target(study_dir / run, index, plan.get(run, RunFaults()), attempts.get(run, 0))
-        for index, run in enumerate(study.runs)
-    ]
-    return Drill(study_dir, study, targets, launch, prepare, watch)
+def positions(faulted: FaultedStudy) -> list[str]:
+    """How far each run is, and what it waits for."""
+    lines = []
+    for status in states_of(faulted.study_dir, faulted.study, *faulted.jobs()):
+        steps = f"step {status.progress.step} of {status.progress.total_steps}"
+        detail = f" ({status.detail})" if status.detail else ""
+        lines.append(f"{faulted.study_dir.name}/{status.name} {status.state}{detail}, {steps}")
+    return lines

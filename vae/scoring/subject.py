@@ -17,12 +17,12 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from data_prep.files import replacing
+from data_prep.progress import terminal_bar
 from vae.model import VAE
 from vae.provenance import versions
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.score_cards import ScoreCard
 from vae.training.data_loader import ImageSplit, rank_slice
-from vae.training.metrics_log import terminal_bar
 
 log = logging.getLogger(__name__)
 

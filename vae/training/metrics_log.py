@@ -11,13 +11,12 @@ from pathlib import Path
 import msgspec
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from data_prep.errors import RunError
 from data_prep.files import write_text
 from data_prep.json_records import append_line, encode_line
+from data_prep.progress import terminal_bar
 from vae.config import RunConfig, to_dict
 from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.run_dir import METRICS_FILE
@@ -25,13 +24,6 @@ from vae.training import checkpoint
 from vae.training.collectives import reduce_sum
 
 log = logging.getLogger(__name__)
-
-
-def terminal_bar(unit: str, note: str = "", is_hidden: bool = False) -> Progress:
-    """A bar with a title, a count of `unit` and the time left; disabled if standard error is no terminal."""
-    title, after_count, last = map(TextColumn, ("{task.description}", unit, note))
-    columns = (title, BarColumn(), MofNCompleteColumn(), after_count, TimeRemainingColumn(), last)
-    return Progress(*columns, console=Console(stderr=True), disable=is_hidden or not sys.stderr.isatty())
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""slurm/scheduler.py: what squeue and sacct say of our jobs, once or again and again."""
+"""slurm/job_states.py: what squeue and sacct say of our jobs, once or again and again."""
 
 import msgspec
 import pytest
@@ -6,7 +6,7 @@ from fake_slurm import FakeSlurm
 from slurm_jobs import EVALUATE, LOCAL, TRAIN, seen
 
 from slurm.client import QueueWatch
-from slurm.scheduler import MAX_ACCOUNT_LOOKS, Scheduler, SchedulerWatch, ask_scheduler
+from slurm.job_states import MAX_ACCOUNT_LOOKS, Scheduler, SchedulerWatch, ask_scheduler
 
 SILENT = Scheduler({}, {})
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from data_prep.errors import DamagedFile, SettingsError, ToolkitError
 from data_prep.shards import MANIFEST_FILE, read_manifest
-from slurm.diagnose.explain import Case
+from slurm.diagnose.case import Case
 from slurm.diagnose.log_files import last_error, last_notice
 from slurm.job_handle import handle_of, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
+from slurm.job_states import UNKNOWN, Look, Scheduler, ask_scheduler
 from slurm.node.task import JobKind
-from slurm.scheduler import UNKNOWN, Look, Scheduler, ask_scheduler
 from vae.events import StopSignalled, read_events
 from vae.metrics import read_progress
 from vae.provenance import read_attempts
@@ -45,16 +45,14 @@ def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask
     return [with_facts(case, study_dir / case.run, study, records, scheduler) for case in cases]
 
 
-def with_facts(
-    case: Case, run_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler
-) -> Case:
+def with_facts(case: Case, run_dir: Path, study: Study, jobs: list[JobRecord], scheduler: Scheduler) -> Case:
     """With the facts about one run itself; of a damaged one only that it is."""
     try:
         case = from_files(case, run_dir, study)
     except DamagedFile as error:
         return Case(case.run, case.study, damage=str(error), fix=error.hint or "")
     index = study.runs.index(case.run)
-    record = newest_job(case.kind, index, records, scheduler)
+    record = newest_job(case.kind, index, jobs, scheduler)
     return case if record is None or case.is_done else with_job(case, run_dir, index, record, scheduler)
 
 

@@ -9,9 +9,9 @@ from slurm import client
 from slurm.client import QueueWatch
 from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs
+from slurm.job_states import Scheduler, array_tasks_of, ask_scheduler, on_slurm, scheduler_of
 from slurm.node.task import JobKind
 from slurm.plan import shares
-from slurm.scheduler import Scheduler, array_tasks_of, ask_scheduler, on_slurm, scheduler_of
 from vae.study import Study
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""slurm/diagnose/gather.py: the facts about a run, from real folders and a cluster in memory."""
+"""slurm/diagnose/gather_case.py: the facts about a run, from real folders and a cluster in memory."""
 
 import os
 import socket
@@ -12,8 +12,9 @@ from slurm_jobs import LOCAL
 from tiny import finish, make_run, score, write_attempts, write_lines
 
 from slurm import local
-from slurm.diagnose.explain import Case, explain
-from slurm.diagnose.gather import clock, gather, needed, what_is_wrong_with
+from slurm.diagnose.case import Case
+from slurm.diagnose.explain import explain
+from slurm.diagnose.gather_case import clock, gather, needed, what_is_wrong_with
 from slurm.job_records import JobRecord, add_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind

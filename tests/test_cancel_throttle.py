@@ -1,4 +1,4 @@
-"""slurm/control.py: cancel, hold, release and throttle, on a cluster in memory and on this machine."""
+"""slurm/cancel_throttle.py: cancel, hold, release, throttle; on a cluster in memory and on this machine."""
 
 import re
 import subprocess
@@ -13,8 +13,7 @@ from tiny import REPOSITORY, TINY_FLAGS, child_environment, make_shards
 
 from data_prep.errors import ClusterError
 from slurm import local
-from slurm.client import OVER
-from slurm.control import (
+from slurm.cancel_throttle import (
     SLURM_END_S,
     cancel,
     describe,
@@ -23,6 +22,7 @@ from slurm.control import (
     set_throttle,
     settle,
 )
+from slurm.client import OVER
 from slurm.diagnose.explain import AGAIN
 from slurm.job_records import JobRecord, add_record, read_records
 from slurm.node.environment import Backend

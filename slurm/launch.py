@@ -22,18 +22,16 @@ from slurm.profile import read_profile
 from slurm.sbatch import check_path
 from slurm.study_state import RunStatus, study_facts, study_states
 from vae.config import VARIANT_GROUPS, RunConfig
-from vae.run_dir import REPORT_FILE
+from vae.run_dir import REPORT_FILE, check_name, run_name
 from vae.run_state import RunState
 from vae.scoring import inception_weights
 from vae.study import (
     Study,
     add_launch,
-    check_name,
     check_run,
     is_trained,
     prepare_run,
     prepare_study,
-    run_name,
     with_earlier_runs,
 )
 

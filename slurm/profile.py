@@ -11,7 +11,7 @@ from typing import Literal
 
 from data_prep.errors import SettingsError
 from vae.config import read_settings
-from vae.study import NAME
+from vae.run_dir import NAME
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 

@@ -9,10 +9,10 @@ from tiny import finish
 
 from data_prep.errors import DamagedFile, RunError, SettingsError
 from vae.config import RunConfig
+from vae.run_dir import check_name, run_name
 from vae.study import (
     Study,
     add_launch,
-    check_name,
     find_study,
     has_report,
     is_scored,
@@ -22,7 +22,6 @@ from vae.study import (
     read_launches,
     read_run,
     read_study,
-    run_name,
 )
 
 

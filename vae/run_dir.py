@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from data_prep.errors import SettingsError
 from data_prep.json_records import Record, read_record
 
 # --- a study: runs/<study>/
@@ -36,8 +37,25 @@ CHECKPOINTS_DIR = "checkpoints"
 FIGURES_DIR = "figures"
 LOGS_DIR = "logs"
 
+# Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
 LOG_NAME = re.compile(r"(?P<kind>train|evaluate)-(?P<job>.+)-r(?P<restart>\d+)-rank(?P<rank>\d+)\.log")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can name a study; SettingsError if not."""
+    if not NAME.fullmatch(name):
+        raise SettingsError(
+            f"study name {name!r} is not allowed",
+            "use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit",
+        )
+    return name
+
+
+def run_name(variant: str, seed: int) -> str:
+    """Folder name of a run: named by what it is, never by the clock, so a requeued job finds it."""
+    return f"{variant}-s{seed}"
 
 
 class Done(Record, frozen=True):

@@ -9,7 +9,6 @@ Readers raise DamagedFile, or SettingsError for YAML, where a file is not what t
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,9 +31,6 @@ from vae.run_dir import (
     read_done,
     read_scores_summary,
 )
-
-# Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Launch(Record, frozen=True):
@@ -62,21 +58,6 @@ class Study:
 
     inception_weights: str = ""
     """File with Inception v3 weights; empty = torch's hub cache."""
-
-
-def check_name(name: str) -> str:
-    """Return `name` if it can name a study; SettingsError if not."""
-    if not NAME.fullmatch(name):
-        raise SettingsError(
-            f"study name {name!r} is not allowed",
-            "use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit",
-        )
-    return name
-
-
-def run_name(variant: str, seed: int) -> str:
-    """Folder name of a run: named by what it is, never by the clock, so a requeued job finds it."""
-    return f"{variant}-s{seed}"
 
 
 def is_study(folder: Path) -> bool:

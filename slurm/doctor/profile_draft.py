@@ -10,7 +10,7 @@ import yaml
 from data_prep.errors import ClusterError, SettingsError
 from slurm.doctor.site import Partition, Site, describe_nodes
 from slurm.profile import PROFILES_DIR, ClusterProfile
-from vae.study import NAME
+from vae.run_dir import NAME
 
 # Training reads from memory-mapped files and needs few; more only make the job wait longer.
 MOST_CPUS_PER_GPU = 16

@@ -9,7 +9,7 @@ from data_prep.shards import MANIFEST_FILE
 from slurm.node.environment import Backend
 from slurm.plan import Resources
 from vae.config import VARIANT_GROUPS
-from vae.study import run_name
+from vae.run_dir import run_name
 
 # Quick on anything: what is tested is the cluster.
 IMAGE_PX = 32

@@ -63,6 +63,7 @@ def play(start: Callable[[str], object], until: Callable[[Callable[[], bool]], N
     start(f"{array}_0")
     start(f"{array}_1")
     until(lambda: [job[0] for job in shown().values()].count("RUNNING") == 2)
+    until(lambda: ("PENDING", "None") not in {job[:2] for job in shown().values()})  # not looked at yet
     note({**shown()})
     until(lambda: [*states(array).values()].count("RUNNING") == 2)
     note({job: state for job, state in states(array).items() if "[" not in job})

@@ -6,7 +6,9 @@ import pytest
 from tiny import COUNTS, SIZE_PX, make_shards
 
 from data_prep.errors import DataError
-from data_prep.shards import ShardInfo, read_manifest, verify
+from data_prep.manifest import read_manifest
+from data_prep.shards import ShardInfo
+from data_prep.verify import verify
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_verify_finds_one_changed_pixel(packed: Path) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "message"),
-    [(0, r"val-00000\.h5 cannot be read$"), (4000, r"val-00000\.h5 outside the image data$")],
+    [(0, r"val-00000\.h5 is not a readable shard: "), (4000, r"val-00000\.h5 outside the image data$")],
 )
 def test_damage_outside_the_images_is_told_from_a_shard_nobody_can_read(
     packed: Path, offset: int, message: str

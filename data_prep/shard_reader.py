@@ -1,0 +1,215 @@
+"""Reads shards, and takes nothing from a file that `write_shard` would not have put there.
+
+A shard may be damaged, or forged by whoever packed it: a column that is a link, lies in other files, is
+compressed or as long as the author liked. So type, shape and place of everything are checked before the first
+byte of it is read, and whatever HDF5 stumbles over is a DataError.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import asdict
+
+from data_prep.errors import DataError
+from data_prep.files import sha256_file
+from data_prep.shards import FORMAT, ImageRecord, Reject, ShardInfo
+
+REPACK_HINT = "delete it, then pack the images again: python jobs/pack.py SOURCE OUT"
+
+# What h5py, NumPy and our own checks say of broken files.
+BROKEN = (
+    *(OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError),
+    msgspec.MsgspecError,
+)
+MAX_CLASSES = 256  # labels are bytes
+COLUMN_TYPES = {"labels": np.uint8, "crc32": np.uint32}  # of numbers; the others are int64
+
+T = TypeVar("T", int, str)
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The images of a shard and what training and scoring use of the rest, checked against the manifest."""
+
+    images: npt.NDArray[np.uint8]
+    """Read-only memory map [n, H, W], 0 = black, 255 = white."""
+    labels: npt.NDArray[np.uint8]
+    """Index into the class names, [n]."""
+    crc32: npt.NDArray[np.uint32]
+    """zlib.crc32 of each image's pixels, [n]."""
+    keys: list[str]
+    """Where each image came from: its path in the source, printable (see sources.escape)."""
+
+    def damaged_images(self) -> list[int]:
+        """Indices of the images whose pixels do not match their CRC."""
+        pairs = enumerate(zip(self.images, self.crc32.tolist(), strict=True))
+        return [i for i, (image, expected) in pairs if zlib.crc32(image) != expected]
+
+
+def open_shard(folder: Path, info: ShardInfo) -> Shard:
+    """A shard of a packed folder; DataError if it is not a whole one or not as `info` describes it."""
+    path = folder / info.name
+    with _checked(folder, info) as file:
+        labels, crc32, keys = file.numbers("labels"), file.numbers("crc32"), file.texts("key")
+    if not "".join(keys).isprintable():
+        raise DataError(f"{path} is not a readable shard: a key is not printable", REPACK_HINT)
+    if info.num_images == 0:  # an empty map is not allowed
+        return Shard(np.zeros(info.image_shape, np.uint8), labels, crc32, keys)
+    images = np.memmap(path, np.uint8, "r", info.data_offset, info.image_shape)
+    return Shard(images, labels, crc32, keys)
+
+
+def check_shard(folder: Path, info: ShardInfo) -> None:
+    """Raise DataError if a shard is not whole, or not as `info` describes it; its digest is not computed."""
+    with _checked(folder, info):
+        pass
+
+
+def check_length(folder: Path, info: ShardInfo) -> None:
+    """Raise DataError if a shard is missing or short; mapped, a short one would end the process by SIGBUS."""
+    path = folder / info.name
+    num_bytes = path.stat().st_size if path.is_file() else 0
+    if num_bytes != info.num_bytes:
+        raise DataError(f"{path} has {num_bytes} bytes, the manifest says {info.num_bytes}", REPACK_HINT)
+
+
+def describe_shard(path: Path) -> ShardInfo:
+    """What the manifest should say about a shard; DataError if it is not whole or an image damaged."""
+    with _opened(path) as file:
+        class_names = msgspec.json.decode(file.attribute("class_names", str), type=list[str])
+        info = file.describe(sha256_file(path), file.attribute("split", str), len(class_names))
+    if damaged := open_shard(path.parent, info).damaged_images():
+        raise DataError(f"{path} is damaged in {len(damaged)} images {damaged[:5]}", REPACK_HINT)
+    return info
+
+
+def is_complete(path: Path, plan_sha256: str) -> bool:
+    """Whether `path` is a whole shard of the plan with this digest."""
+    with suppress(DataError), _opened(path) as file:
+        file.describe("", "", MAX_CLASSES)
+        return file.attribute("plan_sha256", str) == plan_sha256
+    return False
+
+
+def read_records(path: Path) -> list[ImageRecord]:
+    """Everything a shard file knows about its images but the pixels."""
+    with _opened(path) as file:
+        columns = []
+        for field in fields(ImageRecord):
+            name = "labels" if field.name == "label" else field.name
+            columns.append(file.texts(name) if field.type is str else file.numbers(name).tolist())
+    return [ImageRecord(*row) for row in zip(*columns, strict=True)]
+
+
+def read_rejects(path: Path) -> list[Reject]:
+    """The files that belonged in this shard and could not be used."""
+    with _opened(path) as file:
+        return file.rejects()
+
+
+@contextmanager
+def _checked(folder: Path, info: ShardInfo) -> Iterator["_ShardFile"]:
+    """A shard file, open, that is as `info` describes it."""
+    check_length(folder, info)
+    with _opened(folder / info.name) as file:
+        found, said = file.describe(info.sha256, info.split, len(info.class_counts)), asdict(info)
+        for name, value in asdict(found).items():
+            if value != said[name]:
+                raise ValueError(f"{name} is {value}, the manifest says {said[name]}")
+        yield file
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator["_ShardFile"]:
+    """A complete shard, open; anything wrong with the file is a DataError."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            shard = _ShardFile(path, file)
+            if shard.attribute("complete", int) != 1 or shard.attribute("format", int) != FORMAT:
+                raise ValueError(f"not a complete one of format {FORMAT}")
+            yield shard
+    except BROKEN as error:
+        raise DataError(f"{path} is not a readable shard: {error}", REPACK_HINT) from error
+
+
+class _ShardFile:
+    """An open shard; raises one of BROKEN where it is not as `write_shard` makes them."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path, self.file = path, file
+        self.num_bytes = path.stat().st_size
+
+    def describe(self, sha256: str, split: str, num_classes: int) -> ShardInfo:
+        """What the file is, by its images and labels, which must agree."""
+        images = self.in_place("images", 3)
+        num_images, height, width = images.shape
+        if images.dtype != np.uint8 or height != width or num_images != self.attribute("num_images", int):
+            raise ValueError("its images are not as many and as square as it says")
+        class_counts = np.bincount(self.numbers("labels"), minlength=num_classes).tolist()
+        if len(class_counts) > num_classes:
+            raise ValueError("a label is beyond the class names")
+        counts = num_images, self.num_bytes, images.id.get_offset() or 0  # no images, no offset
+        return ShardInfo(self.path.name, split, *counts, sha256, tuple(class_counts), width)
+
+    def attribute(self, name: str, kind: type[T]) -> T:
+        """One number or one text that the file says about itself.
+
+        Texts only of shards that are being packed: HDF5 makes room for as many bytes as a text claims to have.
+        """
+        found = h5py.h5a.open(self.file.id, name.encode())
+        is_text, is_number = h5py.check_string_dtype(found.dtype), found.dtype.kind in "iu"
+        if found.shape != () or not (is_text if kind is str else is_number):
+            raise ValueError(f"{name} is not one {kind.__name__}")
+        return kind(self.file.attrs[name])
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers, [n]; those about source files are at least 1."""
+        column = self.in_place(name, 1)
+        if column.dtype != COLUMN_TYPES.get(name, np.int64):
+            raise ValueError(f"{name} holds {column.dtype}")
+        values: npt.NDArray[Any] = column[()]
+        if name.startswith("source_") and values.min(initial=1) < 1:
+            raise ValueError(f"{name} holds numbers below 1")
+        return values
+
+    def texts(self, name: str) -> list[str]:
+        """A column of UTF-8 texts, [n]."""
+        column = self.in_place(name, 1)
+        if column.dtype.kind != "S":
+            raise ValueError(f"{name} holds {column.dtype}")
+        return [text.decode() for text in column[()].tolist()]
+
+    def rejects(self) -> list[Reject]:
+        """The files that belonged in this shard and could not be used."""
+        text = self.in_place("quarantined", 0)
+        with self.path.open("rb") as file:
+            file.seek(text.id.get_offset() or 0)
+            claimed = int.from_bytes(file.read(4), "little")  # HDF5 makes room for so many bytes
+        if not h5py.check_string_dtype(text.dtype) or claimed > self.num_bytes:
+            raise ValueError("quarantined is not a text of the file")
+        return msgspec.json.decode(text[()], type=list[Reject])
+
+    def in_place(self, name: str, num_axes: int) -> h5py.Dataset:
+        """A data set of the file itself, as long as `images` and in one piece, so that reading takes no more
+        memory than the file has bytes."""
+        if not isinstance(self.file.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is missing, or a link")
+        found = self.file[name]
+        if not isinstance(found, h5py.Dataset) or len(found.shape) != num_axes:
+            raise ValueError(f"{name} is not a table with {num_axes} axes")
+        creation, stored = found.id.get_create_plist(), found.id.get_storage_size()
+        if creation.get_layout() != h5py.h5d.CONTIGUOUS or creation.get_external_count():
+            raise ValueError(f"{name} does not lie in the file in one piece")
+        if (num_axes and stored != found.nbytes) or stored > self.num_bytes:
+            raise ValueError(f"{name} is longer than what is stored of it")
+        if num_axes == 1 and len(found) != self.attribute("num_images", int):
+            raise ValueError(f"{name} has {len(found)} values, not one for each image")
+        return found

@@ -162,7 +162,7 @@ class _ShardFile:
     def attribute(self, name: str, kind: type[T]) -> T:
         """One number or one text that the file says about itself.
 
-        Texts only of shards that are being packed: HDF5 makes room for as many bytes as a text claims to have.
+        Texts are asked for in packing only: HDF5 makes room for as many bytes as a text claims to have.
         """
         found = h5py.h5a.open(self.file.id, name.encode())
         is_text, is_number = h5py.check_string_dtype(found.dtype), found.dtype.kind in "iu"
@@ -203,13 +203,13 @@ class _ShardFile:
         if not isinstance(self.file.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{name} is missing, or a link")
         found = self.file[name]
-        if not isinstance(found, h5py.Dataset) or len(found.shape) != num_axes:
+        if not isinstance(found, h5py.Dataset) or found.shape is None or found.ndim != num_axes:
             raise ValueError(f"{name} is not a table with {num_axes} axes")
         creation, stored = found.id.get_create_plist(), found.id.get_storage_size()
         if creation.get_layout() != h5py.h5d.CONTIGUOUS or creation.get_external_count():
             raise ValueError(f"{name} does not lie in the file in one piece")
         if (num_axes and stored != found.nbytes) or stored > self.num_bytes:
-            raise ValueError(f"{name} is longer than what is stored of it")
+            raise ValueError(f"{name} has not as many bytes as values")
         if num_axes == 1 and len(found) != self.attribute("num_images", int):
             raise ValueError(f"{name} has {len(found)} values, not one for each image")
         return found

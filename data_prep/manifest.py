@@ -83,7 +83,7 @@ def write_manifest(
     folder: Path, recipe: Recipe, class_names: tuple[str, ...], names: Iterable[str], kept: Iterable[str] = ()
 ) -> Manifest:
     """Write manifest.json over the shards `names`, in this order, and those of `kept` that are there."""
-    shards = [describe_shard(folder / name) for name in names]
+    shards = [describe_shard(folder / name, len(class_names)) for name in names]
     splits = {split: tuple(shard for shard in shards if shard.split == split) for split in SPLITS}
     manifest = Manifest(
         format=MANIFEST_FORMAT,
@@ -123,7 +123,8 @@ def read_alone(folder: Path) -> Manifest:
     manifest = decode(content, msgspec.json.Decoder(Manifest), str(path), REPACK_HINT)
     if manifest.format not in (WITHOUT_DIGEST, MANIFEST_FORMAT):
         known = f"this version reads {WITHOUT_DIGEST} and {MANIFEST_FORMAT}"
-        raise DamagedFile(f"{path} has format {manifest.format}; {known}", REPACK_HINT)
+        hint = "use the version that packed it, or pack the images again into another folder"
+        raise DamagedFile(f"{path} has format {manifest.format}; {known}", hint)
     if not is_as_written(manifest, content):
         raise DamagedFile(f"{path} is damaged: it is not as it was written", REPACK_HINT)
     return manifest

@@ -105,7 +105,9 @@ def refuse_too_many(out: Path, plan: Plan, rejects: Sequence[Reject]) -> None:
 def write_quarantine(out: Path, plan: Plan, rejects: Iterable[Reject]) -> None:
     """List the bad files and their reasons, one JSON object a line; `path` is below the source's folder."""
     paths = {item.key: item.path or item.key for item in plan.items()}
-    lines = [json.dumps({**asdict(reject), "path": paths.get(reject.key, "")}) + "\n" for reject in rejects]
+    lines = [
+        json.dumps({**asdict(reject), "path": paths.get(reject.key, reject.key)}) + "\n" for reject in rejects
+    ]
     write_text(out / QUARANTINE_FILE, "".join(lines))
 
 

@@ -2,15 +2,17 @@
 
 A shard may be damaged, or forged by whoever packed it: a column that is a link, lies in other files, is
 compressed or as long as the author liked. So type, shape and place of everything are checked before the first
-byte of it is read, and whatever HDF5 stumbles over is a DataError.
+byte of it is read, and whatever HDF5 stumbles over is a DataError. Texts of variable length are not read by
+HDF5: in a damaged heap of them it loops for ever, or makes room for as many bytes as one claims to have.
 """
 
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import msgspec
@@ -27,12 +29,10 @@ REPACK_HINT = "delete it, then pack the images again: python jobs/pack.py SOURCE
 # What h5py, NumPy and our own checks say of broken files.
 BROKEN = (
     *(OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError),
-    msgspec.MsgspecError,
+    *(struct.error, msgspec.MsgspecError),
 )
 MAX_CLASSES = 256  # labels are bytes
 COLUMN_TYPES = {"labels": np.uint8, "crc32": np.uint32}  # of numbers; the others are int64
-
-T = TypeVar("T", int, str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +81,10 @@ def check_length(folder: Path, info: ShardInfo) -> None:
         raise DataError(f"{path} has {num_bytes} bytes, the manifest says {info.num_bytes}", REPACK_HINT)
 
 
-def describe_shard(path: Path) -> ShardInfo:
+def describe_shard(path: Path, num_classes: int) -> ShardInfo:
     """What the manifest should say about a shard; DataError if it is not whole or an image damaged."""
     with _opened(path) as file:
-        class_names = msgspec.json.decode(file.attribute("class_names", str), type=list[str])
-        info = file.describe(sha256_file(path), file.attribute("split", str), len(class_names))
+        info = file.describe(sha256_file(path), num_classes)
     if damaged := open_shard(path.parent, info).damaged_images():
         raise DataError(f"{path} is damaged in {len(damaged)} images {damaged[:5]}", REPACK_HINT)
     return info
@@ -94,8 +93,9 @@ def describe_shard(path: Path) -> ShardInfo:
 def is_complete(path: Path, plan_sha256: str) -> bool:
     """Whether `path` is a whole shard of the plan with this digest."""
     with suppress(DataError), _opened(path) as file:
-        file.describe("", "", MAX_CLASSES)
-        return file.attribute("plan_sha256", str) == plan_sha256
+        header_bytes = file.describe("", MAX_CLASSES).data_offset or file.num_bytes
+        with path.open("rb") as content:
+            return plan_sha256.encode() in content.read(header_bytes)
     return False
 
 
@@ -112,7 +112,7 @@ def read_records(path: Path) -> list[ImageRecord]:
 def read_rejects(path: Path) -> list[Reject]:
     """The files that belonged in this shard and could not be used."""
     with _opened(path) as file:
-        return file.rejects()
+        return msgspec.json.decode(file.text("quarantined"), type=list[Reject])
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _checked(folder: Path, info: ShardInfo) -> Iterator["_ShardFile"]:
     """A shard file, open, that is as `info` describes it."""
     check_length(folder, info)
     with _opened(folder / info.name) as file:
-        found, said = file.describe(info.sha256, info.split, len(info.class_counts)), asdict(info)
+        found, said = file.describe(info.sha256, len(info.class_counts)), asdict(info)
         for name, value in asdict(found).items():
             if value != said[name]:
                 raise ValueError(f"{name} is {value}, the manifest says {said[name]}")
@@ -133,7 +133,7 @@ def _opened(path: Path) -> Iterator["_ShardFile"]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             shard = _ShardFile(path, file)
-            if shard.attribute("complete", int) != 1 or shard.attribute("format", int) != FORMAT:
+            if shard.attribute("complete") != 1 or shard.attribute("format") != FORMAT:
                 raise ValueError(f"not a complete one of format {FORMAT}")
             yield shard
     except BROKEN as error:
@@ -147,28 +147,25 @@ class _ShardFile:
         self.path, self.file = path, file
         self.num_bytes = path.stat().st_size
 
-    def describe(self, sha256: str, split: str, num_classes: int) -> ShardInfo:
+    def describe(self, sha256: str, num_classes: int) -> ShardInfo:
         """What the file is, by its images and labels, which must agree."""
         images = self.in_place("images", 3)
         num_images, height, width = images.shape
-        if images.dtype != np.uint8 or height != width or num_images != self.attribute("num_images", int):
+        if images.dtype != np.uint8 or height != width or num_images != self.attribute("num_images"):
             raise ValueError("its images are not as many and as square as it says")
         class_counts = np.bincount(self.numbers("labels"), minlength=num_classes).tolist()
         if len(class_counts) > num_classes:
             raise ValueError("a label is beyond the class names")
         counts = num_images, self.num_bytes, images.id.get_offset() or 0  # no images, no offset
+        split = self.path.name.partition("-")[0]
         return ShardInfo(self.path.name, split, *counts, sha256, tuple(class_counts), width)
 
-    def attribute(self, name: str, kind: type[T]) -> T:
-        """One number or one text that the file says about itself.
-
-        Texts are asked for in packing only: HDF5 makes room for as many bytes as a text claims to have.
-        """
+    def attribute(self, name: str) -> int:
+        """One number that the file says about itself."""
         found = h5py.h5a.open(self.file.id, name.encode())
-        is_text, is_number = h5py.check_string_dtype(found.dtype), found.dtype.kind in "iu"
-        if found.shape != () or not (is_text if kind is str else is_number):
-            raise ValueError(f"{name} is not one {kind.__name__}")
-        return kind(self.file.attrs[name])
+        if found.shape != () or found.dtype.kind not in "iu":
+            raise ValueError(f"{name} is not one number")
+        return int(self.file.attrs[name])
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """A column of numbers, [n]; those about source files are at least 1."""
@@ -187,15 +184,23 @@ class _ShardFile:
             raise ValueError(f"{name} holds {column.dtype}")
         return [text.decode() for text in column[()].tolist()]
 
-    def rejects(self) -> list[Reject]:
-        """The files that belonged in this shard and could not be used."""
-        text = self.in_place("quarantined", 0)
+    def text(self, name: str) -> bytes:
+        """One text of any length, from HDF5's heap of texts."""
+        place = self.in_place(name, 0).id.get_offset() or 0
         with self.path.open("rb") as file:
-            file.seek(text.id.get_offset() or 0)
-            claimed = int.from_bytes(file.read(4), "little")  # HDF5 makes room for so many bytes
-        if not h5py.check_string_dtype(text.dtype) or claimed > self.num_bytes:
-            raise ValueError("quarantined is not a text of the file")
-        return msgspec.json.decode(text[()], type=list[Reject])
+            file.seek(place)
+            num_bytes, address, wanted = struct.unpack("<IQI", file.read(16))
+            file.seek(min(address, self.num_bytes))
+            signature, heap_bytes = struct.unpack("<4s4xQ", file.read(16))
+            heap = file.read(min(heap_bytes, self.num_bytes))
+        # the heap's texts one after the other, each with its number, its length and zeros up to 8 bytes
+        place, number = 0, -1
+        while signature == b"GCOL" and number not in (0, wanted):
+            number, stored = struct.unpack_from("<H6xQ", heap, place)
+            text, place = heap[place + 16 : place + 16 + stored], place + 16 + (stored + 7) // 8 * 8
+        if number != wanted or len(text) != num_bytes:
+            raise ValueError(f"{name} is not in the file")
+        return text
 
     def in_place(self, name: str, num_axes: int) -> h5py.Dataset:
         """A data set of the file itself, as long as `images` and in one piece, so that reading takes no more
@@ -210,6 +215,6 @@ class _ShardFile:
             raise ValueError(f"{name} does not lie in the file in one piece")
         if (num_axes and stored != found.nbytes) or stored > self.num_bytes:
             raise ValueError(f"{name} has not as many bytes as values")
-        if num_axes == 1 and len(found) != self.attribute("num_images", int):
+        if num_axes == 1 and len(found) != self.attribute("num_images"):
             raise ValueError(f"{name} has {len(found)} values, not one for each image")
         return found

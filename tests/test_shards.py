@@ -60,13 +60,13 @@ def test_records_and_rejects_come_back(tmp_path: Path) -> None:
     write_shard(path, SIZE_PX, ATTRIBUTES, items)
     assert read_records(path) == [record("train", 0), record("train", 1)]
     assert read_rejects(path) == [reject]
-    info = describe_shard(path)
+    info = describe_shard(path, num_classes=2)
     assert (info.num_images, info.class_counts, info.num_bytes) == (2, (1, 1), path.stat().st_size)
 
 
 def test_shard_without_images_is_whole(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.h5", SIZE_PX, ATTRIBUTES, [Reject("a", 0, "is empty", "")])
-    info = describe_shard(tmp_path / "s.h5")
+    info = describe_shard(tmp_path / "s.h5", num_classes=2)
     assert info.num_images == 0
     assert open_shard(tmp_path, info).images.shape == (0, SIZE_PX, SIZE_PX)
 

@@ -60,7 +60,7 @@ def pack_shards(out: Path, plan: Plan, shards: Sequence[ShardPlan], workers: int
     missing = [shard for shard in shards if not is_complete(out / shard.name, plan.digest)]
     if missing and (out / MANIFEST_FILE).exists():
         refuse_changed(out, {shard.name for shard in plan.shards} - {shard.name for shard in missing})
-        (out / MANIFEST_FILE).unlink()  # the folder is not whole, and will not be until it is finalized
+        (out / MANIFEST_FILE).unlink(missing_ok=True)  # the folder is not whole until it is finalized
     progress(count_images(shards) - count_images(missing))
     with decoder(plan, workers if missing else 1) as decode:
         images = decode(chain.from_iterable(shard.items for shard in missing))
@@ -105,9 +105,8 @@ def refuse_too_many(out: Path, plan: Plan, rejects: Sequence[Reject]) -> None:
 def write_quarantine(out: Path, plan: Plan, rejects: Iterable[Reject]) -> None:
     """List the bad files and their reasons, one JSON object a line; `path` is below the source's folder."""
     paths = {item.key: item.path or item.key for item in plan.items()}
-    lines = [
-        json.dumps({**asdict(reject), "path": paths.get(reject.key, reject.key)}) + "\n" for reject in rejects
-    ]
+    rows = ({**asdict(reject), "path": paths.get(reject.key, reject.key)} for reject in rejects)
+    lines = [json.dumps(row) + "\n" for row in rows]
     write_text(out / QUARANTINE_FILE, "".join(lines))
 
 

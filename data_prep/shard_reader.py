@@ -94,7 +94,7 @@ def is_complete(path: Path, plan_sha256: str) -> bool:
     """Whether `path` is a whole shard of the plan with this digest."""
     with suppress(DataError), _opened(path) as file:
         header_bytes = file.describe("", MAX_CLASSES).data_offset or file.num_bytes
-        with path.open("rb") as content:
+        with path.open("rb") as content:  # the digest is a text of variable length
             return plan_sha256.encode() in content.read(header_bytes)
     return False
 

@@ -57,11 +57,8 @@ def build_parser() -> _front.Parser:
     add("--workers", type=int, default=num_cpus, metavar="N", help="processes that decode")
     add("--task", type=int, metavar="T", help="pack part T only, counted from 0; then --finalize")
     add("--tasks", type=int, metavar="N", help="number of parts")
-    add(
-        "--finalize",
-        action="store_true",
-        help="join parts that --task packed; bring an older folder up to date",
-    )
+    text = "join parts that --task packed; bring an older folder up to date"
+    add("--finalize", action="store_true", help=text)
     add("--audit", action="store_true", help="show what is in packed shards")
     add("--verify", action="store_true", help="compare every byte of packed shards with its checksums")
     return parser

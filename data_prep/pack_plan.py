@@ -133,7 +133,7 @@ def write_plan(out: Path, new: Plan) -> None:
 def existing_plan(out: Path, new: Plan) -> Plan | None:
     """The plan that OUT holds, if any; DataError if it makes other shards than `new`."""
     existing = read_plan(out) if (out / PLAN_FILE).exists() else None
-    if existing is not None and existing.digest != new.digest:
+    if existing not in (None, new) and existing.digest != new.digest:
         raise DataError(
             f"{out} belongs to another pack: {plan_differences(existing, new)}",
             "choose another folder for the shards, or remove this one",

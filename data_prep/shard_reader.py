@@ -7,7 +7,6 @@ HDF5: in a damaged heap of them it loops for ever, or makes room for as many byt
 """
 
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ from msgspec.structs import asdict
 
 from data_prep.errors import DataError
 from data_prep.files import sha256_file
-from data_prep.shards import FORMAT, ImageRecord, Reject, ShardInfo
+from data_prep.shards import FORMAT, ImageRecord, Reject, ShardInfo, damaged_images
 
 REPACK_HINT = "delete it, then pack the images again: python jobs/pack.py SOURCE OUT"
 
@@ -47,11 +46,6 @@ class Shard:
     """zlib.crc32 of each image's pixels, [n]."""
     keys: list[str]
     """Where each image came from: its path in the source, printable (see sources.escape)."""
-
-    def damaged_images(self) -> list[int]:
-        """Indices of the images whose pixels do not match their CRC."""
-        pairs = enumerate(zip(self.images, self.crc32.tolist(), strict=True))
-        return [i for i, (image, expected) in pairs if zlib.crc32(image) != expected]
 
 
 def open_shard(folder: Path, info: ShardInfo) -> Shard:
@@ -85,7 +79,8 @@ def describe_shard(path: Path, num_classes: int) -> ShardInfo:
     """What the manifest should say about a shard; DataError if it is not whole or an image damaged."""
     with _opened(path) as file:
         info = file.describe(sha256_file(path), num_classes)
-    if damaged := open_shard(path.parent, info).damaged_images():
+        crc32 = file.numbers("crc32")
+    if damaged := damaged_images(path, info.data_offset, info.image_size_px, crc32):
         raise DataError(f"{path} is damaged in {len(damaged)} images {damaged[:5]}", REPACK_HINT)
     return info
 

@@ -11,7 +11,7 @@ from data_prep.manifest import MANIFEST_FILE, WITHOUT_DIGEST, read_manifest
 from data_prep.pack_plan import PLAN_FILE
 from data_prep.packer import KEPT_FILES
 from data_prep.shard_reader import REPACK_HINT, open_shard
-from data_prep.shards import ShardInfo
+from data_prep.shards import ShardInfo, damaged_images
 from data_prep.sources import SALT_FILE
 
 SALT_HINT = "restore it from a copy: by it alone the same names get the same hashes"
@@ -32,8 +32,9 @@ def verify(folder: Path) -> int:
 def shard_damage(folder: Path, shard: ShardInfo) -> str:
     """Which images of a shard have changed, or that the change lies elsewhere; empty if there is none."""
     try:
-        is_whole = sha256_file(folder / shard.name) == shard.sha256
-        images = open_shard(folder, shard).damaged_images()
+        path = folder / shard.name
+        is_whole, crc32 = sha256_file(path) == shard.sha256, open_shard(folder, shard).crc32
+        images = damaged_images(path, shard.data_offset, shard.image_size_px, crc32)
     except (DataError, OSError) as error:
         return str(error)
     if images:

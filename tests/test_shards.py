@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import CLASS_NAMES, COUNTS, SIZE_PX, blob, make_shards, record
 
-from data_prep.errors import DamagedFile, DataError
+from data_prep.errors import DataError
 from data_prep.manifest import read_manifest
 from data_prep.shard_reader import describe_shard, is_complete, open_shard, read_records, read_rejects
 from data_prep.shards import Reject, write_shard
@@ -101,23 +101,6 @@ def test_short_shard_is_refused_before_it_is_mapped(packed: Path) -> None:
         open_shard(packed, manifest.splits["val"][0])
     with pytest.raises(DataError, match="bytes, the manifest says"):
         read_manifest(packed)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [('"format": 2', '"format": 3'), ("train-00000.h5", "../train-00000.h5"), ('"image_size_px"', '"size"')],
-)
-def test_manifest_that_was_edited_is_refused(packed: Path, old: str, new: str) -> None:
-    path = packed / "manifest.json"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(DamagedFile, match=r"manifest\.json"):
-        read_manifest(packed)
-
-
-def test_folder_without_manifest_is_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest\.json is missing"):
-        read_manifest(tmp_path)
 
 
 def test_damaged_columns_are_refused(packed: Path) -> None:

@@ -44,7 +44,7 @@ from tiny import TINY_FLAGS, make_run, make_shards
 
 from data_prep.errors import DamagedFile
 from data_prep.files import only_holder
-from data_prep.shards import verify
+from data_prep.verify import verify
 from slurm.client import QueueWatch
 from slurm.drill.faulted_study import FaultedStudy, Target, launch_with_faults, read_starts
 from slurm.drill.faults import (

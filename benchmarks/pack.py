@@ -27,7 +27,7 @@ from PIL import Image
 
 from data_prep.pack_plan import PackOptions, plan
 from data_prep.packer import finalize, pack_part
-from data_prep.shards import map_images, read_keys
+from data_prep.shard_reader import open_shard
 from data_prep.sources import find_items, unescape
 from vae.provenance import versions
 
@@ -90,12 +90,12 @@ def resident_mb(pid: str) -> float:
 
 def fidelity_db(source: str, out: Path) -> list[float]:
     """PSNR of every packed image against a full decode with bicubic resize, in dB."""
-    from data_prep.shards import read_manifest
+    from data_prep.manifest import read_manifest
 
     root, found = find_items(source, out).root, []
     for shards in read_manifest(out).splits.values():
-        for shard in shards:
-            for key, pixels in zip(read_keys(out, shard), map_images(out, shard), strict=True):
+        for shard in (open_shard(out, info) for info in shards):
+            for key, pixels in zip(shard.keys, shard.images, strict=True):
                 full = Image.open(io.BytesIO((root / unescape(key)).read_bytes())).convert("L")
                 exact = np.asarray(full.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC), float)
                 error = float(np.mean((exact - pixels) ** 2))

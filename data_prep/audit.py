@@ -1,5 +1,6 @@
 """What is in a packed data set, and what would spoil a study: leaks, duplicates, tell-tale file sizes."""
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,9 +11,11 @@ import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from data_prep.errors import DataError
-from data_prep.json_records import Record, read_record, write_record
-from data_prep.shards import ImageRecord, read_manifest, read_records, read_rejects
+from data_prep.errors import DamagedFile, DataError
+from data_prep.json_records import Record, decode, read_bytes, write_record
+from data_prep.manifest import MANIFEST_FILE, read_manifest
+from data_prep.shard_reader import read_records, read_rejects
+from data_prep.shards import ImageRecord
 
 AUDIT_FILE = "audit.json"
 
@@ -78,12 +81,14 @@ def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> None
 
 
 def read(out: Path) -> Audit:
-    """The audit of a packed data set; DataError if it is not whole, DamagedFile if its audit is damaged."""
-    read_manifest(out)
-    audit = read_record(out / AUDIT_FILE, Audit)
-    if audit is None:
-        raise DataError(f"{out / AUDIT_FILE} is missing", Audit.IF_DAMAGED)
-    return audit
+    """The audit of a packed data set; DataError if it is not whole, DamagedFile if its audit was changed."""
+    path, known = out / AUDIT_FILE, read_manifest(out).files
+    content = read_bytes(path)
+    if content is None:
+        raise DataError(f"{path} is missing", Audit.IF_DAMAGED)
+    if AUDIT_FILE in known and hashlib.sha256(content).hexdigest() != known[AUDIT_FILE]:
+        raise DamagedFile(f"{path} is damaged: {MANIFEST_FILE} has another digest", Audit.IF_DAMAGED)
+    return decode(content, msgspec.json.Decoder(Audit), str(path), Audit.IF_DAMAGED)
 
 
 def patients_by_split(rows: Rows) -> set[tuple[str, str]]:

@@ -13,13 +13,17 @@ from data_prep import audit
 from data_prep.decode_pool import decoder
 from data_prep.errors import DataError
 from data_prep.files import only_holder, write_text, writing
+from data_prep.manifest import MANIFEST_FILE, Manifest, refuse_changed, write_manifest
 from data_prep.pack_plan import PLAN_FILE, Plan, ShardPlan, count_images, read_plan
-from data_prep.shards import Manifest, Packed, Reject, is_complete, read_rejects, write_manifest, write_shard
-from data_prep.sources import import_pydicom
+from data_prep.shard_reader import is_complete, read_rejects
+from data_prep.shards import Packed, Reject, write_shard
+from data_prep.sources import SALT_FILE, import_pydicom
 
 log = logging.getLogger(__name__)
 
 QUARANTINE_FILE = "quarantine.jsonl"
+# What a packed folder holds beside shards and manifest.
+KEPT_FILES = (audit.AUDIT_FILE, PLAN_FILE, QUARANTINE_FILE, SALT_FILE)
 Progress = Callable[[int], None]
 
 
@@ -46,15 +50,17 @@ def pack_part(
 
 def pack_shards(out: Path, plan: Plan, shards: Sequence[ShardPlan], workers: int, progress: Progress) -> None:
     """Write those of `shards` that are not there yet; all their images are decoded in one stream."""
-    plan_sha256 = plan.digest()
     about: dict[str, int | str] = {  # what every shard says about itself
         "class_names": json.dumps(plan.class_names),
         "recipe": json.dumps(plan.recipe, sort_keys=True),
         "order_seed": plan.options.seed,
         "pillow": PIL.__version__,
-        "plan_sha256": plan_sha256,
+        "plan_sha256": plan.digest,
     }
-    missing = [shard for shard in shards if not is_complete(out / shard.name, plan_sha256)]
+    missing = [shard for shard in shards if not is_complete(out / shard.name, plan.digest)]
+    if missing and (out / MANIFEST_FILE).exists():
+        refuse_changed(out, {shard.name for shard in plan.shards} - {shard.name for shard in missing})
+        (out / MANIFEST_FILE).unlink(missing_ok=True)  # the folder is not whole until it is finalized
     progress(count_images(shards) - count_images(missing))
     with decoder(plan, workers if missing else 1) as decode:
         images = decode(chain.from_iterable(shard.items for shard in missing))
@@ -99,7 +105,8 @@ def refuse_too_many(out: Path, plan: Plan, rejects: Sequence[Reject]) -> None:
 def write_quarantine(out: Path, plan: Plan, rejects: Iterable[Reject]) -> None:
     """List the bad files and their reasons, one JSON object a line; `path` is below the source's folder."""
     paths = {item.key: item.path or item.key for item in plan.items()}
-    lines = [json.dumps({**asdict(reject), "path": paths[reject.key]}) + "\n" for reject in rejects]
+    rows = ({**asdict(reject), "path": paths.get(reject.key, reject.key)} for reject in rejects)
+    lines = [json.dumps(row) + "\n" for row in rows]
     write_text(out / QUARANTINE_FILE, "".join(lines))
 
 
@@ -112,16 +119,17 @@ def remove_leftovers(path: Path) -> None:
 def finalize(out: Path) -> Manifest:
     """Join OUT's shards: quarantine.jsonl, audit.json and, last, manifest.json; DataError if one lacks."""
     plan = read_plan(out)
-    names, plan_sha256 = [shard.name for shard in plan.shards], plan.digest()
-    missing = [name for name in names if not is_complete(out / name, plan_sha256)]
+    names = [shard.name for shard in plan.shards]
+    missing = [name for name in names if not is_complete(out / name, plan.digest)]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} shards are not packed yet, such as {missing[0]}",
             "run the missing parts: python jobs/pack.py SOURCE OUT --task T --tasks N",
         )
+    refuse_changed(out, names)
     rejects = list(chain.from_iterable(read_rejects(out / name) for name in names))
     refuse_too_many(out, plan, rejects)
     with writing(out):
         write_quarantine(out, plan, rejects)
         audit.write(out, names, plan.class_names)
-        return write_manifest(out, plan.recipe, plan.class_names, names)
+        return write_manifest(out, plan.recipe, plan.class_names, names, KEPT_FILES)

@@ -1,4 +1,4 @@
-"""The shard format: HDF5 files that are also plain arrays of pixels, and the manifest over them.
+"""The shard format: HDF5 files that are also plain arrays of pixels, and how they are written.
 
 A shard `train-00000-of-00008.h5` is an ordinary HDF5 file. For its n images it holds
     images                             uint8 [n, H, W], contiguous, unfiltered, on a page border:
@@ -10,13 +10,19 @@ A shard `train-00000-of-00008.h5` is an ordinary HDF5 file. For its n images it 
     source_sha256, source_mode         ASCII [n], of the file the image was made from
     source_bytes, _width_px, _height_px     int64 [n]
     quarantined                        JSON: the files that belonged here and could not be used
-and attributes that say which recipe and plan made it; `complete` = 1 marks a whole file.
+and attributes that say which recipe and plan made it; `complete` = 1 marks a whole file. Every column is as
+long as `images`, contiguous, unfiltered and in the file itself; `shard_reader` takes no other.
 
-`manifest.json` names the shards of a data set with their digests. It is written after
-everything else, so a folder with a manifest is whole. Readers open the manifest, never a glob.
+Beside the shards a packed folder holds
+    manifest.json      its shards and the digests of all that is here (see manifest.py); written last
+    audit.json         counts, leaks, duplicates; digest in the manifest
+    quarantine.jsonl   files that could not be used, by name; digest in the manifest
+    plan.json          which file goes into which shard; digest in the manifest
+    .patient-salt      of DICOM sources; digest in the manifest (of 32 random bytes, so it tells nothing)
+    .packing-*         empty lock files
+    .*.part            left by a killed writer, never read, removed by the next
 """
 
-import hashlib
 import io
 import json
 import math
@@ -24,35 +30,32 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import h5py
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DamagedFile, DataError
-from data_prep.files import replacing, sha256_file
-from data_prep.json_records import Record, read_record, write_record
+from data_prep.errors import DataError
+from data_prep.files import replacing
+from data_prep.json_records import Record
 
 FORMAT = 1
-MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val", "test")
 
 PAGE_BYTES = 4096
 # Only the pixels are as long as this, so only they are moved to a page border.
 ALIGNED_BYTES = 1 << 16
-SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.h5")
-REPACK_HINT = "pack the images again: python jobs/pack.py SOURCE OUT"
+SHARD_NAME = re.compile(r"^[A-Za-z0-9._-]+\.h5")
 
 Recipe = dict[str, int | float | str]  # how pixels are made
 Attributes = Mapping[str, int | str]  # what a shard says about itself
 Count = Annotated[int, msgspec.Meta(ge=0)]
+ShardName = Annotated[str, msgspec.Meta(pattern=SHARD_NAME.pattern + r"\Z")]
 Side = Annotated[int, msgspec.Meta(ge=1, le=65536)]  # of an image, in pixels
 
 
@@ -88,7 +91,7 @@ Packed = tuple[ImageRecord, bytes] | Reject
 class ShardInfo(Record, frozen=True):
     """What the manifest says about one shard."""
 
-    name: str
+    name: ShardName
     split: str
     num_images: Count
     num_bytes: Count
@@ -97,34 +100,17 @@ class ShardInfo(Record, frozen=True):
     class_counts: tuple[Count, ...]
     image_size_px: Side
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if the numbers contradict each other."""
+        if sum(self.class_counts) != self.num_images:
+            raise ValueError(f"{self.name} has other counts by class than in all")
+        if self.data_offset + math.prod(self.image_shape) > self.num_bytes:
+            raise ValueError(f"{self.name} cannot hold its images")
 
-class Manifest(Record, frozen=True, kw_only=True):
-    """A packed data set: its shards in order, and the recipe that made them."""
-
-    IF_DAMAGED: ClassVar[str] = REPACK_HINT
-
-    format: int = FORMAT
-    fingerprint: str
-    """Digest of the manifest when it was written: equal means the same data."""
-
-    image_size_px: Side
-    class_names: tuple[str, ...]
-    recipe: Recipe
-    splits: dict[str, tuple[ShardInfo, ...]]
-
-    def shards(self) -> list[ShardInfo]:
-        """All shards, split by split."""
-        return list(chain.from_iterable(self.splits.values()))
-
-    def digest(self) -> str:
-        """SHA-256 over recipe, class names and shard digests."""
-        digests = {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}
-        text = json.dumps([FORMAT, self.recipe, self.class_names, digests], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def num_images(self, split: str) -> int:
-        """Number of images in a split; 0 if there is no such split."""
-        return sum(shard.num_images for shard in self.splits.get(split, ()))
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[n, H, W] of its images."""
+        return self.num_images, self.image_size_px, self.image_size_px
 
 
 def write_shard(path: Path, size_px: int, attributes: Attributes, items: Iterable[Packed]) -> None:
@@ -209,148 +195,3 @@ def damaged_images(path: Path, offset: int, size_px: int, crc32: npt.NDArray[np.
     with path.open("rb") as file:
         file.seek(offset)
         return [i for i, expected in enumerate(crc32) if zlib.crc32(file.read(size_px**2)) != expected]
-
-
-def describe_shard(path: Path) -> ShardInfo:
-    """What the manifest should say about a shard file, read from it; DataError if it is not complete."""
-    with _opened(path) as file:
-        num_classes = len(json.loads(file.attrs["class_names"]))
-        return ShardInfo(
-            name=path.name,
-            split=str(file.attrs["split"]),
-            num_images=len(file["images"]),
-            num_bytes=path.stat().st_size,
-            data_offset=file["images"].id.get_offset() or 0,
-            sha256=sha256_file(path),
-            class_counts=tuple(np.bincount(file["labels"][:], minlength=num_classes).tolist()),
-            image_size_px=file["images"].shape[1],
-        )
-
-
-def is_complete(path: Path, plan_sha256: str) -> bool:
-    """Whether `path` is a whole shard of the plan with this digest."""
-    with suppress(DataError), _opened(path) as file:
-        return bool(file.attrs["plan_sha256"] == plan_sha256)
-    return False
-
-
-def write_manifest(
-    folder: Path, recipe: Recipe, class_names: tuple[str, ...], names: Iterable[str]
-) -> Manifest:
-    """Write manifest.json over the shards `names`, in this order, and return it."""
-    shards = [describe_shard(folder / name) for name in names]
-    splits = {split: tuple(shard for shard in shards if shard.split == split) for split in SPLITS}
-    splits = {split: members for split, members in splits.items() if members}
-    size_px = int(recipe["size_px"])
-    manifest = Manifest(
-        fingerprint="", image_size_px=size_px, class_names=class_names, recipe=recipe, splits=splits
-    )
-    manifest = msgspec.structs.replace(manifest, fingerprint=manifest.digest())
-    write_record(folder / MANIFEST_FILE, manifest)
-    return manifest
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set; DataError if it or a shard is missing or short, DamagedFile if edited."""
-    path = folder / MANIFEST_FILE
-    manifest = read_record(path, Manifest)
-    if manifest is None:
-        manifests = [*folder.glob(f"*/{MANIFEST_FILE}"), *folder.parent.glob(f"*/{MANIFEST_FILE}")]
-        near = ", ".join(sorted({str(manifest.parent) for manifest in manifests})[:5])
-        hint = f"packed images are in {near}" if near else "python jobs/pack.py SOURCE OUT packs some"
-        raise DataError(f"no packed images at {folder}: {path.name} is missing", hint)
-    if manifest.format != FORMAT:
-        raise DamagedFile(f"{path} has format {manifest.format}; this version reads {FORMAT}", REPACK_HINT)
-    # names become paths: a manifest from elsewhere must not point outside its folder
-    names_are_ours = all(SHARD_NAME.fullmatch(shard.name) for shard in manifest.shards())
-    if manifest.fingerprint != manifest.digest() or not names_are_ours:
-        raise DamagedFile(f"{path} was damaged or edited: its fingerprint does not fit", REPACK_HINT)
-    for shard in manifest.shards():
-        _check_length(folder, shard)
-    return manifest
-
-
-def _check_length(folder: Path, shard: ShardInfo) -> None:
-    path = folder / shard.name
-    num_bytes = path.stat().st_size if path.is_file() else 0
-    if num_bytes != shard.num_bytes:
-        raise DataError(f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}", REPACK_HINT)
-
-
-def verify(folder: Path) -> int:
-    """Compare every byte with its digests; the images checked, or a DataError that names what has changed."""
-    shards = read_manifest(folder).shards()
-    damaged = [shard for shard in shards if sha256_file(folder / shard.name) != shard.sha256]
-    if damaged:
-        damage = "; ".join(describe_damage(folder, shard) for shard in damaged)
-        raise DataError(f"{folder} is damaged: {damage}", REPACK_HINT)
-    return sum(shard.num_images for shard in shards)
-
-
-def describe_damage(folder: Path, shard: ShardInfo) -> str:
-    """Which images of a shard have changed, or that the change lies outside the image data."""
-    try:
-        crc32 = read_crc32(folder, shard)
-        images = damaged_images(folder / shard.name, shard.data_offset, shard.image_size_px, crc32)
-    except (DataError, OSError):
-        return f"{shard.name} cannot be read"
-    damage = f"in {len(images)} images {images[:5]}" if images else "outside the image data"
-    return f"{shard.name} {damage}"
-
-
-def map_images(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
-    """The shard's images as a read-only memory map, uint8 [n, H, W], 0 = black, 255 = white; or DataError."""
-    shape = (shard.num_images, shard.image_size_px, shard.image_size_px)
-    _check_length(folder, shard)  # a short file, mapped, would end the process with SIGBUS
-    if shard.num_images == 0:
-        return np.zeros(shape, np.uint8)  # an empty map is not allowed
-    if shard.data_offset + math.prod(shape) > shard.num_bytes:
-        raise DataError(f"{folder / MANIFEST_FILE}: {shard.name} cannot hold its images", REPACK_HINT)
-    return np.memmap(folder / shard.name, np.uint8, "r", shard.data_offset, shape)
-
-
-def read_labels(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint8]:
-    """Index into the class names for each image, uint8 [n]."""
-    return _column(folder / shard.name, "labels")
-
-
-def read_crc32(folder: Path, shard: ShardInfo) -> npt.NDArray[np.uint32]:
-    """zlib.crc32 of each image's pixels, uint32 [n]."""
-    return _column(folder / shard.name, "crc32")
-
-
-def read_keys(folder: Path, shard: ShardInfo) -> list[str]:
-    """Where each image came from: its path in the source, printable (see sources.escape)."""
-    return [text.decode() for text in _column(folder / shard.name, "key")]
-
-
-def read_records(path: Path) -> list[ImageRecord]:
-    """Everything a shard file knows about its images but the pixels."""
-    columns = []
-    for field in fields(ImageRecord):
-        values = _column(path, "labels" if field.name == "label" else field.name).tolist()
-        columns.append([value.decode() for value in values] if field.type is str else values)
-    return [ImageRecord(*row) for row in zip(*columns, strict=True)]
-
-
-def read_rejects(path: Path) -> list[Reject]:
-    """The files that belonged in this shard and could not be used."""
-    with _opened(path) as file:
-        return [Reject(**values) for values in json.loads(file["quarantined"].asstr()[()])]
-
-
-def _column(path: Path, name: str) -> npt.NDArray[Any]:
-    with _opened(path) as file:
-        return np.asarray(file[name])
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """A complete shard opened for reading; anything wrong with the file is a DataError."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("complete") != 1 or file.attrs.get("format") != FORMAT:
-                raise DataError(f"{path} is not a complete shard of format {FORMAT}", REPACK_HINT)
-            yield file
-    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what HDF5 says of broken files
-        raise DataError(f"{path} is not a readable shard: {error}", REPACK_HINT) from error

@@ -28,17 +28,19 @@ from rich.console import Console
 from data_prep import audit
 from data_prep.errors import DataError
 from data_prep.image import Aspect
+from data_prep.manifest import Manifest, read_manifest
 from data_prep.pack_plan import PackOptions, count_images, plan
 from data_prep.packer import finalize, pack_part
 from data_prep.progress import shown_progress
-from data_prep.shards import Manifest, read_manifest, verify
+from data_prep.verify import not_compared, verify
 
 
 def build_parser() -> _front.Parser:
     default = PackOptions()
     parser = _front.Parser(__doc__)
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="images to pack; with --audit and --verify the folder of the shards")
+    text = "images to pack; with --audit, --verify or --finalize alone the folder of the shards"
+    add("source", metavar="SOURCE", help=text)
     add("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
     # What decides the content of the shards.
     add("--size", type=int, default=default.size_px, metavar="PX", help="side of the square images")
@@ -55,7 +57,8 @@ def build_parser() -> _front.Parser:
     add("--workers", type=int, default=num_cpus, metavar="N", help="processes that decode")
     add("--task", type=int, metavar="T", help="pack part T only, counted from 0; then --finalize")
     add("--tasks", type=int, metavar="N", help="number of parts")
-    add("--finalize", action="store_true", help="join parts that --task packed")
+    text = "join parts that --task packed; bring an older folder up to date"
+    add("--finalize", action="store_true", help=text)
     add("--audit", action="store_true", help="show what is in packed shards")
     add("--verify", action="store_true", help="compare every byte of packed shards with its checksums")
     return parser
@@ -66,9 +69,14 @@ def main() -> int:
     packed = flags.out or Path(flags.source)
     if flags.verify:
         print(f"{verify(packed):,} images in {packed} are as they were packed")
+        if rest := not_compared(packed):
+            print(rest)
         return 0
     if flags.audit:
         show(read_manifest(packed), packed)
+        return 0
+    if flags.finalize and flags.out is None:
+        show(finalize(packed), packed)
         return 0
     if flags.out is None:
         raise DataError("OUT is missing", "python jobs/pack.py SOURCE OUT")

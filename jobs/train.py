@@ -19,7 +19,7 @@ from pathlib import Path
 import _front
 
 from data_prep.errors import SettingsError, ToolkitError
-from data_prep.shards import read_manifest
+from data_prep.manifest import read_manifest
 from slurm.node.signals import StopFlag
 from vae.config import RunConfig, read_settings, to_dict
 from vae.run_dir import METRICS_FILE, RUN_FILE

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import DataError, SettingsError
-from data_prep.shards import MANIFEST_FILE, read_manifest
+from data_prep.manifest import MANIFEST_FILE, read_manifest
 
 if TYPE_CHECKING:
     from data_prep.pack_plan import Plan

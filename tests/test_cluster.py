@@ -13,7 +13,7 @@ from cluster_site import CHAIN_S, SHORT, TINY, Site, last_step
 from devcluster import DevCluster
 from tiny import REPOSITORY, TINY_FLAGS, make_run, write_attempts
 
-from data_prep.shards import verify
+from data_prep.verify import verify
 from slurm.job_records import read_records
 from slurm.node.task import JobKind
 from vae.events import Saved, by_attempt, read_events

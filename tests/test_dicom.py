@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid  # noqa: E402
 from data_prep.image import BadImageError, make_dicom_picture  # noqa: E402
 from data_prep.pack_plan import PackOptions, plan  # noqa: E402
 from data_prep.packer import finalize, pack_part  # noqa: E402
-from data_prep.shards import map_images, read_keys, read_records  # noqa: E402
+from data_prep.shard_reader import open_shard, read_records  # noqa: E402
 from data_prep.sources import find_items  # noqa: E402
 
 RAMP = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
@@ -118,9 +118,9 @@ def test_only_pixels_and_a_salted_hash_leave_the_file(tmp_path: Path) -> None:
             content = (out / shard.name).read_bytes()
             assert b"SECRET" not in content
             assert b"Doe" not in content
-            assert all(key.startswith("dicom/") for key in read_keys(out, shard))
+            assert all(key.startswith("dicom/") for key in open_shard(out, shard).keys)
             groups[split] = {record.group for record in read_records(out / shard.name)}
-            assert map_images(out, shard).std() > 50
+            assert open_shard(out, shard).images.std() > 50
     assert sum(len(found) for found in groups.values()) == 8  # three images each, never on two sides
     assert (out / ".patient-salt").stat().st_mode & 0o077 == 0
     salt = (out / ".patient-salt").read_bytes()

@@ -7,7 +7,7 @@ import pytest
 from doors import run_door
 
 from data_prep.errors import SettingsError
-from data_prep.shards import MANIFEST_FILE, read_manifest
+from data_prep.manifest import MANIFEST_FILE, read_manifest
 from slurm.drill.options import DrillOptions, prepare_data
 from slurm.node.environment import Backend
 from slurm.plan import Resources

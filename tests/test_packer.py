@@ -17,9 +17,10 @@ from pictures import BAD, grey, jpeg, kaggle, write_bad
 from tiny import REPOSITORY, child_environment
 
 from data_prep.errors import DataError
+from data_prep.manifest import MANIFEST_FILE, Manifest, read_manifest
 from data_prep.pack_plan import PackOptions, plan
 from data_prep.packer import finalize, pack_part
-from data_prep.shards import MANIFEST_FILE, Manifest, read_keys, read_manifest, read_records
+from data_prep.shard_reader import open_shard, read_records
 
 OPTIONS = PackOptions(size_px=32, shard_images=16)
 
@@ -155,7 +156,7 @@ def test_every_bad_file_is_quarantined_with_its_reason_and_the_rest_packed(
     reasons = {line["key"].rpartition("/")[2]: line["reason"] for line in lines}
     assert reasons.keys() == BAD.keys()
     assert all(BAD[name] in reason for name, reason in reasons.items())
-    keys = [*chain.from_iterable(read_keys(out, shard) for shard in manifest.shards())]
+    keys = [*chain.from_iterable(open_shard(out, shard).keys for shard in manifest.shards())]
     assert len(keys) == 63
     awkward = {"with space.jpeg", "line\\x0abreak.jpeg", "\\xff\\xfe.jpeg"}
     assert awkward <= {key.rpartition("/")[2] for key in keys}

@@ -126,7 +126,7 @@ def test_vae_uses_only_the_shard_format_of_data_prep() -> None:
     names = [imports(FILES[name]) for name in FILES if name.startswith("vae.")]
     used = set().union(*names) & {name for name in FILES if name.startswith("data_prep.")}
     tools = {"data_prep.errors", "data_prep.files", "data_prep.json_records", "data_prep.progress"}
-    assert used == {"data_prep.shards"} | tools
+    assert used == {"data_prep.manifest", "data_prep.shard_reader"} | tools
 
 
 # --- the names in a run folder -------------------------------------------------------------------

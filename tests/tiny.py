@@ -10,7 +10,8 @@ import numpy as np
 
 from data_prep.files import write_json, write_text
 from data_prep.json_records import write_record
-from data_prep.shards import ImageRecord, write_manifest, write_shard
+from data_prep.manifest import write_manifest
+from data_prep.shards import ImageRecord, write_shard
 from vae.config import RunConfig
 from vae.metrics import MetricsLine
 from vae.provenance import Attempt, Provenance

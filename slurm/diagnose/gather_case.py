@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import DamagedFile, SettingsError, ToolkitError
-from data_prep.shards import MANIFEST_FILE, read_manifest
+from data_prep.manifest import MANIFEST_FILE, read_manifest
 from slurm.diagnose.case import Case
 from slurm.diagnose.log_files import last_error, last_notice
 from slurm.job_handle import handle_of, newest_job

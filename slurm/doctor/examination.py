@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import SettingsError, ToolkitError
-from data_prep.shards import MANIFEST_FILE
+from data_prep.manifest import MANIFEST_FILE
 from slurm import client
 from slurm.doctor.check import Check, Verdict, fail, ok
 from slurm.doctor.machine_checks import check_machine, check_slurm, file_system, guess_shared

@@ -7,7 +7,6 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ import msgspec
 
 from data_prep.errors import ClusterError, ToolkitError
 from data_prep.json_records import read_record, write_record
-from data_prep.shards import map_images, read_crc32, read_labels, read_manifest
+from data_prep.manifest import read_manifest
+from data_prep.shard_reader import open_shard
 from slurm import client
 from slurm.diagnose.log_files import shorten
 from slurm.node.environment import JobEnvironment, num_cpus
@@ -130,12 +130,11 @@ def look_at_shard(facts: RankFacts, data: str) -> None:
     """Read the last image and the labels of one shard, and compare the image with its checksum."""
     if not data:
         return
-    shard = next(chain.from_iterable(read_manifest(Path(data)).splits.values()))
-    image = map_images(Path(data), shard)[-1]
-    labels, crc32 = read_labels(Path(data), shard), read_crc32(Path(data), shard)
-    if zlib.crc32(image.tobytes()) != crc32[-1]:
-        raise ClusterError(f"{shard.name} is damaged, or this node reads it wrongly")
-    facts.shard = f"{shard.name}, {len(labels)} images"
+    info = read_manifest(Path(data)).shards()[0]
+    shard = open_shard(Path(data), info)
+    if zlib.crc32(shard.images[-1]) != shard.crc32[-1]:
+        raise ClusterError(f"{info.name} is damaged, or this node reads it wrongly")
+    facts.shard = f"{info.name}, {len(shard.labels)} images"
 
 
 def look_at_gpus(facts: RankFacts) -> None:

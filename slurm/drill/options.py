@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_prep import pack_plan, packer
 from data_prep.errors import SettingsError
-from data_prep.shards import MANIFEST_FILE
+from data_prep.manifest import MANIFEST_FILE
 from slurm.node.environment import Backend
 from slurm.plan import Resources
 from vae.config import VARIANT_GROUPS

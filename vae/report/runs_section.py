@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import ToolkitError
-from data_prep.shards import read_manifest
+from data_prep.manifest import read_manifest
 from vae.metrics import EpochLine, StepLine
 from vae.report.page import MISSING, Block, Heading, Table, Text, number
 from vae.report.run_summary import RunSummary

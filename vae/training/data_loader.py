@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import DataError
-from data_prep.shards import map_images, read_crc32, read_keys, read_labels, read_manifest
+from data_prep.manifest import read_manifest
+from data_prep.shard_reader import open_shard
 
 # Buffers of the host tier: one being filled, two waiting, one being copied or used.
 RING_BUFFERS = 4
@@ -70,19 +71,19 @@ class ImageSplit:
 def load_split(data: Path, split: str) -> ImageSplit:
     """Open one split (`train`, `val` or `test`) of a packed data folder; DataError if it has none."""
     manifest = read_manifest(data)
-    shards = manifest.splits.get(split, ())
+    shards = [open_shard(data, shard) for shard in manifest.splits.get(split, ())]
     if not shards:
         splits = ", ".join(manifest.splits)
         raise DataError(f"{data} has no {split!r} split; it has: {splits}", "pack it again with that split")
     return ImageSplit(
         manifest.fingerprint,
         manifest.image_size_px,
-        keys=list(chain.from_iterable(read_keys(data, shard) for shard in shards)),
-        labels=np.concatenate([read_labels(data, shard) for shard in shards]),
-        crc32=np.concatenate([read_crc32(data, shard) for shard in shards]),
+        keys=list(chain.from_iterable(shard.keys for shard in shards)),
+        labels=np.concatenate([shard.labels for shard in shards]),
+        crc32=np.concatenate([shard.crc32 for shard in shards]),
         # plain arrays over the maps: indexing np.memmap itself costs more than copying an image
-        images=[np.asarray(map_images(data, shard)) for shard in shards],
-        first=np.cumsum([0, *(shard.num_images for shard in shards)])[:-1],
+        images=[np.asarray(shard.images) for shard in shards],
+        first=np.cumsum([0, *(len(shard.labels) for shard in shards)])[:-1],
     )
 
 

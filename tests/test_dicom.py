@@ -12,7 +12,8 @@ pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid  # noqa: E402
 
-from data_prep.image import BadImageError, make_dicom_picture  # noqa: E402
+from data_prep.dicom import make_dicom_picture  # noqa: E402
+from data_prep.image import BadImageError  # noqa: E402
 from data_prep.pack_plan import PackOptions, plan  # noqa: E402
 from data_prep.packer import finalize, pack_part  # noqa: E402
 from data_prep.shards import map_images, read_keys, read_records  # noqa: E402

@@ -7,7 +7,9 @@ import pytest
 from pictures import grey, jpeg, kaggle
 
 from data_prep.errors import DataError
-from data_prep.sources import escape, find_items, kermany_patient, unescape
+from data_prep.folder_source import kermany_patient
+from data_prep.items import escape, unescape
+from data_prep.sources import find_items
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -130,10 +132,10 @@ def test_csv_names_path_label_split_and_patient(tmp_path: Path) -> None:
     [
         ("file,label\na.png,x\n", "allowed: path, label, split, patient"),
         ("path,label,colour\na.png,x,y\n", "allowed: path, label, split, patient"),
-        ("path,split\na.png,holdout\n", "splits are train, val, test or empty"),
-        ("path\na.png\na.png\n", "line 3"),
+        ("path,split\na.png,holdout\n", "line 2: its split is not train, val, test or empty"),
+        ("path\na.png\na.png\n", "lines 2 and 3 name the same file"),
         ("path,label\n,x\n", "line 2"),
-        ("path\n" + "x" * 200_000, "cannot be listed"),
+        ("path\n" + "x" * 200_000, "line 2: field larger than field limit"),
         ("path\n", "holds no files"),
     ],
 )

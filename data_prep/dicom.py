@@ -31,7 +31,8 @@ MAGIC, MAGIC_AT = b"DICM", 128
 # The patient stands near the beginning; what comes before may hold an icon.
 HEADER_BYTES = 1 << 20
 PATIENT_ID = 0x0010_0020
-JPEG_2000 = "1.2.840.10008.1.2.4.9"  # ... 0 to 5
+# JPEG 2000 and RLE.
+SLOW_SYNTAXES = ("1.2.840.10008.1.2.4.9", "1.2.840.10008.1.2.5")
 # The beginning of a file whose data are plain little-endian ones, as inflated ones are.
 PLAIN_HEAD = bytes(MAGIC_AT) + MAGIC + b"\2\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
 BLOCK_PIXELS = 1 << 20
@@ -119,10 +120,9 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
             raise BadImageError(f"is {width}x{height} px; allowed: {allowed}")
         if data.get("BurnedInAnnotation") == "YES":
             raise BadImageError("has text in its pixels that may name the patient (BurnedInAnnotation)")
-        is_slow = str(data.file_meta.get("TransferSyntaxUID")).startswith(JPEG_2000)
+        is_slow = str(data.file_meta.get("TransferSyntaxUID")).startswith(SLOW_SYNTAXES)
     with quiet(), stage("is not a readable DICOM image", "while its pixels are decoded"):
-        rate = limits.JPEG_2000_S_PER_PX if is_slow else limits.DICOM_S_PER_PX
-        limits.allow_pixels(width * height, rate)
+        limits.allow_pixels(width * height, limits.DICOM_S_PER_PX, len(content) if is_slow else 0)
         grey = shown_greys(data, is_inverted=photometric == "MONOCHROME1")
         return Picture(resize(Image.fromarray(grey), size_px, aspect), width, height, f"{photometric};{bits}")
 

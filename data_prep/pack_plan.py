@@ -17,10 +17,10 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from data_prep.errors import DamagedFile, DataError
-from data_prep.files import writing
+from data_prep.files import replacing, writing
 from data_prep.image import REDUCING_GAP, Aspect
 from data_prep.items import Item, Kind
-from data_prep.json_records import Record, read_record, write_record
+from data_prep.json_records import Record, read_record
 from data_prep.shards import SHARD_NAME, SPLITS, Recipe
 from data_prep.sources import USUAL, Naming, find_items, keep_salt
 from data_prep.splits import cut_splits
@@ -154,8 +154,16 @@ def write_plan(out: Path, new: Plan) -> None:
     if new.hides_names and not keep_salt(out):
         raise DataError(f"somebody else has just begun to pack into {out}", "run the same command again")
     if existing_plan(out, new) != new:
-        with writing(out / PLAN_FILE):
-            write_record(out / PLAN_FILE, new)
+        with writing(out / PLAN_FILE), replacing(out / PLAN_FILE) as part:
+            part.write_bytes(as_json(new))
+
+
+def as_json(plan: Plan) -> bytes:
+    """A plan as indented JSON, without a dictionary for each of perhaps a million items."""
+    try:
+        return msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n"
+    except UnicodeEncodeError:  # the source has an odd byte in its name
+        return json.dumps(msgspec.to_builtins(plan), indent=2).encode() + b"\n"
 
 
 def existing_plan(out: Path, new: Plan) -> Plan | None:

@@ -67,7 +67,9 @@ def stage(reason: str, when: str) -> Iterator[None]:
     except MemoryError as error:
         raise BadImageError(limits.TOO_MUCH_MEMORY) from error
     except Exception as error:  # libraries raise many kinds on broken files; each means this file only
-        raise BadImageError(f"{reason} ({type(error).__name__} {when})") from error
+        kind = type(error)  # of struct and zlib it is called `error`
+        name = kind.__name__ if kind.__name__ != "error" else f"{kind.__module__}.error"
+        raise BadImageError(f"{reason} ({name} {when})") from error
 
 
 def read_file(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ pydicom = pytest.importorskip("pydicom")
 from dicoms import RAMP, write_dicom  # noqa: E402
 
 from data_prep.dicom import make_dicom_picture  # noqa: E402
+from data_prep.errors import DataError  # noqa: E402
 from data_prep.image import BadImageError  # noqa: E402
 from data_prep.pack_plan import PackOptions, plan  # noqa: E402
 from data_prep.packer import finalize, pack_part  # noqa: E402
 from data_prep.shards import map_images, read_keys, read_records  # noqa: E402
-from data_prep.sources import find_items  # noqa: E402
+from data_prep.sources import Naming, find_items, find_paths  # noqa: E402
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -134,6 +136,70 @@ def test_patient_in_the_file_wins_over_its_name_and_no_pipe_is_waited_for(tmp_pa
     items = find_items(str(source), tmp_path).items
     assert len(items) == 6
     assert len({item.group for item in items} - {""}) == 4
+
+
+def test_class_of_a_dicom_file_is_no_folder_unless_asked_for(tmp_path: Path) -> None:
+    """A folder of a DICOM source is a patient's, more often than not."""
+    for number in range(6):
+        write_dicom(tmp_path / "s" / f"DOE_JANE_{number % 2}" / f"{number}.dcm", PatientID=str(number))
+    found = find_items(str(tmp_path / "s"), tmp_path)
+    assert {item.label for item in found.items} == {"unlabelled"}
+    asked = find_items(str(tmp_path / "s"), tmp_path, naming=Naming("folder"))
+    assert {item.label for item in asked.items} == {"DOE_JANE_0", "DOE_JANE_1"}
+    assert len(asked.notes) == len(found.notes) == 1
+    (tmp_path / "s" / "list.csv").write_text("path,label\nDOE_JANE_0/0.dcm,SICK\nDOE_JANE_1/1.dcm,\n")
+    listed = find_items(str(tmp_path / "s" / "list.csv"), tmp_path)
+    assert [item.label for item in listed.items] == ["SICK", "unlabelled"]
+    with pytest.raises(DataError, match="--label-from folder is for folders"):
+        find_items(str(tmp_path / "s" / "list.csv"), tmp_path, naming=Naming("folder"))
+
+
+@pytest.mark.parametrize("source", ["s", "s/list.csv"])
+def test_plan_holds_no_path_and_the_files_are_found_again(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from another folder, and when one file has gone meanwhile."""
+    rows = ["path,patient"]
+    for number in range(24):
+        write_dicom(tmp_path / "s" / "JANE" / f"{number}.dcm", RAMP + number)
+        rows.append(f"JANE/{number}.dcm,JANE-{number}")
+    if source != "s":
+        (tmp_path / "s" / "list.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    planned = plan(source, out, PackOptions(size_px=32, shard_images=8, max_bad=0.1))
+    assert "JANE" not in (out / "plan.json").read_text()
+    assert len({item.key for item in planned.items()}) == 24
+    (tmp_path / "s" / "JANE" / "5.dcm").unlink()
+    monkeypatch.chdir("/")
+    pack_part(out)
+    assert sum(shard.num_images for shard in finalize(out).shards()) == 23
+    (line,) = (out / "quarantine.jsonl").read_text().splitlines()
+    assert "cannot be read: No such file" in line
+
+
+def test_plan_of_an_earlier_version_that_holds_paths_is_still_packed(tmp_path: Path) -> None:
+    for number in range(24):
+        write_dicom(tmp_path / "s" / f"{number}.dcm", RAMP + number, PatientID=str(number))
+    out = tmp_path / "out"
+    planned = plan(str(tmp_path / "s"), out, PackOptions(size_px=32))
+    paths = find_paths(planned.source, Path(planned.root), "dicom", out)
+    record = json.loads((out / "plan.json").read_text())
+    for item in chain.from_iterable(shard["items"] for shard in record["shards"]):
+        item["path"] = paths[item["key"]]
+    record["source"] = "/nowhere"  # nothing can be listed again
+    (out / "plan.json").write_text(json.dumps(record))
+    pack_part(out)
+    assert sum(shard.num_images for shard in finalize(out).shards()) == 24
+
+
+def test_files_that_name_no_patient_are_counted(tmp_path: Path) -> None:
+    for number in range(4):
+        tags = {"PatientID": "1"} if number else {}
+        write_dicom(tmp_path / "s" / f"{number}.dcm", **tags)
+    assert find_items(str(tmp_path / "s"), tmp_path).notes == (
+        "1 of 4 DICOM files name no patient: each counts as one of its own",
+    )
 
 
 def test_broken_dicom_is_quarantined_and_the_rest_packed(tmp_path: Path) -> None:

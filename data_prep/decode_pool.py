@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from data_prep import limits, phantom
 from data_prep.errors import DataError
-from data_prep.image import BadImageError, Picture, make_picture, read_file
+from data_prep.image import BadImageError, Picture, make_picture, read_file, stage
 from data_prep.items import Item, unescape
 from data_prep.pack_plan import Plan
 from data_prep.shards import ImageRecord, Packed, Reject
@@ -185,7 +185,8 @@ def decode_item(plan: Plan, item: Item) -> Packed:
             pixels = phantom.render(number, item.label == "PNEUMONIA", size_px, plan.options.seed)
             picture, content = Picture(pixels, size_px, size_px, "L"), pixels.tobytes()
         else:
-            content = read_file(path)
+            with stage("cannot be read", "while it is read"):
+                content = read_file(path)
             picture = decode_file(plan, content, path.suffix)
     except BadImageError as error:
         return reject(plan, item, str(error), content)

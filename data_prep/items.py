@@ -90,10 +90,10 @@ def clean_split(text: str) -> str:
 @functools.lru_cache(1 << 16)
 def clean_patient(text: str) -> str:
     """A patient's id, the same for all ways to write what looks alike; BadNameError if it is too long."""
-    if not text.isascii():
-        text = "".join(char for char in unicodedata.normalize("NFKC", text) if not _is_unseen(char))
     if len(text) > MAX_PATIENT_CHARS:
         raise BadNameError(f"its patient's id has more than {MAX_PATIENT_CHARS} characters")
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(char for char in unicodedata.normalize("NFKC", text) if not _is_unseen(char))
     return escape(text.strip())
 
 

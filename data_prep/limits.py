@@ -44,8 +44,10 @@ def bound_this_process() -> None:
     """
     global _is_bounded
     pages = int(Path("/proc/self/statm").read_text().split()[0])
+    num_bytes = pages * os.sysconf("SC_PAGESIZE") + MEMORY_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGESIZE") + MEMORY_BYTES, hard))
+    if hard == resource.RLIM_INFINITY or num_bytes < hard:  # else the site allows less anyway
+        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _is_bounded = True

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, starmap
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from msgspec.structs import replace
@@ -25,7 +26,7 @@ from data_prep.csv_source import read_csv
 from data_prep.errors import DataError
 from data_prep.files import temporary_path
 from data_prep.image import SUFFIXES
-from data_prep.items import NO_LABEL, BadNameError, Item, Kind, clean_patient, folded_patient, unescape
+from data_prep.items import MAX_PATIENT_CHARS, NO_LABEL, Item, Kind, clean_patient, folded_patient, unescape
 
 PHANTOM = re.compile(r"phantom:(\d+)")
 MIN_PHANTOMS, MAX_PHANTOMS = 16, 1_000_000
@@ -65,19 +66,16 @@ def find_items(source: str, out: Path, may_write: bool = True, naming: Naming = 
     else `keep_salt` must follow before anything is made of the items.
     """
     if match := PHANTOM.fullmatch(source):
-        count = int(match[1][:20])  # more digits are too many, too
-        if not MIN_PHANTOMS <= count <= MAX_PHANTOMS:
-            allowed = (
-                f"{MIN_PHANTOMS}, the least that fill every split with both classes, to {MAX_PHANTOMS:,}"
-            )
-            raise DataError(f"phantom:{match[1][:20]} is not possible", f"allowed: {allowed}")
-        return Source("phantom", Path(), tuple(starmap(Item, phantom.items(count))))
+        return drawn(match[1])
+    # List the files, and see of what kind they are.
     root, items, is_csv = list_source(source)
     if naming.label_from and is_csv:
         raise DataError("--label-from folder is for folders", "the CSV names classes in its column label")
     is_dicom = any(map(functools.partial(_is_dicom, root), items))
+    hides_names = is_dicom or naming.hash_names
     if not is_csv:
-        folder_source.refuse_splits_in_classes(root, items, may_name=not (is_dicom or naming.hash_names))
+        folder_source.refuse_splits_in_classes(root, items, may_name=not hides_names)
+    # Take patients from DICOM files, but classes from folders only if that was asked for.
     notes: list[str] = []
     if is_dicom:
         dicom.import_pydicom()
@@ -87,12 +85,22 @@ def find_items(source: str, out: Path, may_write: bool = True, naming: Naming = 
         notes += notes_on_classes(items, naming)
         items = items if naming.label_from else [replace(item, label=NO_LABEL) for item in items]
     notes += notes_on_patients(items)
+    # Put hashes for what must not leave the source.
     kind: Kind = "dicom" if is_dicom else "files"
-    if is_dicom or naming.hash_names:
+    if hides_names:
         if may_write and not keep_salt(out):  # another task of the same pack was first
             salt_of.cache_clear()
         items = list(map(functools.partial(hidden, kind, hasher(out)), items))
     return Source(kind, root, tuple(items), tuple(notes))
+
+
+def drawn(count: str) -> Source:
+    """So many phantoms; DataError if they are too few or too many."""
+    number = int(count[:20])  # more digits are too many, too
+    if not MIN_PHANTOMS <= number <= MAX_PHANTOMS:
+        allowed = f"{MIN_PHANTOMS}, the least that fill every split with both classes, to {MAX_PHANTOMS:,}"
+        raise DataError(f"phantom:{count[:20]} is not possible", f"allowed: {allowed}")
+    return Source("phantom", Path(), tuple(starmap(Item, phantom.items(number))))
 
 
 def list_source(source: str) -> tuple[Path, list[Item], bool]:
@@ -108,11 +116,8 @@ def list_source(source: str) -> tuple[Path, list[Item], bool]:
             raise DataError(f"no images at {source!r}", f"give {SOURCES}")
         root, items = (path.parent.resolve(), read_csv(path)) if is_csv else folder_source.read_folder(path)
     except OSError as error:  # its file name may name a patient
-        hint = (
-            f"see which: find {source} ! -readable"
-            if isinstance(error, PermissionError)
-            else f"give {SOURCES}"
-        )
+        is_refused = isinstance(error, PermissionError)
+        hint = f"see which: find {quote(source)} ! -readable" if is_refused else f"give {SOURCES}"
         raise DataError(f"{source} cannot be listed to the end: {error.strerror}", hint) from error
     if not items:
         raise DataError(f"{source} holds no files", f"give {SOURCES}")
@@ -129,15 +134,13 @@ def _is_dicom(root: Path, item: Item) -> bool:
 
 def with_own_patient(root: Path, item: Item) -> Item:
     """An item of the patient that its DICOM file names."""
-    try:
-        return replace(item, group=clean_patient(dicom.patient_of(root / unescape(item.key))))
-    except BadNameError:  # no id is as long
-        return replace(item, group="")
+    patient = dicom.patient_of(root / unescape(item.key))[:MAX_PATIENT_CHARS]  # no id is longer
+    return replace(item, group=clean_patient(patient))
 
 
 def notes_on_patients(items: Iterable[Item]) -> Iterator[str]:
     """A warning of ids that may mean the same patient."""
-    patients = {item.group for item in items}
+    patients = {item.group for item in items} - {""}
     alike = Counter(map(folded_patient, patients))
     count = sum(number for number in alike.values() if number > 1)
     if count:

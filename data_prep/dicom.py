@@ -31,6 +31,7 @@ MAGIC, MAGIC_AT = b"DICM", 128
 # The patient stands near the beginning; what comes before may hold an icon.
 HEADER_BYTES = 1 << 20
 PATIENT_ID = 0x0010_0020
+NEEDED = ("PhotometricInterpretation", "BitsStored", "Rows", "Columns", "PixelData")
 # JPEG 2000 and RLE.
 SLOW_SYNTAXES = ("1.2.840.10008.1.2.4.9", "1.2.840.10008.1.2.5")
 # The beginning of a file whose data are plain little-endian ones, as inflated ones are.
@@ -110,10 +111,14 @@ def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
     """A DICOM radiograph as a viewer shows it, inverted if MONOCHROME1; else BadImageError."""
     with quiet(), stage("is not a readable DICOM image", "while its header is read"):
         data = read_dataset(content, limits.MAX_FILE_BYTES)
+        missing = [name for name in NEEDED if name not in data]
+        if missing:
+            raise BadImageError(f"is not a readable DICOM image: it has no {missing[0]}")
         photometric, bits = str(data.PhotometricInterpretation), int(data.BitsStored)
-        is_grey = photometric in ("MONOCHROME1", "MONOCHROME2") and 1 <= bits <= 32
-        if not is_grey or int(data.get("NumberOfFrames") or 1) != 1:
-            raise BadImageError("is not one grey frame")
+        if photometric not in ("MONOCHROME1", "MONOCHROME2") or not 1 <= bits <= 32:
+            raise BadImageError("is not grey, by its PhotometricInterpretation and BitsStored")
+        if int(data.get("NumberOfFrames") or 1) != 1:
+            raise BadImageError("holds several frames; save the one you mean by itself")
         width, height = int(data.Columns), int(data.Rows)
         if width * height > limits.MAX_PIXELS or min(width, height) < limits.MIN_SIDE_PX:
             allowed = f"{limits.MIN_SIDE_PX} px to {limits.MAX_PIXELS:,} pixels"
@@ -131,7 +136,7 @@ def shown_greys(data: "Dataset", is_inverted: bool) -> npt.NDArray[np.uint8]:
     """Pixels as shown, uint8 [rows, columns]; a few rows at a time, as they are floats in between."""
     stored = data.pixel_array
     if stored.ndim != 2:
-        raise BadImageError("is not one grey frame")
+        raise BadImageError("is not grey: its pixels have several values")
     step = max(1, BLOCK_PIXELS // stored.shape[1])
     blocks = [slice(start, start + step) for start in range(0, len(stored), step)]
     to_unit = unit_scale(data, [stored[block] for block in blocks])

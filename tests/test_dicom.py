@@ -193,11 +193,10 @@ def test_plan_of_an_earlier_version_that_holds_paths_is_still_packed(tmp_path: P
     assert sum(shard.num_images for shard in finalize(out).shards()) == 24
 
 
+@pytest.mark.filterwarnings("ignore:The value length")
 def test_id_that_is_far_too_long_is_still_one_patient(tmp_path: Path) -> None:
     for number in range(2):
-        write_dicom(
-            tmp_path / "s" / f"{number}.dcm", PatientID="\ufdfa" * 300, SpecificCharacterSet="ISO_IR 192"
-        )
+        write_dicom(tmp_path / "s" / f"{number}.dcm", PatientID="9" * 300)
     assert len({item.group for item in find_items(str(tmp_path / "s"), tmp_path).items} - {""}) == 1
 
 

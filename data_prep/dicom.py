@@ -143,7 +143,9 @@ def shown_greys(data: "Dataset", is_inverted: bool) -> npt.NDArray[np.uint8]:
     shown = np.empty(stored.shape, np.uint8)
     for block in blocks:
         grey = to_unit(stored[block])
-        shown[block] = (255 * (1 - grey if is_inverted else grey)).round()
+        if not np.isfinite(grey).all():
+            raise BadImageError("has values that are no numbers, or a window of no width")
+        shown[block] = np.clip(255 * (1 - grey if is_inverted else grey), 0, 255).round()
     return shown
 
 
@@ -165,7 +167,7 @@ def unit_scale(data: "Dataset", blocks: list[Stored]) -> Callable[[Stored], Grey
     else:
         ends = [(values.min(), values.max()) for values in map(partial(rescaled, data), blocks)]
         low, high = float(min(ends)[0]), float(max(last for _, last in ends))
-    if high <= low:
+    if not high > low:  # one of them may be no number
         raise BadImageError("has one grey only, or a window of no width")
     return partial(by_window, data, low, high)
 

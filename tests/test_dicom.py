@@ -10,6 +10,7 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 
+from bombs import PLAIN, dicom_file, element, image_elements  # noqa: E402
 from dicoms import RAMP, write_dicom  # noqa: E402
 
 from data_prep.dicom import make_dicom_picture  # noqa: E402
@@ -81,6 +82,25 @@ def test_what_is_not_one_grey_frame_is_refused(tmp_path: Path, tags: dict[str, o
         content = content[:-1000]
     with pytest.raises(BadImageError):
         make_dicom_picture(content, 64, "stretch")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {0x0028_1050: b"5", 0x0028_1051: b"nan"},
+        {0x0028_1050: b"inf", 0x0028_1051: b"5"},
+        {0x0028_1050: b"5", 0x0028_1051: b"5", 0x0028_1052: b"nan", 0x0028_1053: b"1"},
+        {0x0028_1052: b"0", 0x0028_1053: b"1e300"},
+        {0x0028_1050: b"5", 0x0028_1051: b"-9"},
+    ],
+)
+def test_window_or_slope_that_is_no_number_is_no_picture(numbers: dict[int, bytes]) -> None:
+    """Not-a-number, made a byte, is any byte."""
+    texts = b"".join(element(tag, b"DS", value) for tag, value in numbers.items())
+    content = dicom_file(PLAIN, image_elements(64, 64) + texts + element(0x7FE00010, b"OW", RAMP.tobytes()))
+    with pytest.raises(BadImageError):
+        make_dicom_picture(content, 32, "stretch")
 
 
 def test_only_pixels_and_a_salted_hash_leave_the_file(tmp_path: Path) -> None:

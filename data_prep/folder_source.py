@@ -63,7 +63,8 @@ def _walk(root: Path, top: str, visits: Counter[tuple[int, int]], system: set[in
             continue
         visits[here] += 1
         if visits[here] > MAX_VISITS:
-            raise DataError(f"links in {root} lead to one folder more than {MAX_VISITS} times", "list a CSV")
+            maze = f"links in {root} lead to one folder more than {MAX_VISITS} times"
+            raise DataError(maze, "name the files in a CSV: path,label,split")
         if status.st_dev in system:
             raise DataError(
                 f"{root} holds files that the system makes up (as /proc)", "give the images' folder"

@@ -155,10 +155,10 @@ def write_plan(out: Path, new: Plan) -> None:
         raise DataError(f"somebody else has just begun to pack into {out}", "run the same command again")
     if existing_plan(out, new) != new:
         with writing(out / PLAN_FILE), replacing(out / PLAN_FILE) as part:
-            part.write_bytes(as_json(new))
+            part.write_bytes(plan_json(new))
 
 
-def as_json(plan: Plan) -> bytes:
+def plan_json(plan: Plan) -> bytes:
     """A plan as indented JSON, without a dictionary for each of perhaps a million items."""
     try:
         return msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n"

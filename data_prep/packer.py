@@ -120,11 +120,10 @@ def write_quarantine(out: Path, plan: Plan, rejects: Sequence[Reject]) -> None:
     """
     bad = {reject.key for reject in rejects}
     items: Iterable[Item] = (item for item in plan.items() if item.key in bad)
-    paths = {
-        item.key: item.path or item.key
-        for item in (items if plan.hash_names else with_paths(out, plan, items))
-    }
-    lines = [json.dumps({**asdict(reject), "path": paths[reject.key]}) + "\n" for reject in rejects]
+    named = items if plan.hash_names else with_paths(out, plan, items)
+    paths = {item.key: item.path or item.key for item in named}
+    rows = ({**asdict(reject), "path": paths.get(reject.key, reject.key)} for reject in rejects)
+    lines = [json.dumps(row) + "\n" for row in rows]
     write_text(out / QUARANTINE_FILE, "".join(lines))
 
 

@@ -25,10 +25,11 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from data_prep.items import unescape
 from data_prep.pack_plan import PackOptions, plan
 from data_prep.packer import finalize, pack_part
 from data_prep.shard_reader import open_shard
-from data_prep.sources import find_items, unescape
+from data_prep.sources import find_items
 from vae.provenance import versions
 
 SIZE_PX = 256

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import msgspec
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from data_prep.errors import DamagedFile, DataError
 from data_prep.json_records import Record, decode, read_bytes, write_record
@@ -57,8 +58,8 @@ class Audit(Record, frozen=True):
     """Files by reason."""
 
 
-def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> None:
-    """Look through the shards `names` and write audit.json."""
+def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> Audit:
+    """Look through the shards `names`, write audit.json, and return it."""
     rows: Rows = []
     reasons: Counter[str] = Counter()
     for name in names:
@@ -78,6 +79,7 @@ def write(out: Path, names: Iterable[str], class_names: tuple[str, ...]) -> None
         quarantined=dict(reasons.most_common()),
     )
     write_record(out / AUDIT_FILE, audit)
+    return audit
 
 
 def read(out: Path) -> Audit:
@@ -132,18 +134,22 @@ def describe(rows: Rows, label: int) -> SourceFiles:
 
 
 def tables(audit: Audit) -> RenderableType:
-    """The audit as tables and lines for a terminal."""
-    images = Table("split", *audit.classes, "images", "patients", title="Images")
+    """The audit as tables and lines for a terminal; class names as they are, even if like markup."""
+    columns = [Column(Text(name)) for name in audit.classes]
+    images = Table("split", *columns, "images", "patients", title="Images")
     for split, counts in audit.splits.items():
         numbers = [*(counts.get(name, 0) for name in audit.classes), sum(counts.values())]
-        images.add_row(split, *(f"{number:,}" for number in numbers), f"{audit.patients.get(split, 0):,}")
+        images.add_row(
+            Text(split), *(f"{number:,}" for number in numbers), f"{audit.patients.get(split, 0):,}"
+        )
     sources = Table("class", "median size, px", "median file, kB", "bits/px", "modes", title="Source files")
     for name, files in audit.classes.items():
         if files.modes:
             size = f"{files.median_width_px:.0f} x {files.median_height_px:.0f}"
             modes = ", ".join(f"{mode} {count:,}" for mode, count in files.modes.items())
-            sources.add_row(name, size, str(files.median_kb), str(files.median_bits_per_px), modes)
-    return Group(images, sources, *findings(audit))
+            bits_per_px = str(files.median_bits_per_px)
+            sources.add_row(Text(name), size, str(files.median_kb), bits_per_px, Text(modes))
+    return Group(images, sources, *map(Text, findings(audit)))
 
 
 def findings(audit: Audit) -> list[str]:

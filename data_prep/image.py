@@ -7,13 +7,18 @@ two steps, which stays above 50 dB of a full decode with bicubic resize.
 import io
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from data_prep import limits
 
 Aspect = Literal["stretch", "pad", "crop"]
 """stretch fills the square and changes the proportions (as published); pad adds black borders; crop cuts."""
@@ -25,10 +30,6 @@ SUFFIXES = {
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
 }
-# A radiograph has a few megapixels; a small file that claims more is a decompression bomb.
-MAX_PIXELS = 100_000_000
-MIN_SIDE_PX = 16
-MAX_FILE_BYTES = 1 << 30
 REDUCING_GAP = 2.0
 
 MODE_ADVICE = {
@@ -42,7 +43,7 @@ MODE_ADVICE = {
 
 
 class BadImageError(Exception):
-    """This file cannot be packed; the message says why, for the quarantine list."""
+    """This file cannot be packed; the message says why, for the quarantine list, and quotes nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,29 @@ class Picture:
     mode: str
 
 
+@contextmanager
+def stage(reason: str, when: str) -> Iterator[None]:
+    """Turn whatever a library raises here into a BadImageError in our words: its own may quote the file."""
+    try:
+        yield
+    except BadImageError:
+        raise
+    except MemoryError as error:
+        raise BadImageError(limits.TOO_MUCH_MEMORY) from error
+    except Exception as error:  # libraries raise many kinds on broken files; each means this file only
+        kind = type(error)  # of struct and zlib it is called `error`
+        name = kind.__name__ if kind.__name__ != "error" else f"{kind.__module__}.error"
+        raise BadImageError(f"{reason} ({name} {when})") from error
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file; BadImageError if it is not one, is empty or huge, or cannot be read."""
     try:
         status = path.stat()  # first, because opening a pipe would wait for ever
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("is not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise BadImageError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+        if status.st_size > limits.MAX_FILE_BYTES:
+            raise BadImageError(f"is larger than {limits.MAX_FILE_BYTES >> 20} MiB")
         content = path.read_bytes()
     except OSError as error:
         raise BadImageError(f"cannot be read: {error.strerror}") from error
@@ -74,45 +90,44 @@ def read_file(path: Path) -> bytes:
 
 def make_picture(content: bytes, suffix: str, size_px: int, aspect: Aspect) -> Picture:
     """An image file as a square; BadImageError if it is damaged, misnamed, or would take guesswork."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stage("is truncated or damaged", "while it is decoded"):
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; we decide ourselves
         try:
             image = Image.open(io.BytesIO(content), formats=tuple(SUFFIXES))
             _check(image, suffix)
-            size, mode = image.size, image.mode
-            image.draft("L", size)  # JPEG only: colour is never decoded
-            grey = image if image.mode == "L" else image.convert("L")  # convert would copy
-            return Picture(resize(grey, size_px, aspect), *size, mode)
         except UnidentifiedImageError as error:
             raise BadImageError(f"is not an image ({', '.join(SUFFIXES)})") from error
         except Image.DecompressionBombError as error:
-            raise BadImageError(f"has more than {MAX_PIXELS:,} pixels") from error
-        except BadImageError:
-            raise
-        except Exception as error:  # Pillow raises many kinds on broken files; each means this file only
-            raise BadImageError(f"is truncated or damaged: {error}") from error
+            raise BadImageError(f"has more than {limits.MAX_PIXELS:,} pixels") from error
+        size, mode = image.size, image.mode
+        limits.allow_pixels(size[0] * size[1], limits.PICTURE_S_PER_PX)
+        image.draft("L", size)  # JPEG only: colour is never decoded
+        grey = image if image.mode == "L" else image.convert("L")  # convert would copy
+        return Picture(resize(grey, size_px, aspect), *size, mode)
 
 
 def _check(image: Image.Image, suffix: str) -> None:
     """Refuse what the recipe does not cover, before a pixel is decoded."""
     if suffix.lower() not in SUFFIXES.get(image.format or "", ()):
-        raise BadImageError(f"is {image.format} inside, but is named {suffix or 'without a suffix'}")
+        named = suffix if suffix.lower() in chain.from_iterable(SUFFIXES.values()) else "otherwise"
+        raise BadImageError(f"is {image.format} inside, but is named {named}")
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImageError(f"has {width * height:,} pixels; the limit is {MAX_PIXELS:,}")
-    if min(width, height) < MIN_SIDE_PX:
-        raise BadImageError(f"is {width}x{height} px; each side needs at least {MIN_SIDE_PX}")
+    if width * height > limits.MAX_PIXELS:
+        raise BadImageError(f"has {width * height:,} pixels; the limit is {limits.MAX_PIXELS:,}")
+    if min(width, height) < limits.MIN_SIDE_PX:
+        raise BadImageError(f"is {width}x{height} px; each side needs at least {limits.MIN_SIDE_PX}")
     if image.mode not in ("L", "RGB", "YCbCr"):
         unusual = f"has the unusual mode {image.mode}; convert it to grey"
         raise BadImageError(MODE_ADVICE.get(image.mode, unusual))
     if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         # 16 bits a colour, of which Pillow would silently drop 8
         raise BadImageError(MODE_ADVICE["I;16"])
-    if getattr(image, "n_frames", 1) > 1:
+    with suppress(EOFError):
+        image.seek(1)  # counting them all would take hours in a crafted file
         raise BadImageError("holds several pictures; save the one you mean by itself")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation not in (0, 1):  # 0: not said
-        how = f"EXIF orientation {orientation}"
+        how = f"EXIF orientation {orientation if orientation in range(2, 9) else 'unknown'}"
         raise BadImageError(f"is stored rotated or mirrored ({how}); turn it upright")
 
 
@@ -132,52 +147,3 @@ def resize(image: Image.Image, size_px: int, aspect: Aspect) -> npt.NDArray[np.u
         left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side)
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box, REDUCING_GAP))
-
-
-def make_dicom_picture(content: bytes, size_px: int, aspect: Aspect) -> Picture:
-    """A DICOM radiograph as a viewer shows it, inverted if MONOCHROME1; else BadImageError."""
-    import pydicom
-
-    try:
-        data = pydicom.dcmread(io.BytesIO(content))
-        photometric = str(data.PhotometricInterpretation)
-        if photometric not in ("MONOCHROME1", "MONOCHROME2") or int(data.get("NumberOfFrames") or 1) != 1:
-            raise BadImageError(f"is not one grey frame ({photometric})")
-        width, height = int(data.Columns), int(data.Rows)
-        if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE_PX:
-            raise BadImageError(f"is {width}x{height} px; allowed: {MIN_SIDE_PX} px to {MAX_PIXELS:,} pixels")
-        if data.get("BurnedInAnnotation") == "YES":
-            raise BadImageError("has text in its pixels that may name the patient (BurnedInAnnotation)")
-        grey = _unit_greys(data)
-    except BadImageError:
-        raise
-    except Exception as error:  # pydicom and its decoders raise many kinds
-        raise BadImageError(f"is not a readable DICOM image: {' '.join(str(error).split())}") from error
-    if photometric == "MONOCHROME1":  # 0 means white
-        grey = 1 - grey
-    image = Image.fromarray((255 * grey).round().astype(np.uint8))
-    return Picture(resize(image, size_px, aspect), width, height, f"{photometric};{data.BitsStored}")
-
-
-def _unit_greys(data: Any) -> npt.NDArray[np.floating[Any]]:
-    """As shown, in [0, 1] (DICOM PS3.3 C.11.2.1.2 and 3): by VOI LUT, else first window, else full range."""
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-
-    values = apply_modality_lut(data.pixel_array, data)
-    if data.get("VOILUTSequence"):
-        white = np.float32(2 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1)
-        entries = np.rint(values).astype(np.int32)
-        return np.asarray(apply_voi_lut(entries, data, prefer_lut=True).astype(np.float32) / white)
-    values = np.asarray(values, np.float32)
-    low, high = float(values.min()), float(values.max())
-    if data.get("WindowWidth"):
-        center, width = (float(np.ravel(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-        function = data.get("VOILUTFunction") or "LINEAR"
-        if function == "SIGMOID":
-            return 1 / (1 + np.exp(-4 * (values - center) / width))
-        if function == "LINEAR":
-            center, width = center - 0.5, width - 1
-        low, high = center - width / 2, center + width / 2
-    if high <= low:
-        raise BadImageError("has one grey only, or a window of no width")
-    return np.clip((values - low) / (high - low), 0, 1)

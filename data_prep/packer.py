@@ -8,16 +8,19 @@ from itertools import chain, islice
 from pathlib import Path
 
 import PIL
+from msgspec.structs import replace
 
 from data_prep import audit
-from data_prep.decode_pool import decoder
+from data_prep.decode_pool import MAX_WORKERS, decoder
+from data_prep.dicom import import_pydicom
 from data_prep.errors import DataError
 from data_prep.files import only_holder, write_text, writing
+from data_prep.items import Item
 from data_prep.manifest import MANIFEST_FILE, Manifest, refuse_changed, write_manifest
 from data_prep.pack_plan import PLAN_FILE, Plan, ShardPlan, count_images, read_plan
 from data_prep.shard_reader import is_complete, read_rejects
 from data_prep.shards import Packed, Reject, write_shard
-from data_prep.sources import SALT_FILE, import_pydicom
+from data_prep.sources import SALT_FILE, find_paths
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +38,9 @@ def pack_part(
     Parts may run at the same time on different nodes. `progress` is told how many more images are done, first
     those of an earlier attempt. DataError if too many files are unusable, the disk is full, or a worker died.
     """
-    if not 0 <= part < num_parts or workers < 1:
+    if not 0 <= part < num_parts or not 1 <= workers <= MAX_WORKERS:
         given = f"--task {part} --tasks {num_parts} --workers {workers}"
-        raise DataError(f"{given} is not allowed", "0 <= task < tasks")
+        raise DataError(f"{given} is not allowed", f"0 <= task < tasks, and 1 to {MAX_WORKERS} workers")
     plan = read_plan(out)
     if plan.kind == "dicom":
         import_pydicom()
@@ -63,7 +66,7 @@ def pack_shards(out: Path, plan: Plan, shards: Sequence[ShardPlan], workers: int
         (out / MANIFEST_FILE).unlink(missing_ok=True)  # the folder is not whole until it is finalized
     progress(count_images(shards) - count_images(missing))
     with decoder(plan, workers if missing else 1) as decode:
-        images = decode(chain.from_iterable(shard.items for shard in missing))
+        images = decode(with_paths(out, plan, chain.from_iterable(shard.items for shard in missing)))
         images = watched(out, plan, images, progress)
         for shard in missing:
             path = out / shard.name
@@ -71,6 +74,19 @@ def pack_shards(out: Path, plan: Plan, shards: Sequence[ShardPlan], workers: int
             attributes, own_images = {"split": shard.split, **about}, islice(images, len(shard.items))
             with writing(path):
                 write_shard(path, plan.options.size_px, attributes, own_images)
+
+
+def with_paths(out: Path, plan: Plan, items: Iterable[Item]) -> Iterator[Item]:
+    """Items with the paths of their files, which a plan does not hold where names are hidden.
+
+    One that has gone from the source keeps none, and will not be found.
+    """
+    paths: dict[str, str] | None = None
+    for item in items:
+        if plan.hides_names and not item.path:  # plans of earlier versions have it
+            paths = find_paths(plan.source, Path(plan.root), plan.kind, out) if paths is None else paths
+            item = replace(item, path=paths.get(item.key, ""))
+        yield item
 
 
 def watched(out: Path, plan: Plan, images: Iterable[Packed], progress: Progress) -> Iterator[Packed]:
@@ -102,9 +118,16 @@ def refuse_too_many(out: Path, plan: Plan, rejects: Sequence[Reject]) -> None:
     )
 
 
-def write_quarantine(out: Path, plan: Plan, rejects: Iterable[Reject]) -> None:
-    """List the bad files and their reasons, one JSON object a line; `path` is below the source's folder."""
-    paths = {item.key: item.path or item.key for item in plan.items()}
+def write_quarantine(out: Path, plan: Plan, rejects: Sequence[Reject]) -> None:
+    """List the bad files and their reasons, one JSON object a line.
+
+    `path` is below the source's folder: the only place where a name is written that is hidden elsewhere, as
+    the user has to find the file. Not so with --hash-names.
+    """
+    bad = {reject.key for reject in rejects}
+    items: Iterable[Item] = (item for item in plan.items() if item.key in bad)
+    named = items if plan.hash_names else with_paths(out, plan, items)
+    paths = {item.key: item.path or item.key for item in named}
     rows = ({**asdict(reject), "path": paths.get(reject.key, reject.key)} for reject in rejects)
     lines = [json.dumps(row) + "\n" for row in rows]
     write_text(out / QUARANTINE_FILE, "".join(lines))
@@ -131,5 +154,8 @@ def finalize(out: Path) -> Manifest:
     refuse_too_many(out, plan, rejects)
     with writing(out):
         write_quarantine(out, plan, rejects)
-        audit.write(out, names, plan.class_names)
+        if not audit.write(out, names, plan.class_names).splits.get("train"):
+            raise DataError(
+                "no image is left to train on", f"see {QUARANTINE_FILE}: all of them are unusable"
+            )
         return write_manifest(out, plan.recipe, plan.class_names, names, KEPT_FILES)

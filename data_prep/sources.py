@@ -1,244 +1,198 @@
 """Where images come from: folders, a CSV, DICOM files or phantoms, as one list of items with a patient each.
 
-Listing reads names (and, for DICOM, headers), never pixels, so that it is quick on a login node.
+Listing reads names (and, for DICOM, where headers begin), never pixels, so that it is quick on a login node.
+Of DICOM files, and with `hash_names` of any, items hold no names, only salted hashes: `find_paths` lists the
+source again when its files are to be read.
 """
 
-import csv
 import functools
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, starmap
 from pathlib import Path
-from typing import Annotated, Literal
+from shlex import quote
+from typing import Literal
 
-import msgspec
+from msgspec.structs import replace
 
-from data_prep import phantom
+from data_prep import dicom, folder_source, phantom
+from data_prep.csv_source import read_csv
 from data_prep.errors import DataError
 from data_prep.files import temporary_path
 from data_prep.image import SUFFIXES
-from data_prep.json_records import Record
-
-Kind = Literal["files", "dicom", "phantom"]
-Utf8 = Annotated[str, msgspec.Meta(pattern="^[^\ud800-\udfff]*$")]  # what UTF-8 can hold
+from data_prep.items import MAX_PATIENT_CHARS, NO_LABEL, Item, Kind, clean_patient, folded_patient, unescape
 
 PHANTOM = re.compile(r"phantom:(\d+)")
-# Folder names that mean a split; `valid` and `validation` are common for `val`.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MIN_PHANTOMS, MAX_PHANTOMS = 16, 1_000_000
 IMAGE_SUFFIXES = {*chain.from_iterable(SUFFIXES.values())}
-IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
-NO_LABEL = "unlabelled"
 SALT_FILE = ".patient-salt"
-
-# Kermany set: bacterial and viral pneumonia are numbered separately, so the number alone is no patient.
-PNEUMONIA_NAME = re.compile(r"person(\d+)_(bacteria|virus)_")
-NORMAL_NAME = re.compile(r"(NORMAL2-IM|IM)-(\d+)")
 
 SOURCES = "a folder of class folders (also split into train/val/test), a CSV, a DICOM folder, or phantom:N"
 
 
-class Item(Record, frozen=True):
-    """One image to pack, before anything is read of it."""
+@dataclass(frozen=True)
+class Naming:
+    """What becomes of the names of folders and files."""
 
-    key: Utf8
-    """Printable name, unique in the source; see `escape`."""
-    label: Utf8
-    """Class name."""
-    split: str
-    """train, val or test as the source gives it; empty if it gives none."""
-    group: Utf8
-    """The patient: images of one group never land in two splits. Empty if nobody knows."""
-    path: str = ""
-    """Escaped path below the source's root, where it is not the key."""
+    label_from: Literal["", "folder"] = ""
+    """`folder`: the classes of DICOM files are their folders, too, not only those of other images."""
+    hash_names: bool = False
+    """Salted hashes stand for the names of all files and patients, as they always do for DICOM."""
+
+
+USUAL = Naming()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of source, the folder its paths start from, and what is in it."""
+    """A kind of source, the folder its paths start from, what is in it, and what the user should know."""
 
     kind: Kind
     root: Path
     items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
 
 
-def escape(name: str) -> str:
-    """A file name as printable text: bytes that are not become \\xNN, so every name survives a round trip."""
-    return "".join(char if char.isprintable() and char != "\\" else _hex(char) for char in name)
-
-
-def _hex(char: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
-
-
-def unescape(key: str) -> str:
-    """The file name that `escape` made printable."""
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), key.encode())
-    return os.fsdecode(raw)
-
-
-def find_items(source: str, out: Path, may_write: bool = True) -> Source:
+def find_items(source: str, out: Path, may_write: bool = True, naming: Naming = USUAL) -> Source:
     """List everything in `source`, a folder, CSV, DICOM folder or `phantom:N`; DataError if there is nothing.
 
-    A DICOM source keeps its secret salt in `out`, the folder of the shards, if it `may_write` there; else
-    `keep_salt` must follow before anything is made of the names of DICOM files.
+    Where names are hidden, a secret salt is kept in `out`, the folder of the shards, if it `may_write` there;
+    else `keep_salt` must follow before anything is made of the items.
     """
     if match := PHANTOM.fullmatch(source):
-        count = int(match[1])
-        if count < 16:
-            least = "16 phantoms are the least that fill every split with both classes"
-            raise DataError(f"phantom:{count} is too small", least)
-        return Source("phantom", Path(), tuple(starmap(Item, phantom.items(count))))
-    path = Path(source).expanduser()
-    try:
-        root, items = _list(path)
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{source} cannot be listed: {error}", f"give {SOURCES}") from error
-    if not items:
-        raise DataError(f"{source} holds no files", f"give {SOURCES}")
-    if any(_is_dicom(root / unescape(item.key)) for item in items):
+        return drawn(match[1])
+    # List the files, and see of what kind they are.
+    root, items, is_csv = list_source(source)
+    if naming.label_from and is_csv:
+        raise DataError("--label-from folder is for folders", "the CSV names classes in its column label")
+    is_dicom = any(map(functools.partial(_is_dicom, root), items))
+    hides_names = is_dicom or naming.hash_names
+    if not is_csv:
+        folder_source.refuse_splits_in_classes(root, items, may_name=not hides_names)
+    # Take patients from DICOM files, but classes from folders only if that was asked for.
+    notes: list[str] = []
+    if is_dicom:
+        dicom.import_pydicom()
+        items = [item if is_csv and item.group else with_own_patient(root, item) for item in items]
+        notes += notes_on_strays(items)
+    if is_dicom and not is_csv:
+        notes += notes_on_classes(items, naming)
+        items = items if naming.label_from else [replace(item, label=NO_LABEL) for item in items]
+    notes += notes_on_patients(items)
+    # Put hashes for what must not leave the source.
+    kind: Kind = "dicom" if is_dicom else "files"
+    if hides_names:
         if may_write and not keep_salt(out):  # another task of the same pack was first
             salt_of.cache_clear()
-        return Source("dicom", root, tuple(_without_names(root, items, salt_of(out), path.is_file())))
-    return Source("files", root, tuple(items))
+        items = list(map(functools.partial(hidden, kind, hasher(out)), items))
+    return Source(kind, root, tuple(items), tuple(notes))
 
 
-def _list(path: Path) -> tuple[Path, list[Item]]:
-    """The folder that paths start from, and the items, of a CSV or a folder."""
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return path.parent.resolve(), list(_csv_items(path))
-    if not path.is_dir():
-        raise DataError(f"no images at {str(path)!r}", f"give {SOURCES}")
-    root = path.resolve()
-    while not _split_folders(root) and (root / "chest_xray").is_dir():
-        root = root / "chest_xray"  # the Kaggle archive nests its splits in it, once or twice
-    tops = _split_folders(root) or [root]  # beside splits there may be a second copy of everything
-    files = sorted(chain.from_iterable(map(_walk, tops)))
-    refuse_splits_in_classes(root, files)
-    return root, [_file_item(root, file) for file in files]
+def drawn(count: str) -> Source:
+    """So many phantoms; DataError if they are too few or too many."""
+    number = int(count[:20])  # more digits are too many, too
+    if not MIN_PHANTOMS <= number <= MAX_PHANTOMS:
+        allowed = f"{MIN_PHANTOMS}, the least that fill every split with both classes, to {MAX_PHANTOMS:,}"
+        raise DataError(f"phantom:{count[:20]} is not possible", f"allowed: {allowed}")
+    return Source("phantom", Path(), tuple(starmap(Item, phantom.items(number))))
 
 
-def _split_folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.name in SPLIT_NAMES]
+def list_source(source: str) -> tuple[Path, list[Item], bool]:
+    """The folder that paths start from, an item for each file, and whether they are from a CSV."""
+    if not source.strip() or "\0" in source:
+        raise DataError("SOURCE is empty, or no name of a file", f"give {SOURCES}")
+    path = Path(source)
+    try:
+        with suppress(RuntimeError):  # ~somebody who is not known here
+            path = path.expanduser()
+        is_csv = path.is_file() and path.suffix.lower() == ".csv"
+        if not is_csv and not path.is_dir():
+            raise DataError(f"no images at {source!r}", f"give {SOURCES}")
+        root, items = (path.parent.resolve(), read_csv(path)) if is_csv else folder_source.read_folder(path)
+    except OSError as error:  # its file name may name a patient
+        is_refused = isinstance(error, PermissionError)
+        hint = f"see which: find {quote(source)} ! -readable" if is_refused else f"give {SOURCES}"
+        raise DataError(f"{source} cannot be listed to the end: {error.strerror}", hint) from error
+    if not items:
+        raise DataError(f"{source} holds no files", f"give {SOURCES}")
+    return root, items, is_csv
 
 
-def refuse_splits_in_classes(root: Path, files: Iterable[Path]) -> None:
-    """Raise DataError if a folder that would be a class holds train or test: its splits would be lost."""
-    inner: dict[Path, None] = {}
-    for file in files:
-        folders = file.relative_to(root).parts[:-1]
-        below = 2 if folders and folders[0] in SPLIT_NAMES else 1  # the class
-        depth = next((i for i in range(below, len(folders)) if folders[i] in ("train", "test")), None)
-        if depth:
-            inner[root.joinpath(*folders[:depth])] = None
-    if inner:
-        raise DataError(
-            f"{root} holds folders with a split of their own, which would be taken for classes",
-            f"did you mean {' or '.join(map(str, list(inner)[:4]))}? To pack several, or classes "
-            "that each have a train and a test folder, list the files in a CSV: path,label,split",
+def _is_dicom(root: Path, item: Item) -> bool:
+    """By its suffix; many DICOM files have none, or a part of a UID in its place, so then by its content."""
+    suffix = f".{item.key.rpartition('.')[2]}".lower()
+    if suffix in IMAGE_SUFFIXES:
+        return False
+    return suffix in dicom.SUFFIXES or dicom.is_dicom(root / unescape(item.key))
+
+
+def with_own_patient(root: Path, item: Item) -> Item:
+    """An item of the patient that its DICOM file names."""
+    patient = dicom.patient_of(root / unescape(item.key))[:MAX_PATIENT_CHARS]  # no id is longer
+    return replace(item, group=clean_patient(patient))
+
+
+def notes_on_patients(items: Iterable[Item]) -> Iterator[str]:
+    """A warning of ids that may mean the same patient."""
+    patients = {item.group for item in items} - {""}
+    alike = Counter(map(folded_patient, patients))
+    count = sum(number for number in alike.values() if number > 1)
+    if count:
+        what = "differ from another one in case or leading zeros only, and count as patients of their own"
+        yield f"{count} of {len(patients)} patient ids {what}: write them alike if they mean the same"
+
+
+def notes_on_strays(items: list[Item]) -> Iterator[str]:
+    """A warning of DICOM files that may belong to one patient without saying so."""
+    strays = sum(not item.group for item in items)
+    if strays:
+        yield f"{strays} of {len(items)} DICOM files name no patient: each counts as one of its own"
+
+
+def notes_on_classes(items: Iterable[Item], naming: Naming) -> Iterator[str]:
+    """What has been done about the folders of DICOM files, which often name patients."""
+    count = len({item.label for item in items} - {NO_LABEL})
+    if count and naming.label_from:
+        yield (
+            f"the names of {count} folders go into the shards as class names (--label-from folder): "
+            "make sure that none of them names a patient"
+        )
+    elif count:
+        yield (
+            f"the names of {count} folders of DICOM files are not used, as they may name patients: all "
+            f"images are {NO_LABEL}. Name the classes in a CSV (path,label,split,patient); or, if the names "
+            "of the folders may go into the shards: python jobs/pack.py SOURCE OUT --label-from folder"
         )
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
-    """Every file below, hidden ones left out; linked folders are entered, but never in a circle."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.name in IGNORED:
-            continue
-        if path.is_dir():
-            yield from _walk(path, (*above, here))
-        else:
-            yield path
+def hidden(kind: Kind, hashed: Callable[[str], str], item: Item) -> Item:
+    """An item under salted hashes: neither its name nor its patient's goes into the shards, or the plan."""
+    group = f"{'dicom' if kind == 'dicom' else 'patient'}-{hashed(item.group)}" if item.group else ""
+    return replace(item, key=hidden_key(kind, hashed, item), group=group)
 
 
-def _file_item(root: Path, path: Path) -> Item:
-    """An item whose split and class are named by its folders."""
-    *folders, _ = path.relative_to(root).parts
-    split = SPLIT_NAMES.get(folders[0], "") if folders else ""
-    label = next(iter(folders[1:] if split else folders), NO_LABEL)  # deeper ones are patients, studies, ...
-    return Item(escape(str(path.relative_to(root))), escape(label), split, kermany_patient(path.name))
+def hidden_key(kind: Kind, hashed: Callable[[str], str], item: Item) -> str:
+    return f"{kind}/{hashed(item.key)}"
 
 
-def kermany_patient(name: str) -> str:
-    """The patient that a file name of the Kermany set stands for, as (kind, number); else nothing."""
-    if match := PNEUMONIA_NAME.match(name):
-        return f"{match[2]}-{int(match[1])}"
-    if match := NORMAL_NAME.match(name):
-        return f"{match[1]}-{int(match[2])}"
-    return ""
+def hasher(out: Path) -> Callable[[str], str]:
+    """Salted hashes as the shards in `out` have them."""
+    salt = salt_of(out)
+    return lambda text: hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()
 
 
-def _csv_items(path: Path) -> Iterator[Item]:
-    """Rows of `path[,label][,split][,patient]`; paths are relative to the CSV's folder."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        columns = set(rows.fieldnames or ())
-        if "path" not in columns or not columns <= {"path", "label", "split", "patient"}:
-            raise DataError(f"{path} has columns {sorted(columns)}", "allowed: path, label, split, patient")
-        seen = set()
-        for number, row in enumerate(rows, start=2):
-            split = (row.get("split") or "").strip().lower()
-            if not row["path"] or (split and split not in SPLIT_NAMES) or row["path"] in seen:
-                raise DataError(
-                    f"{path}, line {number}: path {row['path']!r}, split {split!r}",
-                    "each line needs a path of its own; splits are train, val, test or empty",
-                )
-            seen.add(row["path"])
-            label = escape((row.get("label") or "").strip()) or NO_LABEL
-            patient = escape(row.get("patient") or "")
-            yield Item(escape(row["path"]), label, SPLIT_NAMES.get(split, ""), patient)
-
-
-def _is_dicom(path: Path) -> bool:
-    """By its suffix; many DICOM files have none, or a part of a UID in its place, so then by its content."""
-    suffix = path.suffix.lower()
-    if suffix in (".dcm", ".dicom"):
-        return True
-    if suffix in IMAGE_SUFFIXES or not path.is_file():
-        return False
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-    return False
-
-
-def _without_names(root: Path, items: list[Item], salt: bytes, trust_groups: bool) -> Iterator[Item]:
-    """Items under salted hashes: of DICOM files neither names nor patient ids go into the shards."""
-    import_pydicom()
-
-    def hashed(text: str) -> str:
-        return hashlib.blake2b(text.encode(), key=salt, digest_size=12).hexdigest()
-
-    for item in items:  # the patient is the one in the file, unless a CSV names another
-        patient = (trust_groups and item.group) or _dicom_patient(root / unescape(item.key))
-        group = f"dicom-{hashed(patient)}" if patient else ""
-        yield Item(f"dicom/{hashed(item.key)}", item.label, item.split, group, item.key)
-
-
-def import_pydicom() -> None:
-    """Raise DataError, with what to install, unless DICOM files can be read."""
-    try:
-        import pydicom  # noqa: F401
-    except ImportError as error:
-        install = "in the repository: pip install -e '.[dicom]'"
-        raise DataError("DICOM files need the `dicom` extra", install) from error
-
-
-def _dicom_patient(path: Path) -> str:
-    import pydicom
-
-    if not path.is_file():  # a pipe would be waited for
-        return ""
-    with suppress(Exception):  # whatever is wrong with it, the packer will say so and quarantine it
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-        return str(header.get("PatientID") or "")
-    return ""
+def find_paths(source: str, root: Path, kind: Kind, out: Path) -> dict[str, str]:
+    """Escaped path below `root`, by hidden key, of everything in the source that `out` holds the plan of."""
+    table = root / Path(source).name  # `source` itself may start from another folder than this process
+    is_csv = table.suffix.lower() == ".csv" and table.is_file()
+    _, items, _ = list_source(str(table if is_csv else root))
+    return {hidden_key(kind, hasher(out), item): item.key for item in items}
 
 
 @functools.cache

@@ -5,15 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from data_prep.errors import DataError
+from data_prep.items import Item
 from data_prep.shards import SPLITS
-from data_prep.sources import Item
 
 # Below this share of the wanted size a given validation split is too small to choose by (Kaggle's: 16).
 TINY_VAL_SHARE = 0.5
 
 
 def cut_splits(items: Iterable[Item], fraction: float, seed: int) -> dict[str, list[Item]]:
-    """Images by split; DataError if the source itself has a patient on two sides.
+    """Images by split; DataError if the source has a patient on two sides, or nothing is left to train on.
 
     Test stays as given. Validation is cut from train, about `fraction` of each class, if it is missing or
     tiny; so is test if the source gives none.
@@ -28,6 +28,10 @@ def cut_splits(items: Iterable[Item], fraction: float, seed: int) -> dict[str, l
     for split in ("test", "val"):
         if not splits[split]:
             splits[split], splits["train"] = cut_patients(splits["train"], split, fraction, seed)
+    if not splits["train"]:
+        counts = ", ".join(f"{len(members)} for {split}" for split, members in splits.items())
+        few = "the source needs more patients, or rows of its own for train, val and test"
+        raise DataError(f"no image is left to train on: {counts}, as patients stay whole", few)
     return splits
 
 

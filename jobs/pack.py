@@ -2,15 +2,17 @@
 
 SOURCE is the Kaggle folder (train|val|test / NORMAL|PNEUMONIA), any folder of class folders, a CSV with
 the columns path[,label][,split][,patient], a folder of DICOM files, or phantom:N for N drawn radiographs.
-Folders and CSVs may hold JPEG, PNG, BMP and TIFF with 8 bits, or DICOM. Of DICOM files only the pixels and
-salted hashes of patient and name go into the shards; plan.json and quarantine.jsonl name your files and
-.patient-salt undoes the hiding: pass none of the three on. The same salt gives the same splits again.
+Folders and CSVs may hold JPEG, PNG, BMP and TIFF with 8 bits, or DICOM. Of DICOM files only pixels, their
+geometry and salted hashes of patient and name leave the source; a CSV names their classes, or their folders
+with --label-from folder. quarantine.jsonl names the files that could not be used (unless --hash-names),
+and .patient-salt undoes the hiding: pass neither on. The same salt gives the same splits again.
 OUT is the folder of the shards. Run the same command again to go on after an interruption.
 
 examples:
   python jobs/pack.py chest_xray shards/kermany            # images in, shards out
   python jobs/pack.py phantom:600 shards/demo                # no images at hand
   python jobs/pack.py images.csv shards/mine --size 128 --aspect pad --workers 8
+  python jobs/pack.py dicoms shards/mine --label-from folder # the folders' names may be published
   python jobs/pack.py chest_xray shards/kermany --task 2 --tasks 8     # one part, for an array job
   python jobs/pack.py chest_xray shards/kermany --finalize             # join the parts
   python jobs/pack.py shards/kermany --audit                 # counts, duplicates, leaks
@@ -32,6 +34,7 @@ from data_prep.manifest import Manifest, read_manifest
 from data_prep.pack_plan import PackOptions, count_images, plan
 from data_prep.packer import finalize, pack_part
 from data_prep.progress import shown_progress
+from data_prep.sources import Naming
 from data_prep.verify import not_compared, verify
 
 
@@ -52,6 +55,10 @@ def build_parser() -> _front.Parser:
     add("--seed", type=int, default=default.seed, help="of splits and order")
     text = "of unusable files; above it nothing is packed (exit code 2)"
     add("--max-bad", type=float, default=default.max_bad, metavar="SHARE", help=text)
+    text = "take the classes of DICOM files from the folders' names, which then go into the shards"
+    add("--label-from", choices=("folder",), help=text)
+    text = "write salted hashes for the names of all files and patients, in quarantine.jsonl, too"
+    add("--hash-names", action="store_true", help=text)
     # How to pack, and what to do with packed shards.
     num_cpus = len(os.sched_getaffinity(0))
     add("--workers", type=int, default=num_cpus, metavar="N", help="processes that decode")
@@ -85,7 +92,8 @@ def main() -> int:
     options = PackOptions(
         flags.size, flags.aspect, flags.val_fraction, flags.shard_images, flags.seed, flags.max_bad
     )
-    shards = plan(flags.source, flags.out, options).shards
+    naming = Naming(flags.label_from or "", flags.hash_names)
+    shards = plan(flags.source, flags.out, options, naming=naming).shards
     sizes = f"{count_images(shards)} images for {len(shards)} shards"
     _front.log.info("%s: %s in %s", flags.source, sizes, flags.out)
     if not flags.finalize:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import XRAYS
-from pictures import kaggle
+from pictures import grey, jpeg, kaggle
 from rich.console import Console
 from tiny import record
 
@@ -52,6 +52,23 @@ def test_class_whose_files_are_all_bad_is_shown_without_them(
     assert facts.quarantined == {"is empty": 1}
     Console(width=120).print(audit.tables(facts))
     assert "COVID" in capsys.readouterr().out
+
+
+def test_class_names_that_look_like_markup_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`[/x]` ended in a traceback, `[red]A[/red]` lost its tags, `:smile:` became a picture."""
+    names = ["[/x]", "[red]A[/red]", ":smile:"]
+    for number in range(24):
+        path = tmp_path / "s" / f"{number}.jpeg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg(grey(number)))
+    rows = [f"{number}.jpeg,{names[number % 3]}" for number in range(24)]
+    (tmp_path / "s" / "list.csv").write_text("\n".join(["path,label", *rows]))
+    facts = pack_and_audit(tmp_path / "s" / "list.csv", tmp_path / "out")
+    Console(width=160).print(audit.tables(facts))
+    shown = capsys.readouterr().out
+    assert all(shown.count(name) == 2 for name in names)
 
 
 def test_leaks_are_patients_on_two_sides() -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pictures import kaggle
@@ -66,10 +67,12 @@ def test_workers_end_with_the_packer(tmp_path: Path) -> None:
 def workers_of(pid: int) -> list[int]:
     """Process ids of the workers that a packer has started so far."""
     workers = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        try:
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                workers.append(int(child))
-        except OSError:  # it has ended meanwhile
-            continue
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):  # each is started by a thread of its own
+        with suppress(OSError):  # it has ended meanwhile
+            children = listing.read_text().split()
+            workers += [int(child) for child in children if b"spawn_main" in command_of(child)]
     return workers
+
+
+def command_of(pid: str) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,16 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 
-from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid  # noqa: E402
+from bombs import PLAIN, dicom_file, element, image_elements  # noqa: E402
+from dicoms import RAMP, write_dicom  # noqa: E402
 
-from data_prep.image import BadImageError, make_dicom_picture  # noqa: E402
+from data_prep.dicom import make_dicom_picture  # noqa: E402
+from data_prep.errors import DataError  # noqa: E402
+from data_prep.image import BadImageError  # noqa: E402
 from data_prep.pack_plan import PackOptions, plan  # noqa: E402
 from data_prep.packer import finalize, pack_part  # noqa: E402
 from data_prep.shard_reader import open_shard, read_records  # noqa: E402
-from data_prep.sources import find_items  # noqa: E402
-
-RAMP = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
-
-
-def write_dicom(path: Path, pixels: np.ndarray = RAMP, bits: int = 12, **tags: object) -> Path:
-    """A minimal uncompressed radiograph."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    data.Rows, data.Columns = pixels.shape
-    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, bits, bits - 1
-    data.PhotometricInterpretation = "MONOCHROME2"
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.PixelData = pixels.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
-    return path
+from data_prep.sources import Naming, find_items, find_paths  # noqa: E402
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -103,6 +84,25 @@ def test_what_is_not_one_grey_frame_is_refused(tmp_path: Path, tags: dict[str, o
         make_dicom_picture(content, 64, "stretch")
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {0x0028_1050: b"5", 0x0028_1051: b"nan"},
+        {0x0028_1050: b"inf", 0x0028_1051: b"5"},
+        {0x0028_1050: b"5", 0x0028_1051: b"5", 0x0028_1052: b"nan", 0x0028_1053: b"1"},
+        {0x0028_1052: b"0", 0x0028_1053: b"1e300"},
+        {0x0028_1050: b"5", 0x0028_1051: b"-9"},
+    ],
+)
+def test_window_or_slope_that_is_no_number_is_no_picture(numbers: dict[int, bytes]) -> None:
+    """Not-a-number, made a byte, is any byte."""
+    texts = b"".join(element(tag, b"DS", value) for tag, value in numbers.items())
+    content = dicom_file(PLAIN, image_elements(64, 64) + texts + element(0x7FE00010, b"OW", RAMP.tobytes()))
+    with pytest.raises(BadImageError):
+        make_dicom_picture(content, 32, "stretch")
+
+
 def test_only_pixels_and_a_salted_hash_leave_the_file(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     for number in range(24):
@@ -156,6 +156,77 @@ def test_patient_in_the_file_wins_over_its_name_and_no_pipe_is_waited_for(tmp_pa
     items = find_items(str(source), tmp_path).items
     assert len(items) == 6
     assert len({item.group for item in items} - {""}) == 4
+
+
+def test_class_of_a_dicom_file_is_no_folder_unless_asked_for(tmp_path: Path) -> None:
+    """A folder of a DICOM source is a patient's, more often than not."""
+    for number in range(6):
+        write_dicom(tmp_path / "s" / f"DOE_JANE_{number % 2}" / f"{number}.dcm", PatientID=str(number))
+    found = find_items(str(tmp_path / "s"), tmp_path)
+    assert {item.label for item in found.items} == {"unlabelled"}
+    asked = find_items(str(tmp_path / "s"), tmp_path, naming=Naming("folder"))
+    assert {item.label for item in asked.items} == {"DOE_JANE_0", "DOE_JANE_1"}
+    assert len(asked.notes) == len(found.notes) == 1
+    (tmp_path / "s" / "list.csv").write_text("path,label\nDOE_JANE_0/0.dcm,SICK\nDOE_JANE_1/1.dcm,\n")
+    listed = find_items(str(tmp_path / "s" / "list.csv"), tmp_path)
+    assert [item.label for item in listed.items] == ["SICK", "unlabelled"]
+    with pytest.raises(DataError, match="--label-from folder is for folders"):
+        find_items(str(tmp_path / "s" / "list.csv"), tmp_path, naming=Naming("folder"))
+
+
+@pytest.mark.parametrize("source", ["s", "s/list.csv"])
+def test_plan_holds_no_path_and_the_files_are_found_again(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from another folder, and when one file has gone meanwhile."""
+    rows = ["path,patient"]
+    for number in range(24):
+        write_dicom(tmp_path / "s" / "JANE" / f"{number}.dcm", RAMP + number)
+        rows.append(f"JANE/{number}.dcm,JANE-{number}")
+    if source != "s":
+        (tmp_path / "s" / "list.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    planned = plan(source, out, PackOptions(size_px=32, shard_images=8, max_bad=0.1))
+    assert "JANE" not in (out / "plan.json").read_text()
+    assert len({item.key for item in planned.items()}) == 24
+    (tmp_path / "s" / "JANE" / "5.dcm").unlink()
+    monkeypatch.chdir("/")
+    pack_part(out)
+    assert sum(shard.num_images for shard in finalize(out).shards()) == 23
+    (line,) = (out / "quarantine.jsonl").read_text().splitlines()
+    assert "cannot be read: No such file" in line
+
+
+def test_plan_of_an_earlier_version_that_holds_paths_is_still_packed(tmp_path: Path) -> None:
+    for number in range(24):
+        write_dicom(tmp_path / "s" / f"{number}.dcm", RAMP + number, PatientID=str(number))
+    out = tmp_path / "out"
+    planned = plan(str(tmp_path / "s"), out, PackOptions(size_px=32))
+    paths = find_paths(planned.source, Path(planned.root), "dicom", out)
+    record = json.loads((out / "plan.json").read_text())
+    for item in chain.from_iterable(shard["items"] for shard in record["shards"]):
+        item["path"] = paths[item["key"]]
+    record["source"] = "/nowhere"  # nothing can be listed again
+    (out / "plan.json").write_text(json.dumps(record))
+    pack_part(out)
+    assert sum(shard.num_images for shard in finalize(out).shards()) == 24
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_id_that_is_far_too_long_is_still_one_patient(tmp_path: Path) -> None:
+    for number in range(2):
+        write_dicom(tmp_path / "s" / f"{number}.dcm", PatientID="9" * 300)
+    assert len({item.group for item in find_items(str(tmp_path / "s"), tmp_path).items} - {""}) == 1
+
+
+def test_files_that_name_no_patient_are_counted(tmp_path: Path) -> None:
+    for number in range(4):
+        tags = {"PatientID": "1"} if number else {}
+        write_dicom(tmp_path / "s" / f"{number}.dcm", **tags)
+    assert find_items(str(tmp_path / "s"), tmp_path).notes == (
+        "1 of 4 DICOM files name no patient: each counts as one of its own",
+    )
 
 
 def test_broken_dicom_is_quarantined_and_the_rest_packed(tmp_path: Path) -> None:

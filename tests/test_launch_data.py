@@ -47,9 +47,9 @@ def test_a_source_is_listed_once(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     listed: list[str] = []
     find_items = pack_plan.find_items
 
-    def count(source: str, out: Path, may_write: bool = True) -> object:
+    def count(source: str, *settings: object) -> object:
         listed.append(source)
-        return find_items(source, out, may_write)
+        return find_items(source, *settings)
 
     monkeypatch.setattr(pack_plan, "find_items", count)
     source = kaggle(here / "source", train=20, test=10)
@@ -69,3 +69,20 @@ def test_a_csv_is_named_without_its_ending() -> None:
     assert safe_name("phantom:48") == "phantom-48"
     assert safe_name("..") == "data"
     assert safe_name("my X-rays (1)") == "my-X-rays-1"
+
+
+def test_a_launch_says_how_to_name_the_classes_of_dicom_files(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pydicom")
+    from dicoms import write_dicom
+
+    for number in range(24):
+        write_dicom(here / "s" / f"DOE_{number % 3}" / f"{number}.dcm", PatientID=str(number))
+    data = find_data("s", 32)
+    assert data.plan is not None
+    assert data.plan.class_names == ("unlabelled",)
+    (note,) = [
+        line for line in caplog.messages if "python jobs/pack.py SOURCE OUT --label-from folder" in line
+    ]
+    assert "DOE" not in note

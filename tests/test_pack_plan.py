@@ -69,7 +69,16 @@ def test_other_options_for_the_same_folder_are_refused(source: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "values",
-    [{"size_px": 8}, {"val_fraction": 0.0}, {"val_fraction": 0.7}, {"shard_images": 0}, {"max_bad": 2.0}],
+    [
+        {"size_px": 8},
+        {"val_fraction": 0.0},
+        {"val_fraction": 0.7},
+        {"shard_images": 0},
+        {"shard_images": 10**30},
+        {"max_bad": 2.0},
+        {"seed": -1},
+        {"seed": 2**70},
+    ],
 )
 def test_options_that_make_no_data_set_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(DataError):

@@ -171,6 +171,15 @@ def test_too_many_bad_files_pack_nothing(with_bad: Path, tmp_path: Path, workers
     assert pack(with_bad, out, PackOptions(size_px=32, shard_images=8, max_bad=0.5)).num_images("test") == 20
 
 
+def test_pack_whose_training_images_are_all_bad_is_refused(tmp_path: Path) -> None:
+    source = kaggle(tmp_path / "source", train=4, test=10)
+    for path in source.glob("train/*/*"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match="no image is left to train on"):
+        pack(source, tmp_path / "out", PackOptions(size_px=32, max_bad=0.9))
+    assert not (tmp_path / "out" / MANIFEST_FILE).exists()
+
+
 def test_too_many_bad_files_over_all_parts_are_found_at_the_end(with_bad: Path, tmp_path: Path) -> None:
     """Each part alone stays below the limit."""
     out = tmp_path / "shards"

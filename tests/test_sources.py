@@ -1,13 +1,16 @@
 """Every kind of source becomes one list of items, each with its class, split and patient."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from pictures import grey, jpeg, kaggle
 
 from data_prep.errors import DataError
-from data_prep.sources import escape, find_items, kermany_patient, unescape
+from data_prep.folder_source import kermany_patient
+from data_prep.items import escape, unescape
+from data_prep.sources import find_items
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -130,10 +133,10 @@ def test_csv_names_path_label_split_and_patient(tmp_path: Path) -> None:
     [
         ("file,label\na.png,x\n", "allowed: path, label, split, patient"),
         ("path,label,colour\na.png,x,y\n", "allowed: path, label, split, patient"),
-        ("path,split\na.png,holdout\n", "splits are train, val, test or empty"),
-        ("path\na.png\na.png\n", "line 3"),
+        ("path,split\na.png,holdout\n", "line 2: its split is not train, val, test or empty"),
+        ("path\na.png\na.png\n", "lines 2 and 3 name the same file"),
         ("path,label\n,x\n", "line 2"),
-        ("path\n" + "x" * 200_000, "cannot be listed"),
+        ("path\n" + "x" * 200_000, "line 2: field larger than field limit"),
         ("path\n", "holds no files"),
     ],
 )
@@ -165,3 +168,76 @@ def test_listing_reads_no_image(tmp_path: Path) -> None:
     (tmp_path / "A").mkdir()
     (tmp_path / "A" / "broken.jpeg").write_bytes(jpeg(grey(0))[:50])
     assert len(find_items(str(tmp_path), tmp_path).items) == 1
+
+
+@pytest.mark.parametrize("source", ["", "  ", "phantom:1000001", "phantom:" + "9" * 5000])
+def test_source_without_bounds_or_name_is_refused_at_once(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty one was the current folder."""
+    touch(tmp_path, "A/a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        find_items(source, tmp_path)
+    assert len(f"{caught.value} {caught.value.hint}") < 300
+
+
+@pytest.mark.parametrize("source", ["a\0b", "x" * 5000, "~nobody-of-that-name/x"])
+def test_source_that_can_be_no_path_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(DataError):
+        find_items(source, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/proc", "/sys/kernel"])
+def test_what_the_system_makes_up_is_not_walked(tmp_path: Path, source: str) -> None:
+    with pytest.raises(DataError, match="files that the system makes up"):
+        find_items(source, tmp_path)
+
+
+def test_link_to_what_the_system_makes_up_is_not_walked(tmp_path: Path) -> None:
+    touch(tmp_path / "s", "A/a.png")
+    (tmp_path / "s" / "B").symlink_to("/proc")
+    with pytest.raises(DataError, match="files that the system makes up"):
+        find_items(str(tmp_path / "s"), tmp_path)
+
+
+def test_maze_of_links_is_refused_and_a_very_deep_folder_is_not(tmp_path: Path) -> None:
+    """Two links in each of 30 folders make a billion ways."""
+    for number in range(30):
+        folder = tmp_path / "maze" / f"f{number}"
+        folder.mkdir(parents=True)
+        for name in "xy":
+            (folder / name).symlink_to(tmp_path / "maze" / f"f{number + 1}")
+    touch(tmp_path / "maze", "f30/a.png")
+    with pytest.raises(DataError, match="lead to one folder more than 8 times"):
+        find_items(str(tmp_path / "maze" / "f0"), tmp_path)
+    deep = tmp_path / "deep" / ("a/" * 1200)
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    try:
+        (deep / "b.png").touch()
+        (item,) = find_items(str(tmp_path / "deep"), tmp_path).items
+        assert len(item.key) == 2405
+    finally:  # too deep for pytest, too
+        subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
+
+
+def test_unreadable_folder_is_told_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "s", "JANE/a.png")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if path.name == "JANE":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot be listed to the end: Permission denied") as caught:
+        find_items(str(tmp_path / "s"), tmp_path)
+    assert "JANE" not in f"{caught.value}{caught.value.hint}"
+    assert "! -readable" in str(caught.value.hint)
+
+
+def test_folder_whose_name_is_too_long_for_a_class_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, f"{'A' * 200}/a.png")
+    with pytest.raises(DataError, match="a name of more than 128 characters"):
+        find_items(str(tmp_path), tmp_path)

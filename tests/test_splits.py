@@ -35,3 +35,27 @@ def test_patient_on_two_sides_of_the_source_is_refused(tmp_path: Path) -> None:
     assert re.search(
         r"train/NORMAL/IM-0001-000\d.jpeg in train, test/NORMAL/IM-0001-0099.jpeg in test$", str(caught.value)
     )
+
+
+def test_source_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    """One patient, or one image a class: all of it was cut for test, with exit code 0."""
+    for number in range(6):
+        path = tmp_path / "one" / "NORMAL" / f"IM-0001-{number:04d}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(grey(number)))
+    with pytest.raises(DataError, match=r"no image is left to train on: 0 for train, 0 for val, 6 for test"):
+        plan(str(tmp_path / "one"), tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out").exists()
+    kaggle(tmp_path / "none", train=0, test=4)
+    with pytest.raises(DataError, match="no image is left to train on"):
+        plan(str(tmp_path / "none"), tmp_path / "out", OPTIONS)
+
+
+def test_split_that_is_cut_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kaggle(tmp_path / "train-only", train=40, test=0)
+    plan(str(tmp_path / "train-only"), tmp_path / "a", OPTIONS, write=False)
+    assert [line.partition(" of")[0] for line in caplog.messages] == ["cut for val: 8", "cut for test: 8"]
+    assert caplog.messages[1].endswith("in whole patients, as the source has none")
+    caplog.clear()
+    plan(str(kaggle_with_own_val(tmp_path / "fair")), tmp_path / "b", OPTIONS, write=False)
+    assert caplog.messages == []

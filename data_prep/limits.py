@@ -17,8 +17,8 @@ MIN_SIDE_PX = 16
 MEMORY_BYTES = 384 << 20
 # CPU time, so that a busy machine makes no difference.
 HEADER_S = 0.8
-# What the slowest honest ones take on a core of 2024 (PNG in colour of pure noise: 29 ns, JPEG in DICOM: 27 ns),
-# so that with the time above 40 megapixels take twice as long as they should, and 10 four times.
+# The slowest honest ones took 29 ns (a PNG of colour noise) and 27 ns (JPEG in DICOM) on one core; with what
+# stands above there is room for a core half as fast at 40 megapixels, a quarter as fast at 10.
 PICTURE_S_PER_PX = 30e-9
 DICOM_S_PER_PX = 45e-9
 # More for the DICOM syntaxes that are slow for every byte (JPEG 2000, RLE), up to the slowest picture.

@@ -14,6 +14,7 @@ from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.job_states import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
+from vae.digests import LAUNCH_AGAIN, find_losses
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
 from vae.provenance import read_attempts
@@ -78,17 +79,19 @@ def run_state(
     try:
         done, summary, attempts = read_done(run_dir), read_scores_summary(run_dir), read_attempts(run_dir)
         start, tail = read_ends(run_dir)
+        losses = find_losses(run_dir, done)
     except DamagedFile as error:
         return RunStatus(run_dir.name, RunState.DAMAGED, f"{error}; {error.hint}")
-    kind = JobKind.EVALUATE if done else JobKind.TRAIN
+    is_trained = done is not None and not losses.weights
+    kind = JobKind.EVALUATE if is_trained else JobKind.TRAIN
     record = newest_job(kind, index, records, scheduler)
     job = handle_of(record).state(index, scheduler) if record else None
-    if done is None:
-        state, detail = merge_training(run_dir, job)
-    elif summary is not None and summary.is_of(done, study.extractor):
+    if not is_trained:
+        state, detail = merge_training(run_dir, job, losses.weights)
+    elif summary and done and summary.is_of(done, study.extractor) and not losses.scores:
         state, detail = RunState.DONE, ""
     else:
-        state, detail = merge_scoring(job)
+        state, detail = merge_scoring(job, losses.scores)
     return RunStatus(
         run_dir.name,
         state,
@@ -101,10 +104,10 @@ def run_state(
     )
 
 
-def merge_scoring(job: JobState | None) -> tuple[RunState, str]:
-    """(state, detail) of a run that is trained and has no scores, from its newest scoring job."""
+def merge_scoring(job: JobState | None, loss: str = "") -> tuple[RunState, str]:
+    """(state, detail) of a run that is trained and lacks scores, from its newest scoring job."""
     if job is None or job.state in (GONE, INTERRUPTED, "COMPLETED"):
-        return RunState.TRAINED, ""
+        return RunState.TRAINED, f"{loss}; {LAUNCH_AGAIN}" if loss else ""
     if job.is_running:
         return RunState.SCORING, job.reason
     if job.is_queued:
@@ -114,8 +117,10 @@ def merge_scoring(job: JobState | None) -> tuple[RunState, str]:
     return RunState.FAILED, f"{JobKind.EVALUATE} {job.state}"
 
 
-def merge_training(run_dir: Path, job: JobState | None) -> tuple[RunState, str]:
-    """(state, detail) of a run that is not trained, from its newest training job."""
+def merge_training(run_dir: Path, job: JobState | None, loss: str = "") -> tuple[RunState, str]:
+    """(state, detail) of a run that is not trained, or lost its weights, from its newest training job."""
+    if loss and (job is None or not job.is_live):
+        return RunState.DAMAGED, f"{loss}; {LAUNCH_AGAIN}"
     if job is None:
         return (RunState.STOPPED if (run_dir / METRICS_FILE).exists() else RunState.MISSING), ""
     if job.is_running:

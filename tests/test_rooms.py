@@ -125,8 +125,8 @@ def test_the_lower_rooms_know_no_scheduler(package: str) -> None:
 def test_vae_uses_only_the_shard_format_of_data_prep() -> None:
     names = [imports(FILES[name]) for name in FILES if name.startswith("vae.")]
     used = set().union(*names) & {name for name in FILES if name.startswith("data_prep.")}
-    tools = {"data_prep.errors", "data_prep.files", "data_prep.json_records", "data_prep.progress"}
-    assert used == {"data_prep.shards"} | tools
+    tools = {"errors", "files", "json_records", "plain_text", "progress"}
+    assert used == {"data_prep.shards"} | {f"data_prep.{name}" for name in tools}
 
 
 # --- the names in a run folder -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import resource
 import sys
 import time
@@ -64,7 +65,7 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         settings = {name: str(value) for name, value in to_dict(self.config).items()}
-        self.accelerator.init_trackers(self.run_dir.name, config=settings)
+        self.accelerator.init_trackers(self.run_dir.name, settings, own_folders(self.run_dir))
         self._bar.start()
         self._restart_pace()
         return self
@@ -183,6 +184,22 @@ class MetricsLog:
     def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:
             append_line(self.run_dir / METRICS_FILE, line)
+
+
+def own_folders(run_dir: Path) -> dict[str, dict[str, str]]:
+    """What trackers are started with that would otherwise write into the working directory, a copy of the code.
+
+    accelerate hands tensorboard, aim and the like a folder itself.
+    """
+    folder = str(run_dir.resolve())
+    folders = {
+        "wandb": {} if "WANDB_DIR" in os.environ else {"dir": folder},  # it makes wandb/ there
+        "dvclive": {"dir": f"{folder}/dvclive"},
+        "swanlab": {"logdir": f"{folder}/swanlog"},
+    }
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        folders["mlflow"] = {"logging_dir": f"{folder}/mlruns"}
+    return folders
 
 
 def drop_lines_after(run_dir: Path, step: int) -> tuple[int, float]:

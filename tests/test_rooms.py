@@ -52,7 +52,7 @@ ARROWS = {
 }
 # Files of slurm/ itself; those on neither of these floors are about jobs.
 FLOORS = {
-    "slurm: the site": ("client", "code_snapshot", "profile"),
+    "slurm: the site": ("client", "code_snapshot", "private_folder", "profile"),
     "slurm: the launch": ("backends", "launch", "launch_data", "preflight"),
 }
 SCHEDULER = {"submitit"}

@@ -187,19 +187,19 @@ class MetricsLog:
 
 
 def own_folders(run_dir: Path) -> dict[str, dict[str, str]]:
-    """What trackers are started with that would otherwise write into the working directory, a copy of the code.
+    """What to start trackers with that would else write into the working directory, often a copy of the code.
 
-    accelerate hands tensorboard, aim and the like a folder itself.
+    accelerate hands tensorboard and aim a folder itself; two listen to nothing but the environment. What the
+    user has set there stands.
     """
-    folder = str(run_dir.resolve())
-    folders = {
-        "wandb": {} if "WANDB_DIR" in os.environ else {"dir": folder},  # it makes wandb/ there
-        "dvclive": {"dir": f"{folder}/dvclive"},
-        "swanlab": {"logdir": f"{folder}/swanlog"},
+    folder = run_dir.resolve()
+    os.environ.setdefault("MLFLOW_TRACKING_URI", (folder / "mlruns").as_uri())
+    os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(folder / "comet"))
+    return {
+        "wandb": {} if "WANDB_DIR" in os.environ else {"dir": str(folder)},  # it makes wandb/ there
+        "dvclive": {"dir": str(folder / "dvclive")},
+        "swanlab": {"logdir": str(folder / "swanlog")},
     }
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        folders["mlflow"] = {"logging_dir": f"{folder}/mlruns"}
-    return folders
 
 
 def drop_lines_after(run_dir: Path, step: int) -> tuple[int, float]:

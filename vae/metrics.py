@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from data_prep.errors import DamagedFile
 from data_prep.json_records import Record, decode, read_lines, whole_lines
 from vae.run_dir import METRICS_FILE
 
@@ -144,6 +145,8 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
             first, tail = file.readline(), _last_lines(file)
     except (FileNotFoundError, NotADirectoryError):
         return None, []
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}", "see who may read it") from error
     start = decode(first, DECODER, f"{path}, line 1,") if first.endswith(b"\n") else None
     idle = set([number for number, line in enumerate(tail) if line.startswith(STEPS)][:-2])
     lines = [decode(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]

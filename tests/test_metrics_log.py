@@ -132,8 +132,8 @@ def test_trackers_write_into_the_run_and_not_into_the_working_directory(tmp_path
     environment = child_environment()
     environment["PYTHONPATH"] += f":{library}"
     environment.pop("WANDB_DIR", None)
-    code = "import sys; from pathlib import Path; from vae.training.trainer import train; train(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(run_dir)], cwd=here, env=environment, check=True)
+    code = f"from pathlib import Path; from vae.training.trainer import train; train(Path({str(run_dir)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, check=True)
     assert list(here.iterdir()) == []
     assert (run_dir / "wandb").is_dir()
 

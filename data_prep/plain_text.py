@@ -20,7 +20,7 @@ UNPRINTABLE = re.compile(
 
 def for_terminal(text: str) -> str:
     """`text` without anything that a terminal would obey; an escape character becomes `\\x1b`."""
-    return UNPRINTABLE.sub(_escaped, text.replace("\r\n", "\n"))
+    return text if text.isprintable() else UNPRINTABLE.sub(_escaped, text.replace("\r\n", "\n"))
 
 
 def _escaped(match: re.Match[str]) -> str:

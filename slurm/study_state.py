@@ -10,14 +10,14 @@ from pathlib import Path
 
 from data_prep.errors import DamagedFile
 from slurm.job_handle import handle_of, live_job, newest_job
-from slurm.job_records import JobRecord, read_jobs, read_records
+from slurm.job_records import Attempts, JobRecord, read_all_attempts, read_jobs, read_records
 from slurm.job_states import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
 from vae.digests import LAUNCH_AGAIN, find_losses
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
-from vae.provenance import read_attempts
+from vae.provenance import Attempt, read_attempts
 from vae.run_dir import METRICS_FILE, read_done, read_scores_summary, saved_step
 from vae.run_state import RunState
 from vae.study import Study, has_report, is_scored, is_trained
@@ -56,28 +56,41 @@ def study_states(study_dir: Path, study: Study, look: Look = ask_scheduler) -> l
 
 def all_states(studies: dict[Path, Study], look: Look = ask_scheduler) -> dict[Path, list[RunStatus]]:
     """The state of every run of several studies, by the study's folder, by one `look` at SLURM."""
-    records = {study_dir: read_jobs(study_dir, study) for study_dir, study in studies.items()}
+    attempts = {study_dir: read_all_attempts(study_dir, study) for study_dir, study in studies.items()}
+    records = {folder: read_jobs(folder, study, attempts[folder]) for folder, study in studies.items()}
     scheduler = look(chain.from_iterable(records.values()))
     return {
-        study_dir: states_of(study_dir, study, records[study_dir], scheduler)
+        study_dir: states_of(study_dir, study, records[study_dir], scheduler, attempts[study_dir])
         for study_dir, study in studies.items()
     }
 
 
 def states_of(
-    study_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler
+    study_dir: Path,
+    study: Study,
+    records: list[JobRecord],
+    scheduler: Scheduler,
+    attempts: Attempts | None = None,
 ) -> list[RunStatus]:
     """The state of every run, in the order of study.yaml, by one look at SLURM."""
-    runs = enumerate(study.runs)
-    return [run_state(study_dir / name, study, index, records, scheduler) for index, name in runs]
+    known, runs = attempts or {}, enumerate(study.runs)
+    return [
+        run_state(study_dir / name, study, index, records, scheduler, known.get(name)) for index, name in runs
+    ]
 
 
 def run_state(
-    run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
+    run_dir: Path,
+    study: Study,
+    index: int,
+    records: list[JobRecord],
+    scheduler: Scheduler,
+    attempts: tuple[Attempt, ...] | None = None,
 ) -> RunStatus:
     """The state of one run; one with a damaged file says so, and takes no other run down with it."""
     try:
-        done, summary, attempts = read_done(run_dir), read_scores_summary(run_dir), read_attempts(run_dir)
+        done, summary = read_done(run_dir), read_scores_summary(run_dir)
+        attempts = read_attempts(run_dir) if attempts is None else attempts
         start, tail = read_ends(run_dir)
         losses = find_losses(run_dir, done)
     except DamagedFile as error:

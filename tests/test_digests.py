@@ -28,7 +28,7 @@ from vae.run_dir import (
     checkpoint_dirs,
     figure_path,
     read_done,
-    weights_path,
+    weights_name,
 )
 from vae.study import is_scored, is_trained, read_study
 from vae.training.checkpoint import load_trained
@@ -46,7 +46,7 @@ def listed(run_dir: Path) -> dict[str, Path]:
 def weights_of(run_dir: Path) -> Path:
     done = read_done(run_dir)
     assert done is not None
-    return weights_path(run_dir, done)
+    return run_dir / weights_name(done)
 
 
 def flip(path: Path, place: int, bit: int) -> None:

@@ -158,7 +158,8 @@ def _last_lines(file: BinaryIO) -> list[bytes]:
     size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
     while True:
         file.seek(max(0, size - length))
-        lines = whole_lines(file.read(length))[length < size :]  # the first may have begun before
-        if length >= size or any(line.startswith(STARTS_AND_SAVES) for line in lines):
-            return lines
+        content = file.read(length)
+        content = content[: content.rfind(b"\n") + 1]
+        if length >= size or any(b"\n" + mark in content for mark in STARTS_AND_SAVES):
+            return whole_lines(content)[length < size :]  # the first may have begun before
         length *= 4

@@ -120,9 +120,9 @@ def checkpoint_dir(run_dir: Path, step: int) -> Path:
     return run_dir / CHECKPOINTS_DIR / f"step_{step:08d}"
 
 
-def weights_path(run_dir: Path, done: Done) -> Path:
-    """Where the final weights of a complete run lie."""
-    return checkpoint_dir(run_dir, done.step) / WEIGHTS_FILE
+def weights_name(done: Done) -> str:
+    """Where the final weights of a complete run lie in its folder."""
+    return f"{CHECKPOINTS_DIR}/step_{done.step:08d}/{WEIGHTS_FILE}"
 
 
 def checkpoint_dirs(run_dir: Path) -> dict[int, Path]:

@@ -31,7 +31,7 @@ from vae.run_dir import (
     checkpoint_dirs,
     read_done,
     unfinished_checkpoints,
-    weights_path,
+    weights_name,
 )
 from vae.run_dir import META_FILE as META
 from vae.run_dir import STATE_FILE as STATE
@@ -212,7 +212,7 @@ def load_trained(run_dir: Path) -> tuple[VAE, Done]:
     done = read_done(run_dir)
     if done is None:
         raise RunError(f"{run_dir} is not trained to the end", "train it with `python jobs/train.py`")
-    weights = weights_path(run_dir, done)
+    weights = run_dir / weights_name(done)
     if not weights.exists() or sha256_file(weights) != done.weights_sha256:
         raise RunError(
             f"the weights in {weights} are missing or damaged",

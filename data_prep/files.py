@@ -56,14 +56,14 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON, atomically."""
-    write_text(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
+def as_json(value: Any) -> str:
     """`value` as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=True) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON, atomically."""
+    write_text(path, as_json(value))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.json import Decoder
 
 from data_prep.errors import DamagedFile, ToolkitError
-from data_prep.files import json_text, write_text
+from data_prep.files import as_json, write_text
 
 # How a byte of a path that is no UTF-8 stands in JSON; msgspec's own decoder refuses it.
 ODD_BYTE = b"\\udc"
@@ -76,7 +76,7 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
 
 def to_text(record: msgspec.Struct) -> str:
     """What `write_record` writes."""
-    return json_text(msgspec.to_builtins(record))
+    return as_json(msgspec.to_builtins(record))
 
 
 def read_lines(path: Path, decoder: Decoder[T]) -> list[T]:

@@ -108,9 +108,8 @@ def watch(study_dir: Path, run: str, every_s: float) -> None:
             if live is None:
                 print(f"{page}\n", flush=True)
             else:
-                live.update(
-                    Text(for_terminal(page)), refresh=True
-                )  # a narrow terminal folds: labels stay whole
+                text = Text(for_terminal(page))  # a narrow terminal folds: labels stay whole
+                live.update(text, refresh=True)
             if all(state.state is RunState.DONE for state in states):
                 return
             time.sleep(every_s)

@@ -14,6 +14,9 @@ from html_reader import HtmlReader
 from tiny import REPOSITORY, finish, score
 
 from data_prep.errors import DamagedFile, RunError
+from slurm.job_records import JobRecord, add_record
+from slurm.node.environment import Backend
+from slurm.node.task import JobKind
 from slurm.study_state import study_facts
 from vae.digests import Digests, FileDigest, note_scored, read_digests, verify
 from vae.report.report import write_report
@@ -188,6 +191,22 @@ def test_lost_weights_show_as_such_with_the_next_step(
     assert (alone.returncode, "Traceback" in alone.stderr) == (2, False)
     with pytest.raises(RunError, match="are missing or damaged"):
         load_trained(study_dir / RUN)
+
+
+def test_lost_weights_that_are_being_trained_again_show_as_a_training(
+    study_dir: Path, fake_slurm: FakeSlurm
+) -> None:
+    weights_of(study_dir / RUN).unlink()
+    job = fake_slurm.submit("tiny-train", array="0")
+    add_record(
+        study_dir, JobRecord(job, JobKind.TRAIN, Backend.SLURM, True, (0,), "login", name="tiny-train")
+    )
+    assert re.search(r"^linear-s0 +queued ", run_door("status", study_dir).stdout, re.M)
+    fake_slurm.start(f"{job}_0")
+    assert re.search(r"^linear-s0 +training ", run_door("status", study_dir).stdout, re.M)
+    assert re.search(
+        rf"^linear-s0: is training .* in job {job}_0; nothing", run_door("why", study_dir).stdout, re.M
+    )
 
 
 def test_a_lost_figure_shows_and_the_report_marks_edited_scores(

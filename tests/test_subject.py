@@ -81,6 +81,33 @@ def test_a_file_that_is_not_the_one_wanted_is_made_again_with_a_line(
     assert made.times == 2
 
 
+def test_of_two_runs_that_are_scored_at_once_the_first_to_end_is_believed_by_both(tmp_path: Path) -> None:
+    """GPUs round differently each time; the scores of both must rest on the numbers in the file."""
+    path = tmp_path / "key.safetensors"
+    other = Features(OURS.probabilities, OURS.pool + 1e-6)
+
+    def slower() -> Features:
+        assert is_ours(cached(path, KEY, 2, Made()))  # meanwhile
+        return other
+
+    assert is_ours(cached(path, KEY, 2, slower))
+    assert is_ours(cached(path, KEY, 2, slower))
+    assert [p.name for p in tmp_path.iterdir()] == ["key.safetensors"]
+
+
+def test_without_hard_links_features_are_kept_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path, made = tmp_path / "key.safetensors", Made()
+    cached(path, KEY, 2, made)
+    assert is_ours(cached(path, KEY, 2, made))
+    assert made.times == 1
+
+
 def test_any_flipped_bit_of_the_numbers_is_found(tmp_path: Path) -> None:
     path, made = tmp_path / "key.safetensors", Made()
     cached(path, KEY, 2, made)

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data_prep.errors import DamagedFile, ToolkitError
-from data_prep.files import replacing
+from data_prep.files import fsync_path, temporary_path
 from data_prep.progress import terminal_bar
 from vae.model import VAE
 from vae.provenance import versions
@@ -103,21 +103,46 @@ def cached(path: Path, made_from: str, count: int, compute: Callable[[], Feature
     A file counts only if it says that it was made from just that (a digest of all that the features depend
     on), and if its content has the digest in it; else it is made again, with a line in the log.
     """
-    is_main, features = PartialState().is_main_process, None
-    try:
-        if is_main and path.exists():
-            features = read_features(path, made_from, count)
-    except (OSError, SafetensorError, ToolkitError) as error:
-        log.warning("%s does not fit and is made again: %s", path, error)
-    kept: Features | None = broadcast_object_list([features])[0]
+    is_main = PartialState().is_main_process
+    kept: Features | None = broadcast_object_list([find(path, made_from, count) if is_main else None])[0]
     if kept is not None:
         return kept
     features = compute()
     if is_main:
-        facts = {"made_from": made_from, "sha256": content_digest(features)}
-        content = save(features._asdict(), facts)
-        with replacing(path) as part:
-            part.write_bytes(content)
+        features = keep(path, made_from, features)
+    final: Features = broadcast_object_list([features])[0]  # perhaps another process was faster: then its own
+    return final
+
+
+def find(path: Path, made_from: str, count: int) -> Features | None:
+    """The features in a file, if it is there and fits; if not, it is removed with a line in the log."""
+    try:
+        return read_features(path, made_from, count) if path.exists() else None
+    except (OSError, SafetensorError, ToolkitError) as error:
+        log.warning("%s does not fit and is made again: %s", path, error)
+        path.unlink(missing_ok=True)
+        return None
+
+
+def keep(path: Path, made_from: str, features: Features) -> Features:
+    """Write features to a file, unless another run of the study was faster; returns what is in it then.
+
+    So all runs of a study rest on the very numbers in the file, though GPUs round differently each time.
+    """
+    facts = {"made_from": made_from, "sha256": content_digest(features)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = temporary_path(path)
+    try:
+        part.write_bytes(save(features._asdict(), facts))
+        fsync_path(part)
+        try:
+            path.hardlink_to(part)  # unlike a renaming it fails where there is a file already
+        except OSError:
+            if (first := find(path, made_from, len(features.pool))) is not None:
+                return first
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return features
 
 

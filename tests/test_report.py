@@ -89,7 +89,7 @@ def test_published_figures_stand_beside_comparable_scores(study_dir: Path) -> No
     ("label", "words"),
     [
         ("smoke, not comparable", "compare them with no other number"),
-        ("unknown weights, not comparable", "not the published Inception weights"),
+        ("unknown weights, not comparable", "published study are not shown beside them"),
     ],
 )
 def test_published_figures_stand_beside_no_scores_that_are_not_comparable(

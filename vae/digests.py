@@ -167,11 +167,13 @@ def find_losses(run_dir: Path, done: Done | None) -> Losses:
 
 
 def find_changes(run_dir: Path) -> list[str]:
-    """What has become of a run's files: of what a report shows by every byte, of the rest by size."""
+    """What has become of what a report shows of a run (done.json, scores.json, figures), by every byte."""
     digests = read_digests(run_dir)
-    read = {name: digests.trained[name] for name in digests.trained if name == DONE_FILE} | digests.shown
-    rest = {name: digest for name, digest in digests.files.items() if name not in read}
-    return [*damages(run_dir, read, reads_all=True), *damages(run_dir, rest, reads_all=False)]
+    done = {name: digests.trained[name] for name in digests.trained if name == DONE_FILE}
+    changes = [f"{damage}; {TRAIN_AGAIN}" for damage in damages(run_dir, done, reads_all=True)]
+    return changes + [
+        f"{damage}; {SCORE_AGAIN}" for damage in damages(run_dir, digests.shown, reads_all=True)
+    ]
 
 
 # --- every byte ---------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from data_prep.errors import ToolkitError
 from vae.config import RunConfig
-from vae.digests import LAUNCH_AGAIN, SCORE_AGAIN, Losses, find_changes, find_losses
+from vae.digests import LAUNCH_AGAIN, Losses, find_changes, find_losses
 from vae.events import AnyEvent, read_events
 from vae.metrics import MetricsLine, Progress, StartLine, progress_of, read_metrics
 from vae.provenance import Provenance, read_provenance
 from vae.report.page import MISSING
-from vae.run_dir import Done, read_done
+from vae.run_dir import DONE_FILE, SCORES_FILE, Done, read_done
 from vae.run_state import RunState
 from vae.scoring.score_cards import RunScores, read_scores
 from vae.study import read_run
@@ -41,7 +41,7 @@ class RunSummary:
     is_lost: bool
     """Whether its final weights are gone."""
     changes: Sequence[str]
-    """What has become of files of its result since they were written: `figures/loss.png has changed`."""
+    """What has become of files of its result since they were written, and what to do about it."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,8 @@ class RunSummary:
         """What its scores must carry with them, as in `smoke, not comparable`."""
         if self.scores is None:
             return ""
-        return ", ".join(filter(None, (self.scores.label, CHANGED_LABEL if self.changes else "")))
+        is_changed = any(change.startswith((DONE_FILE, SCORES_FILE)) for change in self.changes)
+        return ", ".join(filter(None, (self.scores.label, CHANGED_LABEL if is_changed else "")))
 
     @property
     def num_scored_images(self) -> int:
@@ -90,7 +91,7 @@ def read_summary(folder: Path) -> RunSummary:
     if losses.weights:
         state, reason = RunState.DAMAGED, f"{losses.weights}; {LAUNCH_AGAIN}"
     elif changes and state is RunState.DONE:
-        state, reason = RunState.DAMAGED, f"{changes[0]}; {SCORE_AGAIN}"
+        state, reason = RunState.DAMAGED, changes[0]
     if problems and folder.exists():
         state, reason = RunState.DAMAGED, problems[0]
     is_shown = config and done and scores and scores.checkpoint_sha256 == done.weights_sha256

@@ -29,10 +29,10 @@ HOW_TO_READ = (
     "whether it scored reconstructions or samples, which images, or how many. Its second iteration cannot "
     "sample, so its figures stand under reconstructions. They come from one training of each model.",
 )
-HOW_TO_READ_UNKNOWN = (
+HOW_TO_READ_ALONE = (
     *HOW_TO_READ[:2],
-    "Their weights are not the published Inception weights, so the figures of the published study are not "
-    "shown beside these scores: compare them with each other, and with no other number.",
+    "The label says why these scores cannot be compared with those of others. So the figures of the "
+    "published study are not shown beside them.",
 )
 HOW_TO_READ_SMOKE = (
     "These scores come from a tiny network with seeded random weights. They show that the scoring works, and "
@@ -56,7 +56,7 @@ def scores_section(runs: Sequence[RunSummary], is_smoke: bool) -> list[Block]:
     is_smoke = is_smoke or any(SMOKE_LABEL in run.label for run in runs)
     beside = " beside the published figures" if is_comparable else ""
     counts = {run.num_scored_images for run in runs} - {0}
-    not_comparable = HOW_TO_READ_SMOKE if is_smoke else HOW_TO_READ_UNKNOWN
+    not_comparable = HOW_TO_READ_SMOKE if is_smoke else HOW_TO_READ_ALONE
     return [
         Heading(f"FID and Inception score{beside}"),
         *(Text(f"Scores of {count:,} test images, or as many samples.") for count in sorted(counts)),

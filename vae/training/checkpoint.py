@@ -138,7 +138,7 @@ def check_header(weights: Path) -> None:
 
 
 def find_latest(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Damaged and foreign ones are passed over with a warning."""
+    """The newest whole checkpoint, or None. Damaged ones are passed over with a warning."""
     for checkpoint in checkpoint_dirs(run_dir).values():
         reason = damage(checkpoint)
         if reason is None:

@@ -26,11 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from slurm_jobs import TRAIN
 from tiny import REPOSITORY, finish, make_shards, score, write_attempts, write_lines
 
+from data_prep.files import write_text
+from data_prep.json_records import write_record
 from slurm.job_records import JobRecord, add_record, read_records
 from slurm.job_states import array_tasks_of
 from slurm.node.environment import Backend
+from vae.digests import Digests, FileDigest
 from vae.metrics import StartLine, StepLine
 from vae.provenance import Attempt
+from vae.run_dir import DIGESTS_FILE, DONE_FILE, SCORES_FILE, WEIGHTS_FILE, checkpoint_dir, figure_path
 from vae.study import Study, prepare_study
 
 LAUNCH, STATUS = str(REPOSITORY / "jobs" / "launch.py"), str(REPOSITORY / "jobs" / "status.py")
@@ -113,6 +117,18 @@ def make_large_study(study_dir: Path) -> None:
         if number % 2:
             finish(study_dir / name)
             score(study_dir / name, scores={key: {"value": number / 7} for key in keys})
+            vouch_for(study_dir / name)
+
+
+def vouch_for(run_dir: Path) -> None:
+    """Give a run as many files as a real one, small ones, and the digests of them all."""
+    weights, scores = checkpoint_dir(run_dir, 3) / WEIGHTS_FILE, run_dir / SCORES_FILE
+    pictures = [figure_path(run_dir, name) for name in ("loss", "originals", "reconstructions", "samples")]
+    for path in (weights, *pictures):
+        write_text(path, "")
+    trained = {str(path.relative_to(run_dir)): FileDigest.of(path) for path in (run_dir / DONE_FILE, weights)}
+    scored = {str(path.relative_to(run_dir)): FileDigest.of(path) for path in (scores, *pictures)}
+    write_record(run_dir / DIGESTS_FILE, Digests(trained, scored))
 
 
 def queue_study(folder: Path, programs: Path) -> None:

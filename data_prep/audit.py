@@ -15,6 +15,7 @@ from rich.text import Text
 from data_prep.errors import DamagedFile, DataError
 from data_prep.json_records import Record, decode, read_bytes, write_record
 from data_prep.manifest import MANIFEST_FILE, read_manifest
+from data_prep.plain_text import one_line
 from data_prep.shard_reader import read_records, read_rejects
 from data_prep.shards import ImageRecord
 
@@ -135,12 +136,12 @@ def describe(rows: Rows, label: int) -> SourceFiles:
 
 def tables(audit: Audit) -> RenderableType:
     """The audit as tables and lines for a terminal; class names as they are, even if like markup."""
-    columns = [Column(Text(name)) for name in audit.classes]
+    columns = [Column(_cell(name)) for name in audit.classes]
     images = Table("split", *columns, "images", "patients", title="Images")
     for split, counts in audit.splits.items():
         numbers = [*(counts.get(name, 0) for name in audit.classes), sum(counts.values())]
         images.add_row(
-            Text(split), *(f"{number:,}" for number in numbers), f"{audit.patients.get(split, 0):,}"
+            _cell(split), *(f"{number:,}" for number in numbers), f"{audit.patients.get(split, 0):,}"
         )
     sources = Table("class", "median size, px", "median file, kB", "bits/px", "modes", title="Source files")
     for name, files in audit.classes.items():
@@ -148,8 +149,12 @@ def tables(audit: Audit) -> RenderableType:
             size = f"{files.median_width_px:.0f} x {files.median_height_px:.0f}"
             modes = ", ".join(f"{mode} {count:,}" for mode, count in files.modes.items())
             bits_per_px = str(files.median_bits_per_px)
-            sources.add_row(Text(name), size, str(files.median_kb), bits_per_px, Text(modes))
-    return Group(images, sources, *map(Text, findings(audit)))
+            sources.add_row(_cell(name), size, str(files.median_kb), bits_per_px, _cell(modes))
+    return Group(images, sources, *map(_cell, findings(audit)))
+
+
+def _cell(text: str) -> Text:
+    return Text(one_line(text))
 
 
 def findings(audit: Audit) -> list[str]:

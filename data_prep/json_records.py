@@ -14,7 +14,7 @@ import msgspec
 from msgspec.json import Decoder
 
 from data_prep.errors import DamagedFile, ToolkitError
-from data_prep.files import write_json
+from data_prep.files import as_json, write_text
 
 # How a byte of a path that is no UTF-8 stands in JSON; msgspec's own decoder refuses it.
 ODD_BYTE = b"\\udc"
@@ -71,7 +71,12 @@ def in_plain_words(error: Exception) -> str:
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
     """Replace `path` by a record as indented JSON, atomically."""
-    write_json(path, msgspec.to_builtins(record))
+    write_text(path, to_text(record))
+
+
+def to_text(record: msgspec.Struct) -> str:
+    """What `write_record` writes."""
+    return as_json(msgspec.to_builtins(record))
 
 
 def read_lines(path: Path, decoder: Decoder[T]) -> list[T]:

@@ -7,16 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from data_prep.plain_text import one_line
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 
 
+class PlainColumn(TextColumn):
+    """Text beside a bar in which rich finds no markup: names of runs and folders stand in it."""
+
+    def render(self, task: Task) -> Text:
+        return Text(one_line(self.text_format.format(task=task)))
+
+
 def terminal_bar(after_count: str, note: str = "", is_hidden: bool = False) -> Progress:
     """A bar with a title, a count and the time left; disabled if standard error is no terminal."""
-    title, after, last = map(TextColumn, ("{task.description}", after_count, note))
+    title, after, last = map(PlainColumn, ("{task.description}", after_count, note))
     columns = (title, BarColumn(), MofNCompleteColumn(), after, TimeRemainingColumn(), last)
     return Progress(*columns, console=Console(stderr=True), disable=is_hidden or not sys.stderr.isatty())
 

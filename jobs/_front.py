@@ -18,6 +18,7 @@ sys.path.insert(0, str(REPOSITORY))
 import jsonargparse
 
 from data_prep.errors import ToolkitError
+from data_prep.plain_text import PlainStream, log_to_stderr
 from vae.config import KINDS
 
 log = logging.getLogger(__name__)
@@ -102,15 +103,16 @@ def in_plain_words(message: str) -> str:
 
 def fail(message: object, hint: str | None) -> NoReturn:
     """End with one line on what is wrong, one on what to do, and exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    for title, text in (("error", message), ("hint", hint)):
+        if text:  # of one line each: what is quoted in them must not pass for another
+            print(f"{title}: {text}".replace("\n", "\\n"), file=sys.stderr)
     sys.exit(2)
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Call `main`; a user's mistake becomes one line and exit code 2, never a traceback."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
+    log_to_stderr(logging.INFO)
     try:
         sys.exit(main() or 0)
     except ToolkitError as error:

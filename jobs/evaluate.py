@@ -26,7 +26,7 @@ from vae.study import Study, find_target, read_study
 def is_due(run_dir: Path, study: Study) -> bool:
     """Whether a run is trained, and has no whole scores by the very extractor that is asked for."""
     run = read_summary(run_dir)
-    if run.config is None or run.done is None:
+    if run.config is None or run.done is None or run.is_lost:
         return False  # the table of scores says why
     if run.scores is None or run.scores.extractor != study.extractor:
         return True

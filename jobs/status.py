@@ -5,6 +5,7 @@ trained    waits for its scores          queued     waits for SLURM; the note sa
 scoring    being scored now              stopped    ended before it was complete; launch again to go on
 failed     SLURM says how in the note    cancelled  by someone
 missing    never started                 unknown    SLURM does not answer
+damaged    a file of it is not what was written, or its weights are lost; the note says what to do
 
 useful: share of the allocated time spent in training steps whose results survived; the report tells the rest
 
@@ -14,6 +15,7 @@ examples:
   python jobs/status.py /shared/runs/chest/linear-s0
   python jobs/status.py chest --watch           # again every 10 seconds, until all is done; Ctrl-C ends it
   python jobs/status.py chest --watch 60
+  python jobs/status.py chest --verify          # read every byte of its results again
 """
 
 import time
@@ -24,10 +26,12 @@ from pathlib import Path
 import _front
 
 from data_prep.errors import SettingsError, ToolkitError
+from data_prep.plain_text import for_terminal
 from slurm.job_records import read_records
 from slurm.job_states import Look, SchedulerWatch, ask_scheduler
-from slurm.status_tables import studies_table, study_page
+from slurm.status_tables import studies_table, study_page, verdicts_table
 from slurm.study_state import RunStatus, all_states, study_states
+from vae.digests import verify
 from vae.run_state import RunState
 from vae.study import find_studies, find_target, read_study
 
@@ -35,17 +39,28 @@ from vae.study import find_studies, find_target, read_study
 LEAST_WATCH_S = 2.0
 
 
-def main() -> None:
+def main() -> int:
     parser = _front.Parser(__doc__).add_target(nargs="?")
+    text = "compare every byte of what the runs' results consist of with its digest;\n"
+    text += "exit code 1 if anything is lost or changed"
+    parser.add_argument("--verify", action="store_true", help=text)
     text = "show it again every 10 (or SECONDS) seconds, until every run is done"
     parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help=text)
     flags = parser.parse_args()
     if flags.what is None:
         if flags.watch is not None:
             raise SettingsError("--watch needs a study", "python jobs/status.py STUDY --watch")
+        if flags.verify:
+            raise SettingsError("--verify needs a study", "python jobs/status.py STUDY --verify")
         print(list_studies(flags.runs_dir))
-        return
+        return 0
     study_dir, run = find_target(flags.what, flags.runs_dir)
+    if flags.verify and flags.watch is not None:
+        raise SettingsError("--verify and --watch do not go together", "leave one out")
+    if flags.verify:
+        verdicts = [verify(study_dir / name) for name in ([run] if run else read_study(study_dir).runs)]
+        print(verdicts_table(verdicts))
+        return 0 if all(verdict.is_whole for verdict in verdicts) else 1
     if flags.watch is None:
         print(study_page(study_dir, states_of(study_dir, run, ask_scheduler)))
     elif flags.watch >= LEAST_WATCH_S:
@@ -53,6 +68,7 @@ def main() -> None:
             watch(study_dir, run, flags.watch)
     else:
         raise SettingsError(f"--watch {flags.watch:g}; allowed: at least {LEAST_WATCH_S:g} seconds")
+    return 0
 
 
 def states_of(study_dir: Path, run: str, look: Look) -> list[RunStatus]:
@@ -92,7 +108,8 @@ def watch(study_dir: Path, run: str, every_s: float) -> None:
             if live is None:
                 print(f"{page}\n", flush=True)
             else:
-                live.update(Text(page), refresh=True)  # a narrow terminal folds: labels stay whole
+                text = Text(for_terminal(page))  # a narrow terminal folds: labels stay whole
+                live.update(text, refresh=True)
             if all(state.state is RunState.DONE for state in states):
                 return
             time.sleep(every_s)

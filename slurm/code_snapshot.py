@@ -2,7 +2,8 @@
 
 runs/<study>/code/<digest>/     the packages, and snapshot.json with the commit and the changes on top of it
 
-The folder's name is a digest of its files, so launches of the same code share one copy.
+The folder's name is a digest of its files, so launches of the same code share one copy. Nobody but its owner
+can enter it.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import msgspec
 
 from data_prep.files import fsync_path, temporary_path
 from data_prep.json_records import write_record
+from slurm.private_folder import make_private
 from vae.provenance import REPOSITORY, SNAPSHOT_FILE, code_version
 from vae.run_dir import CODE_DIR
 
@@ -23,6 +25,13 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("data_prep", "vae", "slurm", "jobs")
 KINDS = (".py", ".yaml", ".sbatch", ".css")
+# What submitit takes for an installed plugin beside the code: by it every process of a job checks `jobs/`.
+PLUGIN = {
+    "cxr_vae_jobs-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: cxr-vae-jobs\nVersion: 1\n",
+    "cxr_vae_jobs-1.dist-info/entry_points.txt": (
+        b"[submitit]\njob_environment = slurm.private_folder:CheckedJobs\n"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,9 @@ class Snapshot:
 
     def write(self) -> None:
         """Put the copy in its folder unless it is there; a kill leaves either nothing or all of it."""
+        make_private(self.folder.parent)
         if self.folder.exists():
+            make_private(self.folder)
             return
         if earlier := [path.name for path in self.folder.parent.glob("[0-9a-f]*")]:
             name = self.folder.name
@@ -58,7 +69,7 @@ def take_snapshot(study_dir: Path, repository: Path = REPOSITORY) -> Snapshot:
     """The code of `repository` as it is now; nothing is written yet."""
     paths = sorted(chain.from_iterable((repository / package).rglob("*") for package in PACKAGES))
     paths = [path for path in paths if path.suffix in KINDS and path.is_file()]
-    files = {str(path.relative_to(repository)): path.read_bytes() for path in paths}
+    files = {str(path.relative_to(repository)): path.read_bytes() for path in paths} | PLUGIN
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)

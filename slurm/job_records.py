@@ -1,7 +1,7 @@
 """jobs.json: the jobs that were submitted for a study or a data folder, and the lock of its launcher."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,13 @@ from data_prep.json_records import Record, read_record, write_record
 from slurm.node.environment import Backend
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest
-from vae.provenance import read_attempts
+from vae.provenance import Attempt, read_attempts
 from vae.run_dir import JOBS_FILE, JOBS_LOCK_FILE, LAUNCH_LOCK_FILE
 from vae.study import Study
 
 JOBS_LOCK_WAIT_S = 10.0
 
+Attempts = Mapping[str, tuple[Attempt, ...]]
 EndOnPurpose = Literal["cancelled", "interrupted"]
 
 
@@ -73,18 +74,30 @@ def read_records(folder: Path) -> list[JobRecord]:
     return list((read_record(folder / JOBS_FILE, JobList) or JobList()).jobs)
 
 
-def read_jobs(study_dir: Path, study: Study) -> list[JobRecord]:
-    """The jobs submitted for a study, those submitted by hand included, oldest first."""
+def read_jobs(study_dir: Path, study: Study, known: Attempts | None = None) -> list[JobRecord]:
+    """The jobs submitted for a study, those submitted by hand included, oldest first.
+
+    `known` are the attempts at its runs where they have been read already.
+    """
     records = read_records(study_dir)
+    attempts = read_all_attempts(study_dir, study) if known is None else known
     ids = {record.id for record in records}
     by_hand = []
     for index, name in enumerate(study.runs):
-        with suppress(DamagedFile):  # a damaged run is shown as such
-            newest = next(reversed(read_attempts(study_dir / name)), None)
-            if newest and newest.cluster == Backend.SLURM and newest.job.split("_")[0] not in ids:
-                job = JobRecord(newest.job, JobKind.TRAIN, Backend.SLURM, False, (index,), newest.host)
-                by_hand.append(job)
+        newest = next(reversed(attempts.get(name, ())), None)
+        if newest and newest.cluster == Backend.SLURM and newest.job.split("_")[0] not in ids:
+            job = JobRecord(newest.job, JobKind.TRAIN, Backend.SLURM, False, (index,), newest.host)
+            by_hand.append(job)
     return [*by_hand, *records]
+
+
+def read_all_attempts(study_dir: Path, study: Study) -> Attempts:
+    """The attempts at each run of a study, by its name, but for damaged runs, which are shown as such."""
+    attempts = {}
+    for name in study.runs:
+        with suppress(DamagedFile):
+            attempts[name] = read_attempts(study_dir / name)
+    return attempts
 
 
 def add_record(folder: Path, record: JobRecord) -> None:

@@ -16,6 +16,7 @@ from slurm.client import clean_environment
 from slurm.job_records import JobRecord, add_record, note_end, read_records
 from slurm.node.environment import Backend, single_process
 from slurm.plan import JobRequest
+from slurm.private_folder import check_private, make_private
 from vae.run_dir import JOBS_DIR
 
 # submitit would give up after a few time limits; our own rule is progress (task.refuse_idle_restarts).
@@ -68,8 +69,9 @@ def run_array_task(request: JobRequest, index: int, code_dir: Path, watch: Watch
     # submitit starts a controller, which starts a process for each rank; its process id is the job's
     num_ranks = request.resources.gpus_per_node if request.resources else 1
     limits = {"timeout_min": LOCAL_LIMIT_MIN, "tasks_per_node": num_ranks, **visible_gpus(request)}
+    jobs_dir = make_private(request.folder / JOBS_DIR)
     with _set_apart(code_dir):
-        executor = LocalExecutor(request.folder / JOBS_DIR, max_num_timeout=UNLIMITED_RESTARTS)
+        executor = LocalExecutor(jobs_dir, max_num_timeout=UNLIMITED_RESTARTS)
         executor.update_parameters(stderr_to_stdout=True, **limits)
         job = executor.submit(request.tasks[index])
     # this array task's record alone: the others have processes of their own
@@ -90,7 +92,8 @@ def failure(request: JobRequest, index: int, job: str, num_ranks: int) -> str:
     """One line on why a local job failed: the last line of its error, and where to read on; or nothing."""
     from submitit.core.utils import JobPaths, pickle_load
 
-    paths = [JobPaths(request.folder / JOBS_DIR, job, rank) for rank in range(num_ranks)]
+    jobs_dir = check_private(request.folder / JOBS_DIR)  # it is about to unpickle there
+    paths = [JobPaths(jobs_dir, job, rank) for rank in range(num_ranks)]
     outcomes = [pickle_load(path.result_pickle) for path in paths if path.result_pickle.exists()]
     if [outcome for outcome, _ in outcomes] == ["success"] * num_ranks:
         return ""

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from slurm.study_state import RunStatus
+from vae.digests import Verdict
 from vae.goodput import duration
 from vae.report.page import MISSING, Table, labelled_table, to_text
 from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
@@ -82,6 +83,16 @@ def scores_table(runs: Iterable[RunStatus]) -> str:
             values = [number(run.scores.get(spec.key), ".4g") or MISSING for spec in specs]
             rows.append([run.name, *values, run.label])
     return to_text(labelled_table(["run", *(spec.short_head for spec in specs), "note"], rows))
+
+
+def verdicts_table(verdicts: Iterable[Verdict]) -> str:
+    """A row for each run, and one more for each further file of it that is lost or changed."""
+    rows = []
+    for verdict in verdicts:
+        whole = ["whole"] if verdict.num_files and verdict.is_whole else []
+        says = [*whole, *([verdict.note] if verdict.note else []), *verdict.problems]
+        rows += [[verdict.run, f"{verdict.num_files}", says[0]], *(["", "", line] for line in says[1:])]
+    return to_text(Table(["run", "files", "what became of them"], rows, frozenset([1])))
 
 
 def number(value: float | None, form: str) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from data_prep.errors import DamagedFile
 from slurm.job_handle import handle_of, live_job, newest_job
-from slurm.job_records import JobRecord, read_jobs, read_records
+from slurm.job_records import Attempts, JobRecord, read_all_attempts, read_jobs, read_records
 from slurm.job_states import CANCELLED, GONE, INTERRUPTED, UNKNOWN, JobState, Look, Scheduler, ask_scheduler
 from slurm.node.task import JobKind
 from slurm.plan import RunFacts, StudyFacts
+from vae.digests import LAUNCH_AGAIN, find_losses
 from vae.goodput import goodput
 from vae.metrics import Progress, progress_of, read_ends, slowest_stop_s
-from vae.provenance import read_attempts
+from vae.provenance import Attempt, read_attempts
 from vae.run_dir import METRICS_FILE, read_done, read_scores_summary, saved_step
 from vae.run_state import RunState
 from vae.study import Study, has_report, is_scored, is_trained
@@ -55,40 +56,55 @@ def study_states(study_dir: Path, study: Study, look: Look = ask_scheduler) -> l
 
 def all_states(studies: dict[Path, Study], look: Look = ask_scheduler) -> dict[Path, list[RunStatus]]:
     """The state of every run of several studies, by the study's folder, by one `look` at SLURM."""
-    records = {study_dir: read_jobs(study_dir, study) for study_dir, study in studies.items()}
+    attempts = {study_dir: read_all_attempts(study_dir, study) for study_dir, study in studies.items()}
+    records = {folder: read_jobs(folder, study, attempts[folder]) for folder, study in studies.items()}
     scheduler = look(chain.from_iterable(records.values()))
     return {
-        study_dir: states_of(study_dir, study, records[study_dir], scheduler)
+        study_dir: states_of(study_dir, study, records[study_dir], scheduler, attempts[study_dir])
         for study_dir, study in studies.items()
     }
 
 
 def states_of(
-    study_dir: Path, study: Study, records: list[JobRecord], scheduler: Scheduler
+    study_dir: Path,
+    study: Study,
+    records: list[JobRecord],
+    scheduler: Scheduler,
+    attempts: Attempts | None = None,
 ) -> list[RunStatus]:
     """The state of every run, in the order of study.yaml, by one look at SLURM."""
-    runs = enumerate(study.runs)
-    return [run_state(study_dir / name, study, index, records, scheduler) for index, name in runs]
+    known, runs = attempts or {}, enumerate(study.runs)
+    return [
+        run_state(study_dir / name, study, index, records, scheduler, known.get(name)) for index, name in runs
+    ]
 
 
 def run_state(
-    run_dir: Path, study: Study, index: int, records: list[JobRecord], scheduler: Scheduler
+    run_dir: Path,
+    study: Study,
+    index: int,
+    records: list[JobRecord],
+    scheduler: Scheduler,
+    attempts: tuple[Attempt, ...] | None = None,
 ) -> RunStatus:
     """The state of one run; one with a damaged file says so, and takes no other run down with it."""
     try:
-        done, summary, attempts = read_done(run_dir), read_scores_summary(run_dir), read_attempts(run_dir)
+        done, summary = read_done(run_dir), read_scores_summary(run_dir)
+        attempts = read_attempts(run_dir) if attempts is None else attempts
         start, tail = read_ends(run_dir)
+        losses = find_losses(run_dir, done)
     except DamagedFile as error:
         return RunStatus(run_dir.name, RunState.DAMAGED, f"{error}; {error.hint}")
-    kind = JobKind.EVALUATE if done else JobKind.TRAIN
+    is_trained = done is not None and not losses.weights
+    kind = JobKind.EVALUATE if is_trained else JobKind.TRAIN
     record = newest_job(kind, index, records, scheduler)
     job = handle_of(record).state(index, scheduler) if record else None
-    if done is None:
-        state, detail = merge_training(run_dir, job)
-    elif summary is not None and summary.is_of(done, study.extractor):
+    if not is_trained:
+        state, detail = merge_training(run_dir, job, losses.weights)
+    elif summary and done and summary.is_of(done, study.extractor) and not losses.scores:
         state, detail = RunState.DONE, ""
     else:
-        state, detail = merge_scoring(job)
+        state, detail = merge_scoring(job, losses.scores)
     return RunStatus(
         run_dir.name,
         state,
@@ -101,10 +117,10 @@ def run_state(
     )
 
 
-def merge_scoring(job: JobState | None) -> tuple[RunState, str]:
-    """(state, detail) of a run that is trained and has no scores, from its newest scoring job."""
+def merge_scoring(job: JobState | None, loss: str = "") -> tuple[RunState, str]:
+    """(state, detail) of a run that is trained and lacks scores, from its newest scoring job."""
     if job is None or job.state in (GONE, INTERRUPTED, "COMPLETED"):
-        return RunState.TRAINED, ""
+        return RunState.TRAINED, f"{loss}; {LAUNCH_AGAIN}" if loss else ""
     if job.is_running:
         return RunState.SCORING, job.reason
     if job.is_queued:
@@ -114,8 +130,10 @@ def merge_scoring(job: JobState | None) -> tuple[RunState, str]:
     return RunState.FAILED, f"{JobKind.EVALUATE} {job.state}"
 
 
-def merge_training(run_dir: Path, job: JobState | None) -> tuple[RunState, str]:
-    """(state, detail) of a run that is not trained, from its newest training job."""
+def merge_training(run_dir: Path, job: JobState | None, loss: str = "") -> tuple[RunState, str]:
+    """(state, detail) of a run that is not trained, or lost its weights, from its newest training job."""
+    if loss and (job is None or not job.is_live):
+        return RunState.DAMAGED, f"{loss}; {LAUNCH_AGAIN}"
     if job is None:
         return (RunState.STOPPED if (run_dir / METRICS_FILE).exists() else RunState.MISSING), ""
     if job.is_running:

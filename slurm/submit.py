@@ -18,6 +18,7 @@ from slurm.local import UNLIMITED_RESTARTS
 from slurm.node.environment import Backend
 from slurm.node.task import Task
 from slurm.plan import JobRequest
+from slurm.private_folder import make_private
 from slurm.profile import ClusterProfile
 from slurm.sbatch import limit_min, sbatch_text
 from vae.run_dir import JOBS_DIR
@@ -55,8 +56,7 @@ def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids
     """Queue one job or array, record it, and put the pickles where its array tasks look for them."""
     from submitit.core.utils import JobPaths
 
-    jobs_dir = request.folder / JOBS_DIR
-    jobs_dir.mkdir(parents=True, exist_ok=True)
+    jobs_dir = make_private(request.folder / JOBS_DIR)
     limit = limit_min(request.kind, profile)
     pickles = {index: write_pickle(jobs_dir, task, limit) for index, task in request.tasks.items()}
     text = sbatch_text(request, profile, code_dir)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-from slurm.code_snapshot import take_snapshot
+from slurm.code_snapshot import PLUGIN, take_snapshot
 from vae.run_dir import CODE_DIR
 
 CODE = {
@@ -37,7 +37,7 @@ def test_the_copy_holds_the_code_and_nothing_else(repository: Path, tmp_path: Pa
     assert not (tmp_path / CODE_DIR).exists()
     snapshot.write()
     copied = {str(path.relative_to(snapshot.folder)) for path in snapshot.folder.rglob("*") if path.is_file()}
-    assert copied == {*CODE, "snapshot.json"}
+    assert copied == {*CODE, *PLUGIN, "snapshot.json"}
     assert (snapshot.folder / "vae" / "model.py").read_text() == "LAYERS = 4\n"
     assert [path.name for path in (tmp_path / CODE_DIR).iterdir()] == [snapshot.folder.name]
 

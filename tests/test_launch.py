@@ -20,6 +20,7 @@ from slurm.launch import carry_out, read_launch
 from vae.config import read_settings
 from vae.metrics import StepLine, read_metrics
 from vae.provenance import read_attempts, read_provenance
+from vae.run_dir import read_done
 from vae.run_state import RunState
 from vae.study import Study, is_trained, prepare_study, read_launches, read_run, read_study
 
@@ -317,6 +318,26 @@ def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_
     other = launch(folder, *words, "--run.lr", "0.01")
     assert other.returncode == 2
     assert "holds a run with other settings: lr: 0.001 -> 0.01" in other.stderr
+
+
+def test_the_same_command_makes_lost_weights_again_and_nothing_else(folder: Path) -> None:
+    assert launch(folder, "--variant", "both", *DEBUG).returncode == 0
+    (study_dir,) = (folder / "runs").iterdir()
+    lost, kept = study_dir / "linear-s0", study_dir / "direct-s0"
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
+    done = read_done(lost)
+    shutil.rmtree(lost / "checkpoints")  # as a scratch file system purges what nobody reads
+    shown = run_door("status", study_dir).stdout
+    assert re.search(r"^linear-s0 +damaged .*model\.safetensors is lost; launch again", shown, re.M)
+    again = launch(folder, "--variant", "both", *DEBUG)
+    assert again.returncode == 0, again.stderr
+    assert read_done(lost) == done
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()} == before
+    assert run_door("status", study_dir, "--verify").returncode == 0
+    assert re.findall(r"^(\S+-s0) +(\w+)", again.stdout, re.M)[:2] == [
+        ("linear-s0", "done"),
+        ("direct-s0", "done"),
+    ]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on_and_later_launches_add_runs(folder: Path) -> None:

@@ -14,7 +14,7 @@ from data_prep.errors import RunError
 from vae.config import RunConfig
 from vae.metrics import EpochLine, SaveLine, StartLine, StepLine, read_metrics
 from vae.training.accelerator import start_accelerator
-from vae.training.metrics_log import MetricsLog
+from vae.training.metrics_log import MetricsLog, own_folders
 from vae.training.trainer import train
 
 
@@ -105,3 +105,53 @@ def run_command(run_dir: Path, stderr: int = subprocess.PIPE) -> str:
         text=True,
     )
     return done.stderr or ""
+
+
+# A library that does with its folder as wandb does.
+LIKE_WANDB = """
+import os
+from pathlib import Path
+from unittest.mock import Mock
+config = Mock()
+def init(project, dir=None, **_):
+    (Path(dir or os.environ.get("WANDB_DIR", ".")) / "wandb").mkdir()
+    return Mock()
+"""
+
+
+def test_trackers_write_into_the_run_and_not_into_the_working_directory(tmp_path: Path, shards: Path) -> None:
+    """By accelerate's own tracker of wandb, which itself is not installed."""
+    library, here = tmp_path / "library", tmp_path / "here"
+    for folder in (here, library / "wandb-1.dist-info"):
+        folder.mkdir(parents=True)
+    (library / "wandb-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: wandb\nVersion: 1\n"
+    )
+    (library / "wandb.py").write_text(LIKE_WANDB)
+    run_dir = make_run(tmp_path / "linear-s0", shards, max_steps=1, trackers=("wandb",))
+    environment = child_environment()
+    environment["PYTHONPATH"] += f":{library}"
+    environment.pop("WANDB_DIR", None)
+    code = f"from pathlib import Path; from vae.training.trainer import train; train(Path({str(run_dir)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, check=True)
+    assert list(here.iterdir()) == []
+    assert (run_dir / "wandb").is_dir()
+
+
+def test_a_folder_that_the_user_has_chosen_for_a_tracker_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "COMET_OFFLINE_DIRECTORY", "WANDB_DIR"):
+        monkeypatch.setenv(name, "/scratch/mine")
+    folders = own_folders(tmp_path)
+    assert folders["wandb"] == {}
+    assert os.environ["MLFLOW_TRACKING_URI"] == "/scratch/mine"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("WANDB_DIR")
+    assert own_folders(tmp_path)["wandb"] == {"dir": str(tmp_path)}
+    assert os.environ["MLFLOW_TRACKING_URI"] == (tmp_path / "mlruns").as_uri()
+
+
+def test_git_ignores_what_wandb_leaves() -> None:
+    ignored = subprocess.run(["git", "check-ignore", "-q", "wandb/run-1/x"], cwd=REPOSITORY)
+    assert ignored.returncode == 0 or not (REPOSITORY / ".git").exists()

@@ -52,7 +52,7 @@ ARROWS = {
 }
 # Files of slurm/ itself; those on neither of these floors are about jobs.
 FLOORS = {
-    "slurm: the site": ("client", "code_snapshot", "profile"),
+    "slurm: the site": ("client", "code_snapshot", "private_folder", "profile"),
     "slurm: the launch": ("backends", "launch", "launch_data", "preflight"),
 }
 SCHEDULER = {"submitit"}
@@ -125,8 +125,8 @@ def test_the_lower_rooms_know_no_scheduler(package: str) -> None:
 def test_vae_uses_only_the_shard_format_of_data_prep() -> None:
     names = [imports(FILES[name]) for name in FILES if name.startswith("vae.")]
     used = set().union(*names) & {name for name in FILES if name.startswith("data_prep.")}
-    tools = {"data_prep.errors", "data_prep.files", "data_prep.json_records", "data_prep.progress"}
-    assert used == {"data_prep.manifest", "data_prep.shard_reader"} | tools
+    tools = {"errors", "files", "json_records", "plain_text", "progress"}
+    assert used == {f"data_prep.{name}" for name in {"manifest", "shard_reader", *tools}}
 
 
 # --- the names in a run folder -------------------------------------------------------------------

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from doors import run_door
 from tiny import finish
 
 from data_prep.errors import DamagedFile, RunError, SettingsError
 from vae.config import RunConfig
+from vae.report.report import write_report
 from vae.run_dir import check_name, run_name
 from vae.study import (
     Study,
@@ -34,6 +36,26 @@ def test_plain_names_are_allowed(name: str) -> None:
 def test_names_that_a_shell_or_slurm_could_misread_are_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="study name"):
         check_name(name)
+
+
+@pytest.mark.parametrize(
+    "run", ["../outside", "/tmp/outside", "a/b", "..", ".", "", "a\nb", "-rf", ".features", "x" * 65]
+)
+def test_a_study_whose_runs_are_not_plain_names_is_refused_and_nothing_is_written_outside(
+    tmp_path: Path, run: str
+) -> None:
+    study_dir = tmp_path / "runs" / "chest"
+    prepare_study(study_dir, Study("chest", ("linear-s0", run), "smoke"))
+    finish(tmp_path / "runs" / "outside")
+    before = sorted(tmp_path.rglob("*"))
+    for call in (read_study, lambda folder: prepare_study(folder, Study("chest")), write_report):
+        with pytest.raises(SettingsError, match=r"study\.yaml: the name of a run .* is not allowed"):
+            call(study_dir)
+    for door in ("evaluate", "report", "status", "cancel", "why"):
+        done = run_door(door, study_dir)
+        assert (done.returncode, done.stdout) == (2, ""), door
+        assert done.stderr.count("error: ") == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_same_run_is_accepted_and_another_is_refused_with_the_difference(tmp_path: Path) -> None:

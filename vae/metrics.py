@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from data_prep.errors import DamagedFile
 from data_prep.json_records import Record, decode, read_lines, whole_lines
 from vae.run_dir import METRICS_FILE
 
@@ -144,6 +145,8 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
             first, tail = file.readline(), _last_lines(file)
     except (FileNotFoundError, NotADirectoryError):
         return None, []
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}", "see who may read it") from error
     start = decode(first, DECODER, f"{path}, line 1,") if first.endswith(b"\n") else None
     idle = set([number for number, line in enumerate(tail) if line.startswith(STEPS)][:-2])
     lines = [decode(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
@@ -155,7 +158,8 @@ def _last_lines(file: BinaryIO) -> list[bytes]:
     size, length = file.seek(0, os.SEEK_END), TAIL_BYTES
     while True:
         file.seek(max(0, size - length))
-        lines = whole_lines(file.read(length))[length < size :]  # the first may have begun before
-        if length >= size or any(line.startswith(STARTS_AND_SAVES) for line in lines):
-            return lines
+        content = file.read(length)
+        content = content[: content.rfind(b"\n") + 1]
+        if length >= size or any(b"\n" + mark in content for mark in STARTS_AND_SAVES):
+            return whole_lines(content)[length < size :]  # the first may have begun before
         length *= 4

@@ -27,6 +27,8 @@ DRILL_FILE = "drill.json"
 # --- a run: runs/<study>/<variant>-s<seed>/
 RUN_FILE = "run.yaml"
 DONE_FILE = "done.json"
+# Size and SHA-256 of all that the result consists of; see vae/digests.py.
+DIGESTS_FILE = "digests.json"
 SCORES_FILE = "scores.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -36,6 +38,10 @@ TENSORBOARD_DIR = "tensorboard"
 CHECKPOINTS_DIR = "checkpoints"
 FIGURES_DIR = "figures"
 LOGS_DIR = "logs"
+# In the folder of a checkpoint.
+WEIGHTS_FILE = "model.safetensors"
+STATE_FILE = "state.pt"
+META_FILE = "meta.json"
 
 # Names become folder names, job names and sbatch values: nothing a shell or SLURM could read twice.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -43,11 +49,11 @@ CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
 LOG_NAME = re.compile(r"(?P<kind>train|evaluate)-(?P<job>.+)-r(?P<restart>\d+)-rank(?P<rank>\d+)\.log")
 
 
-def check_name(name: str) -> str:
-    """Return `name` if it can name a study; SettingsError if not."""
+def check_name(name: str, what: str = "study name") -> str:
+    """Return `name` if it can name a study, or `what` it is; SettingsError if not."""
     if not NAME.fullmatch(name):
         raise SettingsError(
-            f"study name {name!r} is not allowed",
+            f"{what} {name!r} is not allowed",
             "use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit",
         )
     return name
@@ -112,6 +118,11 @@ def read_scores_summary(run_dir: Path) -> ScoresSummary | None:
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of `step` lies."""
     return run_dir / CHECKPOINTS_DIR / f"step_{step:08d}"
+
+
+def weights_name(done: Done) -> str:
+    """Where the final weights of a complete run lie in its folder."""
+    return f"{CHECKPOINTS_DIR}/step_{done.step:08d}/{WEIGHTS_FILE}"
 
 
 def checkpoint_dirs(run_dir: Path) -> dict[int, Path]:

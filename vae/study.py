@@ -21,6 +21,7 @@ import msgspec
 from data_prep.errors import DamagedFile, RunError, SettingsError
 from data_prep.json_records import Record, append_line, read_lines
 from vae.config import RunConfig, differences, read_settings, write_settings
+from vae.digests import Losses, find_losses
 from vae.run_dir import (
     DONE_FILE,
     LAUNCHES_FILE,
@@ -28,6 +29,7 @@ from vae.run_dir import (
     RUN_FILE,
     SCORES_FILE,
     STUDY_FILE,
+    check_name,
     read_done,
     read_scores_summary,
 )
@@ -67,8 +69,12 @@ def is_study(folder: Path) -> bool:
 
 def read_study(study_dir: Path) -> Study:
     """study.yaml, or else the runs in the folder, scored as they were; SettingsError if there are none."""
-    if (study_dir / STUDY_FILE).exists():
-        return read_settings(Study, study_dir / STUDY_FILE)
+    path = study_dir / STUDY_FILE
+    if path.exists():
+        study = read_settings(Study, path)
+        for run in study.runs:
+            check_name(run, f"{path}: the name of a run")
+        return study
     runs = tuple(sorted(path.parent.name for path in study_dir.glob(f"*/{RUN_FILE}")))
     if not runs:
         hint = "a study is a folder of runs, made by `jobs/launch.py`"
@@ -112,7 +118,7 @@ def prepare_study(study_dir: Path, study: Study) -> Study:
     """Write study.yaml; runs that are already in the study stay in it. Returns what was written."""
     study = with_earlier_runs(study_dir, study)
     path = study_dir / STUDY_FILE
-    if not path.exists() or read_settings(Study, path) != study:
+    if not path.exists() or read_study(study_dir) != study:
         write_settings(study, path)
     return study
 
@@ -126,14 +132,16 @@ def with_earlier_runs(study_dir: Path, study: Study) -> Study:
 
 
 def is_trained(run_dir: Path) -> bool:
-    """Whether the run is complete: done.json is its last, atomic act."""
-    return read_done(run_dir) is not None
+    """Whether the run is complete, done.json being its last, atomic act, and its weights are still there."""
+    done = read_done(run_dir)
+    return done is not None and not find_losses(run_dir, done).weights
 
 
 def is_scored(run_dir: Path, study: Study) -> bool:
-    """Whether scores.json belongs to the finished weights and the study's extractor."""
+    """Whether scores.json belongs to the finished weights and the study's extractor, and nothing is lost."""
     done, summary = read_done(run_dir), read_scores_summary(run_dir)
-    return done is not None and summary is not None and summary.is_of(done, study.extractor)
+    has_scores = done is not None and summary is not None and summary.is_of(done, study.extractor)
+    return has_scores and find_losses(run_dir, done) == Losses()
 
 
 def add_launch(study_dir: Path, command: Sequence[str], runs: Sequence[str]) -> None:

@@ -12,15 +12,17 @@ from pathlib import Path
 from data_prep.errors import DamagedFile, SettingsError, ToolkitError
 from data_prep.manifest import MANIFEST_FILE, read_manifest
 from slurm.diagnose.case import Case
+from slurm.diagnose.explain import is_settled
 from slurm.diagnose.log_files import last_error, last_notice
 from slurm.job_handle import handle_of, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.job_states import UNKNOWN, Look, Scheduler, ask_scheduler
 from slurm.node.task import JobKind
+from vae.digests import LAUNCH_AGAIN, find_losses
 from vae.events import StopSignalled, read_events
 from vae.metrics import read_progress
 from vae.provenance import read_attempts
-from vae.run_dir import LOGS_DIR, METRICS_FILE, saved_step
+from vae.run_dir import LOGS_DIR, METRICS_FILE, read_done, saved_step
 from vae.study import Study, is_scored, is_trained, read_run
 
 
@@ -48,12 +50,15 @@ def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask
 def with_facts(case: Case, run_dir: Path, study: Study, jobs: list[JobRecord], scheduler: Scheduler) -> Case:
     """With the facts about one run itself; of a damaged one only that it is."""
     try:
-        case = from_files(case, run_dir, study)
+        case, losses = from_files(case, run_dir, study), find_losses(run_dir, read_done(run_dir))
     except DamagedFile as error:
         return Case(case.run, case.study, damage=str(error), fix=error.hint or "")
     index = study.runs.index(case.run)
     record = newest_job(case.kind, index, jobs, scheduler)
-    return case if record is None or case.is_done else with_job(case, run_dir, index, record, scheduler)
+    if record is not None and not case.is_done:
+        case = with_job(case, run_dir, index, record, scheduler)
+    loss = losses.weights or losses.scores
+    return replace(case, damage=loss, fix=LAUNCH_AGAIN) if loss and is_settled(case) else case
 
 
 def from_files(case: Case, run_dir: Path, study: Study) -> Case:

@@ -70,6 +70,8 @@ def last_change(attempt: AttemptLogs) -> float:
 
 def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]:
     """What SLURM, or submitit on this machine, has caught of each rank of a job."""
+    if not os.access(study_dir / JOBS_DIR, os.X_OK):
+        return {}  # there is none, or it is another user's
     job = record.array_task(index)
     ending = handle_of(record).log_ending
     # `8_1.log` is rank 1 of job 8, but all of task 1 of array 8

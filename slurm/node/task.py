@@ -18,6 +18,7 @@ from pathlib import Path
 
 from data_prep.errors import RunError, SettingsError, ToolkitError
 from data_prep.json_records import Word
+from data_prep.plain_text import log_to_stderr
 from slurm.node.environment import Backend, JobEnvironment, find_job_environment, times_of
 from slurm.node.rendezvous import rendezvous
 from slurm.node.requeue import exit_after_stop, requeue_and_exit
@@ -58,7 +59,7 @@ class Task:
         job_env = job_env or find_job_environment()
         # standard error gets what rank 0 logs, and the warnings of all
         level = logging.INFO if job_env.rank == 0 else logging.WARNING
-        logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(message)s")
+        log_to_stderr(level, "%(asctime)s %(message)s")
         logging.getLogger("submitit").propagate = False  # it has a handler of its own
         remove_unfinished_pickles(job_env)
         if job_env.backend is Backend.LOCAL:

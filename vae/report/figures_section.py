@@ -16,7 +16,8 @@ LOSS_CAPTION = (
 def figures_section(folder: Path, runs: list[RunSummary]) -> list[Block]:
     """The loss curves, drawn into `folder`, and the images of each variant's first scored run."""
     path = figure_path(folder, "loss")
-    has_losses = write_loss_curves(path, {run.name: run.metrics for run in runs})
+    is_there = [run.folder for run in runs if run.scores] == [folder] and path.is_file()  # drawn when scored
+    has_losses = is_there or write_loss_curves(path, {run.name: run.metrics for run in runs})
     curves = Picture(path, LOSS_CAPTION) if has_losses else Text("No run has logged a loss yet.")
     blocks: list[Block] = [Heading("Loss curves"), curves, Heading("Images")]
     scored = [run for run in runs if run.scores]

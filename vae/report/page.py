@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
+
+from data_prep.plain_text import for_terminal, one_line
 
 MISSING = "-"
 # A phone shows so many columns side by side.
@@ -76,43 +79,48 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{html_text(title)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+        return f"<h{block.level}>{html_text(block.text)}</h{block.level}>"
     if isinstance(block, Text):
         kind = ' class="warning"' if block.is_warning else ""
-        return f"<p{kind}>{escape(block.text)}</p>"
+        return f"<p{kind}>{html_text(block.text)}</p>"
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Picture):
         data = base64.b64encode(block.path.read_bytes()).decode()
-        caption = escape(block.caption)
+        caption = html_text(block.caption)
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure><figcaption>{caption}</figcaption>{image}</figure>"
     inside = "\n".join(_html(inner) for inner in block.blocks)
-    return f"<details><summary>{escape(block.title)}</summary>\n{inside}\n</details>"
+    return f"<details><summary>{html_text(block.title)}</summary>\n{inside}\n</details>"
 
 
 def _html_table(table: Table) -> str:
     """The table; in a wide one each cell knows its column's head, for pages too narrow for columns."""
     is_wide = len(table.head) > WIDE_COLUMNS
     kinds = [' class="number"' if i in table.numbers else "" for i in range(len(table.head))]
-    heads = [f' data-head="{escape(name)}"' if is_wide and name else "" for name in table.head]
+    heads = [f' data-head="{html_text(name)}"' if is_wide and name else "" for name in table.head]
 
     def row(cells: Sequence[str], tag: str, attributes: Sequence[str]) -> str:
         parts = zip(cells, kinds, attributes, strict=True)
-        inside = [f"<{tag}{kind}{more}>{escape(cell)}</{tag}>" for cell, kind, more in parts]
+        inside = [f"<{tag}{kind}{more}>{html_text(cell)}</{tag}>" for cell, kind, more in parts]
         return f"<tr>{''.join(inside)}</tr>"
 
     body = "\n".join(row(cells, "td", heads) for cells in table.rows)
     head = row(table.head, "th", [""] * len(table.head))
     style = "scroll wide" if is_wide else "scroll"
     return f'<div class="{style}"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def html_text(text: str) -> str:
+    """Text as HTML shows it, in a paragraph or an attribute; control characters are written out."""
+    return escape(for_terminal(text))
 
 
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
@@ -122,31 +130,39 @@ def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
 
 def _markdown(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {_plain(block.text)}"
+        return f"{'#' * block.level} {markdown_text(block.text)}"
     if isinstance(block, Text):
-        return f"> **{_plain(block.text)}**" if block.is_warning else _plain(block.text)
+        return f"> **{markdown_text(block.text)}**" if block.is_warning else markdown_text(block.text)
     if isinstance(block, Table):
         rule = ["---:" if i in block.numbers else "---" for i in range(len(block.head))]
-        rows = [[_plain(cell) for cell in row] for row in (block.head, *block.rows)]
+        rows = [[markdown_text(cell) for cell in row] for row in (block.head, *block.rows)]
         return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
     if isinstance(block, Picture):
-        link = block.path.relative_to(folder).as_posix()
-        return f"{_plain(block.caption)}\n\n![{_plain(block.path.stem)}](<{link}>)"
+        link = quote(block.path.relative_to(folder).as_posix())
+        return f"{markdown_text(block.caption)}\n\n![{markdown_text(block.path.stem)}](<{link}>)"
     inside = "\n\n".join(_markdown(inner, folder) for inner in block.blocks)
-    return f"<details><summary>{_plain(block.title)}</summary>\n\n{inside}\n\n</details>"
+    return f"<details><summary>{markdown_text(block.title)}</summary>\n\n{inside}\n\n</details>"
 
 
-def _plain(text: str) -> str:
-    """Text in which Markdown finds nothing to interpret, on one line."""
-    text = escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", text)
+def markdown_text(text: str) -> str:
+    """Text in which Markdown finds nothing to interpret, on one line; control characters are written out."""
+    text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(one_line(text), quote=False))
+    return re.sub(r"^(\d*)([-+=.)])(?=\s|\2)", r"\1\\\2", text)  # a list, a rule or a heading
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a CSV file; text that a spreadsheet would take for a formula gets a quote before it."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)  # no tab and no line end stands before the sign then
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def to_text(table: Table) -> str:
-    """A table as aligned text for a terminal; heads may have several lines."""
+    """A table as aligned text for a terminal; heads may have several lines, cells have one."""
     depth = max(head.count("\n") for head in table.head)
     heads = [("\n" * (depth - head.count("\n")) + head).split("\n") for head in table.head]
-    rows = [*zip(*heads, strict=True), *table.rows]
+    rows = [*zip(*heads, strict=True), *([one_line(cell) for cell in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     signs = [">" if i in table.numbers else "<" for i in range(len(widths))]
     line = "  ".join(f"{{:{sign}{width}}}" for sign, width in zip(signs, widths, strict=True))

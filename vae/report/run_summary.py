@@ -7,16 +7,19 @@ from typing import TypeVar
 
 from data_prep.errors import ToolkitError
 from vae.config import RunConfig
+from vae.digests import LAUNCH_AGAIN, Losses, find_changes, find_losses
 from vae.events import AnyEvent, read_events
 from vae.metrics import MetricsLine, Progress, StartLine, progress_of, read_metrics
 from vae.provenance import Provenance, read_provenance
 from vae.report.page import MISSING
-from vae.run_dir import Done, read_done
+from vae.run_dir import DONE_FILE, SCORES_FILE, Done, read_done
 from vae.run_state import RunState
 from vae.scoring.score_cards import RunScores, read_scores
 from vae.study import read_run
 
 T = TypeVar("T")
+
+CHANGED_LABEL = "changed after it was scored"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class RunSummary:
     state: RunState
     reason: str
     """Why it is not done; empty if it is."""
+    is_lost: bool
+    """Whether its final weights are gone."""
+    changes: Sequence[str]
+    """What has become of files of its result since they were written, and what to do about it."""
 
     @property
     def name(self) -> str:
@@ -47,7 +54,16 @@ class RunSummary:
     @property
     def label(self) -> str:
         """What its scores must carry with them, as in `smoke, not comparable`."""
-        return self.scores.label if self.scores else ""
+        if self.scores is None:
+            return ""
+        is_changed = any(change.startswith((DONE_FILE, SCORES_FILE)) for change in self.changes)
+        return ", ".join(filter(None, (self.scores.label, CHANGED_LABEL if is_changed else "")))
+
+    @property
+    def num_scored_images(self) -> int:
+        """Test images behind its FID; 0 if there are none."""
+        score = self.scores.scores.get("rfid_paper") if self.scores else None
+        return (score.card.n_fake or 0) if score else 0
 
     def value(self, key: str) -> float | None:
         """A score, or None where there is none."""
@@ -69,12 +85,19 @@ def read_summary(folder: Path) -> RunSummary:
     metrics, events = intact(read_metrics) or [], intact(read_events) or []
     provenance = intact(read_provenance) or Provenance()
     progress = progress_of(next((line for line in metrics if isinstance(line, StartLine)), None), metrics)
+    losses = intact(lambda folder: find_losses(folder, done)) or Losses()
+    changes = intact(find_changes) or []
     state, reason = _state(folder, progress, done, scores)
+    if losses.weights:
+        state, reason = RunState.DAMAGED, f"{losses.weights}; {LAUNCH_AGAIN}"
+    elif changes and state is RunState.DONE:
+        state, reason = RunState.DAMAGED, changes[0]
     if problems and folder.exists():
         state, reason = RunState.DAMAGED, problems[0]
     is_shown = config and done and scores and scores.checkpoint_sha256 == done.weights_sha256
     own_scores = scores if is_shown else None
-    return RunSummary(folder, config, metrics, events, done, own_scores, provenance, progress, state, reason)
+    facts = (config, metrics, events, done, own_scores, provenance, progress, state, reason)
+    return RunSummary(folder, *facts, is_lost=bool(losses.weights), changes=changes)
 
 
 def _state(

@@ -5,8 +5,9 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 
-from vae.report.page import MISSING, Block, Details, Heading, Table, Text, labelled_table, number
+from vae.report.page import MISSING, Block, Details, Heading, Table, Text, csv_cell, labelled_table, number
 from vae.report.run_summary import RunSummary
+from vae.scoring.inception_weights import SMOKE_LABEL
 from vae.scoring.score_cards import RunScores
 from vae.scoring.score_specs import SPEC, SPECS, ScoreSpec, Section
 
@@ -28,6 +29,11 @@ HOW_TO_READ = (
     "whether it scored reconstructions or samples, which images, or how many. Its second iteration cannot "
     "sample, so its figures stand under reconstructions. They come from one training of each model.",
 )
+HOW_TO_READ_ALONE = (
+    *HOW_TO_READ[:2],
+    "The label says why these scores cannot be compared with those of others. So the figures of the "
+    "published study are not shown beside them.",
+)
 HOW_TO_READ_SMOKE = (
     "These scores come from a tiny network with seeded random weights. They show that the scoring works, and "
     "nothing about the models: compare them with no other number.",
@@ -42,15 +48,20 @@ CSV_COLUMNS = (
 
 
 def scores_section(runs: Sequence[RunSummary], is_smoke: bool) -> list[Block]:
-    """FID and Inception score and how to read them, the other scores, and why some are not there."""
-    beside = "" if is_smoke else " beside the published figures"
-    counts = {run.scores.scores["rfid_paper"].card.n_fake or 0 for run in runs if run.scores}
-    paragraphs = HOW_TO_READ_SMOKE if is_smoke else HOW_TO_READ
+    """FID and Inception score and how to read them, the other scores, and why some are not there.
+
+    The published figures stand beside scores that can be compared with them, and beside no others.
+    """
+    is_comparable = not is_smoke and not any(run.label for run in runs)
+    is_smoke = is_smoke or any(SMOKE_LABEL in run.label for run in runs)
+    beside = " beside the published figures" if is_comparable else ""
+    counts = {run.num_scored_images for run in runs} - {0}
+    not_comparable = HOW_TO_READ_SMOKE if is_smoke else HOW_TO_READ_ALONE
     return [
         Heading(f"FID and Inception score{beside}"),
         *(Text(f"Scores of {count:,} test images, or as many samples.") for count in sorted(counts)),
-        section_table(runs, Section.PAPER, {} if is_smoke else PUBLISHED),
-        *(Text(paragraph) for paragraph in paragraphs),
+        section_table(runs, Section.PAPER, PUBLISHED if is_comparable else {}),
+        *(Text(paragraph) for paragraph in (HOW_TO_READ if is_comparable else not_comparable)),
         Heading("Other scores"),
         section_table(runs, Section.OTHER),
         *_reasons(runs),
@@ -145,13 +156,17 @@ def scores_csv(study: str, runs: Sequence[RunSummary]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
+
+    def write(cells: Mapping[str, object]) -> None:
+        writer.writerow({name: csv_cell(cell) for name, cell in cells.items()})
+
     for run in runs:
         seed = run.config.seed if run.config else ""
         cells = {"study": study, "run": run.name, "variant": run.variant, "seed": seed}
         if not run.scores:
-            writer.writerow({**cells, "reason": f"{run.state}: {run.reason}"})
+            write({**cells, "reason": f"{run.state}: {run.reason}"})
             continue
         for key, score in run.scores.scores.items():
             number_cells = {"score": key, "value": score.value, "unit": score.unit, "reason": score.reason}
-            writer.writerow({**cells, **number_cells, **score.card.facts()})
+            write({**cells, **number_cells, **score.card.facts()})
     return text.getvalue()

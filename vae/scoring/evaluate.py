@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from data_prep.errors import DataError
 from data_prep.json_records import write_record
 from vae import figures
+from vae.digests import note_scored
 from vae.metrics import read_metrics
 from vae.provenance import versions
 from vae.run_dir import FEATURES_DIR, SCORES_FILE, Done, figure_path
@@ -52,8 +53,9 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     # score it, then draw, for with scores.json the run counts as scored
     scores, result = compute_scores(subject, train), None
     if state.is_main_process:
-        write_figures(run_dir, subject)
+        drawn = write_figures(run_dir, subject)
         result = run_scores(subject, done, scores, time.monotonic() - started)
+        note_scored(run_dir, result, (*drawn, *subject.features_used))
         write_record(run_dir / SCORES_FILE, result)
     final: RunScores = broadcast_object_list([result])[0]  # the others wait here
     return final
@@ -91,9 +93,10 @@ def run_scores(subject: Subject, done: Done, scores: dict[str, Score], seconds: 
 
 
 @torch.no_grad()
-def write_figures(run_dir: Path, subject: Subject) -> None:
+def write_figures(run_dir: Path, subject: Subject) -> list[Path]:
     """Draw the losses, the first 32 test images, their reconstructions in the same order, and 32 samples."""
-    figures.write_loss_curves(figure_path(run_dir, "loss"), {run_dir.name: read_metrics(run_dir)})
+    losses = figure_path(run_dir, "loss")
+    paths = [losses] if figures.write_loss_curves(losses, {run_dir.name: read_metrics(run_dir)}) else []
     model, device = subject.model, subject.extractor.device
     originals = subject.test.take(np.arange(min(GRID_IMAGES, len(subject.test))))
     reconstructions = model.reconstruct(to_unit(originals.to(device), subject.dtype))
@@ -102,4 +105,6 @@ def write_figures(run_dir: Path, subject: Subject) -> None:
         noise = prior_noise(model, subject.seed, len(originals)).to(device, subject.dtype)
         grids["samples"] = to_8bit(model.sample(noise))
     for name, images in grids.items():
-        figures.write_grid(figure_path(run_dir, name), images[:, 0].cpu().numpy())
+        paths.append(figure_path(run_dir, name))
+        figures.write_grid(paths[-1], images[:, 0].cpu().numpy())
+    return paths

@@ -4,9 +4,8 @@ import hashlib
 import json
 import logging
 import time
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,18 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from msgspec.structs import replace
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from data_prep.files import replacing
+from data_prep.errors import DamagedFile, ToolkitError
+from data_prep.files import fsync_path, temporary_path
 from data_prep.progress import terminal_bar
 from vae.model import VAE
 from vae.provenance import versions
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.score_cards import ScoreCard
+from vae.training.checkpoint import check_header
 from vae.training.data_loader import ImageSplit, rank_slice
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ class Subject:
     """What the cards of all its scores say: which split, weights and data."""
     cache: Path
     """Folder of the features of real images: a study computes them once, the same for every run."""
+    features_used: list[Path] = field(default_factory=list)
+    """Files there that its scores rest on."""
 
     @property
     def feature_card(self) -> ScoreCard:
@@ -58,13 +63,14 @@ class Subject:
         return next(self.model.parameters()).dtype
 
     def real_features(self, split: ImageSplit, name: str, indices: np.ndarray) -> Features:
-        """Features of some images of the split `name`, from the cache if they are there."""
-        # the file's name stands for everything that the features depend on
+        """Features of some images of the split `name`, from the cache if they are there and fit."""
         network = (self.extractor.name, self.extractor.weights_sha256, self.extractor.input)
         facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        made_from = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        path = self.cache / f"{made_from[:32]}.safetensors"
+        self.features_used.append(path)
         what, take = f"real images of the {name} split", lambda rows: split.take(indices[rows])
-        return cached(self.cache / f"{key}.npz", lambda: self.collect(what, len(indices), take))
+        return cached(path, made_from, len(indices), lambda: self.collect(what, len(indices), take))
 
     def collect(self, what: str, num_images: int, make_images: Callable[[slice], Tensor]) -> Features:
         """Features of images in their order, on every rank; each rank takes its share of the work.
@@ -91,20 +97,75 @@ class Subject:
         return Features(*map(torch.cat, zip(*gather_object(parts), strict=True)))
 
 
-def cached(path: Path, compute: Callable[[], Features]) -> Features:
-    """Features in the file `path`, or those that `compute` gives and rank 0 keeps. Every rank calls it."""
-    is_main, features = PartialState().is_main_process, None
-    try:
-        if is_main and path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                features = Features(*(torch.from_numpy(file[name]) for name in Features._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged and will be made again: %s", path, error)
-    kept: Features | None = broadcast_object_list([features])[0]
+def cached(path: Path, made_from: str, count: int, compute: Callable[[], Features]) -> Features:
+    """Features of `count` images in a file, or those that `compute` gives, kept. Every rank calls it.
+
+    A file counts only if it says that it was made from just that (a digest of all that the features depend
+    on), and if its content has the digest in it; else it is made again, with a line in the log.
+    """
+    is_main = PartialState().is_main_process
+    kept: Features | None = broadcast_object_list([find(path, made_from, count) if is_main else None])[0]
     if kept is not None:
         return kept
     features = compute()
     if is_main:
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez(file, **{name: tensor.numpy() for name, tensor in features._asdict().items()})
+        features = keep(path, made_from, features)
+    final: Features = broadcast_object_list([features])[0]  # perhaps another process was faster: then its own
+    return final
+
+
+def find(path: Path, made_from: str, count: int) -> Features | None:
+    """The features in a file, if it is there and fits; if not, it is removed with a line in the log."""
+    try:
+        return read_features(path, made_from, count) if path.exists() else None
+    except (OSError, SafetensorError, ToolkitError) as error:
+        log.warning("%s does not fit and is made again: %s", path, error)
+        path.unlink(missing_ok=True)
+        return None
+
+
+def keep(path: Path, made_from: str, features: Features) -> Features:
+    """Write features to a file, unless another run of the study was faster; returns what is in it then.
+
+    So all runs of a study rest on the very numbers in the file, though GPUs round differently each time.
+    """
+    facts = {"made_from": made_from, "sha256": content_digest(features)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = temporary_path(path)
+    try:
+        part.write_bytes(save(features._asdict(), facts))
+        fsync_path(part)
+        try:
+            path.hardlink_to(part)  # unlike a renaming it fails where there is a file already
+        except OSError:
+            if (first := find(path, made_from, len(features.pool))) is not None:
+                return first
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return features
+
+
+def read_features(path: Path, made_from: str, count: int) -> Features:
+    """The features in a file; raises DamagedFile, OSError or SafetensorError unless they are those wanted."""
+    check_header(path)
+    with safe_open(path, "pt") as file:
+        facts = file.metadata() or {}
+        if facts.get("made_from") != made_from:
+            raise DamagedFile("it was made from something else")
+        if {*file.keys()} != {*Features._fields}:
+            raise DamagedFile(f"it holds {', '.join(file.keys())}")
+        features = Features(*map(file.get_tensor, Features._fields))
+    if any(tensor.dtype != torch.float32 or tensor.shape[:1] != (count,) for tensor in features):
+        raise DamagedFile(f"it does not hold the features of {count} images")
+    if content_digest(features) != facts.get("sha256"):
+        raise DamagedFile("its content does not have its recorded SHA-256")
+    return features
+
+
+def content_digest(features: Features) -> str:
+    """SHA-256 of the numbers and of how many there are to an image."""
+    digest = hashlib.sha256(repr([list(tensor.shape) for tensor in features]).encode())
+    for tensor in features:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

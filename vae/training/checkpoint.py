@@ -8,29 +8,55 @@ checkpoints/step_00000120/
 
 import logging
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.errors import DamagedFile, RunError
+from data_prep.errors import DamagedFile, RunError, ToolkitError
 from data_prep.files import fsync_path, sha256_file, temporary_path
 from data_prep.json_records import Record, read_record, write_record
+from vae.digests import FileDigest, Files
 from vae.model import VAE, build_model
-from vae.run_dir import DONE_FILE, Done, checkpoint_dir, checkpoint_dirs, read_done, unfinished_checkpoints
+from vae.run_dir import (
+    CHECKPOINTS_DIR,
+    DONE_FILE,
+    Done,
+    checkpoint_dir,
+    checkpoint_dirs,
+    read_done,
+    unfinished_checkpoints,
+    weights_name,
+)
+from vae.run_dir import META_FILE as META
+from vae.run_dir import STATE_FILE as STATE
+from vae.run_dir import WEIGHTS_FILE as WEIGHTS
 from vae.study import read_run
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-STATE = "state.pt"
-META = "meta.json"
+# A header of ours takes a few kB; safetensors itself would read 100 MB.
+MAX_HEADER_BYTES = 1 << 20
+REMOVE_IT = "remove that checkpoint: training goes on from the one before it"
+# So much of what another library says about a file that is not ours.
+MAX_WORDS_CHARS = 200
 
 # Optimiser, gradient scaler, random state and position, as torch saves them.
 StateDict = dict[str, Any]
+
+
+class Position(Record, frozen=True):
+    """The part of a state that says where the training is."""
+
+    step: int
+    epoch_sums: tuple[float, float]
+    """(bce, kl) of the epoch so far."""
+    data_fingerprint: str
 
 
 class Meta(Record, frozen=True):
@@ -72,24 +98,43 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
 
 def read_meta(checkpoint: Path) -> Meta:
     """meta.json of a checkpoint; raises DamagedFile where it is none or anything else."""
-    if meta := read_record(checkpoint / META, Meta):
-        return meta
-    raise DamagedFile(f"{META} is missing")
+    meta = read_record(checkpoint / META, Meta)
+    if meta is None:
+        raise DamagedFile(f"{META} is missing")
+    if checkpoint.name != checkpoint_dir(Path(), meta.step).name or {*meta.sha256} != {WEIGHTS, STATE}:
+        raise DamagedFile(f"{META} belongs to another checkpoint")
+    return meta
+
+
+def digests(checkpoint: Path) -> Files:
+    """Sizes and digests of the files of a whole checkpoint, by their path in the run's folder."""
+    known = read_meta(checkpoint).sha256
+    files = {name: FileDigest((checkpoint / name).stat().st_size, known[name]) for name in known}
+    files[META] = FileDigest.of(checkpoint / META)
+    return {f"{CHECKPOINTS_DIR}/{checkpoint.name}/{name}": digest for name, digest in files.items()}
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if every file has its recorded SHA-256."""
+    """What is wrong with a checkpoint; None if all has its recorded SHA-256 and can be gone on from."""
     try:
-        digests = read_meta(checkpoint).sha256
-    except DamagedFile as error:
-        return str(error)
-    for name, digest in digests.items():
-        try:
+        meta = read_meta(checkpoint)
+        for name, digest in meta.sha256.items():
             if sha256_file(checkpoint / name) != digest:
                 return f"{name} does not have its recorded SHA-256"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+        check_header(checkpoint / WEIGHTS)
+    except ToolkitError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
     return None
+
+
+def check_header(weights: Path) -> None:
+    """Raise DamagedFile unless a safetensors file begins with a short header; it says itself how long."""
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, weights.stat().st_size - 8):
+        raise DamagedFile(f"{weights.name} has a header of {length:,} bytes; allowed: {MAX_HEADER_BYTES:,}")
 
 
 def find_latest(run_dir: Path) -> Path | None:
@@ -102,9 +147,64 @@ def find_latest(run_dir: Path) -> Path | None:
     return None
 
 
+def read_state(checkpoint: Path) -> StateDict:
+    """As `load_state`, of a checkpoint that a training can go on from; RunError if it is not one of ours."""
+    path = checkpoint / STATE
+    try:
+        check_archive(path)
+        # the tensors stay in the file
+        check_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True), checkpoint)
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler and the archive raise many kinds
+        problem = f"{path} does not hold a state of this training: {first_words(error)}"
+        raise RunError(problem, REMOVE_IT) from error
+    return load_state(checkpoint)
+
+
+def check_archive(path: Path) -> None:
+    """Raise DamagedFile if an archive is compressed, as ours never is: it could be a bomb."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise DamagedFile("it is compressed")
+
+
+def check_state(state: object, checkpoint: Path) -> None:
+    """Raise an error that says why if `state` is not what the training saved in that folder."""
+    if not isinstance(state, dict):
+        raise DamagedFile(f"it holds a {type(state).__name__}")
+    position = msgspec.convert({name: state.get(name) for name in Position.__struct_fields__}, Position)
+    if checkpoint_dir(Path(), position.step).name != checkpoint.name:
+        raise DamagedFile(f"it is of step {position.step}")
+    rng, present = state.get("rng"), torch.get_rng_state()
+    if not (isinstance(rng, Tensor) and (rng.dtype, rng.shape) == (present.dtype, present.shape)):
+        raise DamagedFile("it has no random state")
+    for name in ("optimizer", "scaler"):
+        if not isinstance(state.get(name), dict) and (name == "optimizer" or state.get(name) is not None):
+            raise DamagedFile(f"its {name} is a {type(state.get(name)).__name__}")
+
+
 def load_state(checkpoint: Path) -> StateDict:
     """Everything of `state.pt`, on the CPU. Only tensors and plain values are unpickled."""
     return cast(StateDict, torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
+
+
+def load_weights(weights: Path, model: VAE, keeps_precision: bool = False) -> None:
+    """Put the weights in a file into a model, which may take their precision; RunError if they do not fit."""
+    try:
+        check_header(weights)
+        tensors = load_file(weights)
+        if keeps_precision and {tensor.dtype for tensor in tensors.values()} == {torch.float64}:
+            model.double()
+        model.load_state_dict(tensors)
+    except (ToolkitError, RuntimeError, SafetensorError, ValueError) as error:
+        raise RunError(f"{weights} holds the weights of another model: {first_words(error)}") from error
+
+
+def first_words(error: Exception) -> str:
+    """The beginning of another library's message, on one line."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= MAX_WORDS_CHARS else words[: MAX_WORDS_CHARS - 3] + "..."
 
 
 def load_trained(run_dir: Path) -> tuple[VAE, Done]:
@@ -112,13 +212,12 @@ def load_trained(run_dir: Path) -> tuple[VAE, Done]:
     done = read_done(run_dir)
     if done is None:
         raise RunError(f"{run_dir} is not trained to the end", "train it with `python jobs/train.py`")
-    weights = checkpoint_dir(run_dir, done.step) / WEIGHTS
+    weights = run_dir / weights_name(done)
     if not weights.exists() or sha256_file(weights) != done.weights_sha256:
         raise RunError(
             f"the weights in {weights} are missing or damaged",
             f"delete {run_dir / DONE_FILE} and train again: it goes on from the last whole checkpoint",
         )
-    tensors = load_file(weights)
-    model = build_model(read_run(run_dir)).to(next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors)
+    model = build_model(read_run(run_dir))
+    load_weights(weights, model, keeps_precision=True)
     return model.eval(), done

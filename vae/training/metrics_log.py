@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import resource
 import sys
 import time
@@ -64,7 +65,7 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         settings = {name: str(value) for name, value in to_dict(self.config).items()}
-        self.accelerator.init_trackers(self.run_dir.name, config=settings)
+        self.accelerator.init_trackers(self.run_dir.name, settings, own_folders(self.run_dir))
         self._bar.start()
         self._restart_pace()
         return self
@@ -183,6 +184,22 @@ class MetricsLog:
     def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:
             append_line(self.run_dir / METRICS_FILE, line)
+
+
+def own_folders(run_dir: Path) -> dict[str, dict[str, str]]:
+    """What to start trackers with that would else write into the working directory, often a copy of the code.
+
+    accelerate hands tensorboard and aim a folder itself; two listen to nothing but the environment. What the
+    user has set there stands.
+    """
+    folder = run_dir.resolve()
+    os.environ.setdefault("MLFLOW_TRACKING_URI", (folder / "mlruns").as_uri())
+    os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(folder / "comet"))
+    return {
+        "wandb": {} if "WANDB_DIR" in os.environ else {"dir": str(folder)},  # it makes wandb/ there
+        "dvclive": {"dir": str(folder / "dvclive")},
+        "swanlab": {"logdir": str(folder / "swanlog")},
+    }
 
 
 def drop_lines_after(run_dir: Path, step: int) -> tuple[int, float]:

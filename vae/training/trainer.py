@@ -19,10 +19,11 @@ from data_prep.errors import RunError, SettingsError
 from data_prep.files import only_holder
 from data_prep.json_records import write_record
 from vae.config import RunConfig
+from vae.digests import note_trained
 from vae.events import Completed, Saved, StopSignalled, add_event
 from vae.losses import bce_per_image, kl_per_image
 from vae.provenance import Attempt, this_attempt
-from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, Done, checkpoint_dir
+from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, WEIGHTS_FILE, Done, checkpoint_dir
 from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
@@ -64,6 +65,8 @@ def train(
         if not is_ours:
             hint = "wait for it, or end it; two would spoil the run"
             raise RunError(f"another process is training {run_dir}", hint)
+        if accelerator.is_main_process:
+            (run_dir / DONE_FILE).unlink(missing_ok=True)  # its weights are lost: it is not complete any more
         return run_to_end(run_dir, config, accelerator, should_stop, attempt)
 
 
@@ -85,7 +88,7 @@ def run_to_end(
     step, epoch_sums = 0, [0.0, 0.0]
     latest = checkpoint.find_latest(run_dir) if accelerator.is_main_process else None
     if latest := broadcast_object_list([latest])[0]:
-        saved = checkpoint.load_state(latest)
+        saved = checkpoint.read_state(latest)
         check_fingerprint(saved["data_fingerprint"], split.fingerprint)
         state.load(latest, saved)
         step, epoch_sums = saved["step"], saved["epoch_sums"]
@@ -247,8 +250,9 @@ def finish(run_dir: Path, accelerator: Accelerator, step: int, epoch: int, data_
     """Write done.json, the last, atomic act: the run is complete. Every rank calls this."""
     if accelerator.is_main_process:
         folder = checkpoint_dir(run_dir, step)  # just saved, or checked and resumed from
-        weights_sha256 = checkpoint.read_meta(folder).sha256[checkpoint.WEIGHTS]
+        weights_sha256 = checkpoint.read_meta(folder).sha256[WEIGHTS_FILE]
         done = Done(step, epoch, folder.name, weights_sha256, data_fingerprint)
+        note_trained(run_dir, done, checkpoint.digests(folder))
         add_event(run_dir, Completed(step=step))
         write_record(run_dir / DONE_FILE, done)
     accelerator.wait_for_everyone()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.errors import DataError, RunError
 from vae.config import RunConfig
 from vae.model import VAE, build_model
-from vae.training.checkpoint import WEIGHTS, StateDict
+from vae.run_dir import WEIGHTS_FILE
+from vae.training.checkpoint import REMOVE_IT, StateDict, first_words, load_weights
 
 
 @dataclass
@@ -56,15 +56,31 @@ class TrainingState:
         }
 
     def load(self, folder: Path, state: StateDict) -> None:
-        """Go back to a checkpoint; RunError if its weights belong to another model."""
+        """Go back to a checkpoint; RunError if it belongs to another training."""
+        if state["step"] > self.total_steps:
+            beyond = f"{folder} is at step {state['step']:,} of a run of {self.total_steps:,}"
+            raise RunError(beyond, REMOVE_IT)
+        load_weights(folder / WEIGHTS_FILE, self.model)
+        settings = [{**group} for group in self.optimizer.param_groups]
         try:
-            self.model.load_state_dict(load_file(folder / WEIGHTS))
-        except RuntimeError as error:
-            raise RunError(f"{folder} holds the weights of another model: {error}") from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(own)  # they are the run's, whatever the file says
+            self._check_moments()
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{folder} holds the state of another training: {first_words(error)}"
+            raise RunError(problem, REMOVE_IT) from error
+
+    def _check_moments(self) -> None:
+        """Raise ValueError unless the optimiser holds Adam's moments, of the shapes of the weights."""
+        for weights, moments in self.optimizer.state.items():
+            shapes = {name: moments[name].shape for name in moments}
+            own = {"step": torch.Size(), "exp_avg": weights.shape, "exp_avg_sq": weights.shape}
+            if shapes != own:
+                raise ValueError("its moments do not fit the weights")
 
 
 def build_training_state(config: RunConfig, accelerator: Accelerator, total_steps: int) -> TrainingState:

@@ -110,7 +110,7 @@ def test_cancel_does_not_wait_for_ever_and_says_what_it_still_is(
     ]
     prepare_study(study_dir, STUDY)
     done = run_door("cancel", study_dir)
-    assert (done.returncode, done.stdout) == (1, "still COMPLETING: train linear-s0 (job 1_0)\n")
+    assert (done.returncode, done.stdout) == (1, "still COMPLETING: train linear-s0 (job 1)\n")
 
 
 def test_a_job_that_comes_back_is_cancelled_again(study_dir: Path, fake_slurm: FakeSlurm) -> None:

@@ -123,7 +123,11 @@ def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWa
     ours = array_tasks & array_tasks_of(records)
 
     def are_gone(scheduler: Scheduler) -> bool:
-        left = {job: scheduler.queue[job].state for job in ours & scheduler.queue.keys()} if scheduler.queue else {}
+        left = (
+            {job: scheduler.queue[job].state for job in ours & scheduler.queue.keys()}
+            if scheduler.queue
+            else {}
+        )
         if back := sorted(job for job, state in left.items() if state != "COMPLETING"):
             client.cancel(*back)  # something has requeued them
         return scheduler.queue is not None and not left

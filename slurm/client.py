@@ -194,7 +194,9 @@ def remembered() -> tuple[QueuedJob, ...] | None:
 
 def _ask_queue(*flags: str) -> tuple[QueuedJob, ...] | None:
     # all of them, for asking for an id that SLURM has forgotten is an error
-    answer = query("squeue", "--noheader", "--array", *flags, f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}")
+    answer = query(
+        "squeue", "--noheader", "--array", *flags, f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}"
+    )
     return None if answer is None else tuple(QueuedJob(*row) for row in _rows(answer, 6))
 
 

@@ -383,7 +383,9 @@ class FakeSlurm:
             raise UnknownCallError(" ".join(command))
         if flags.get("--states", "all") != "all":
             raise UnknownCallError(" ".join(command))
-        queued = [job for job in self.jobs.values() if job.is_queued or ("--states" in flags and not job.is_gone)]
+        queued = [
+            job for job in self.jobs.values() if job.is_queued or ("--states" in flags and not job.is_gone)
+        ]
         queued.sort(key=lambda job: job.state != "PENDING")
         if "--jobs" in flags:
             if not [job for job in self.jobs.values() if flags["--jobs"] in (job.id, job.array)]:

@@ -220,6 +220,12 @@ def show_job(job: str) -> str | None:
     return query("scontrol", "show", "job", job)
 
 
+def restarts(job: str) -> int | None:
+    """How often SLURM has started a job again; None if it does not say."""
+    count = re.search(r"\bRestarts=(\d+)", show_job(job) or "")
+    return int(count[1]) if count else None
+
+
 def job_times(job: str, columns: Sequence[str]) -> list[str]:
     """The times of one job that squeue calls by these names; none if it does not answer."""
     form = ",".join(f"{column}:30" for column in columns)

@@ -213,7 +213,7 @@ def test_a_start_that_has_become_a_training_is_called_so(site: Site) -> None:
 
 
 def test_squeue_is_asked_anew_after_a_fault_and_a_launch_alone(site: Site) -> None:
-    drill = site.drill(PlannedFault(FaultKind.CANCELLED, share=0.5))
+    drill = site.drill(PlannedFault(FaultKind.SCANCELLED, share=0.5))
     for _ in range(3):
         drill.tick()
     assert site.asked == 1

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from slurm_jobs import TRAIN
 
+from slurm.diagnose.case import Case
 from slurm.diagnose.explain import explain
 from slurm.diagnose.gather_case import with_logs
-from slurm.diagnose.case import Case
 from slurm.diagnose.known_causes import KNOWN, find_cause
 from slurm.job_states import GONE
 from vae.run_dir import JOBS_DIR

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from slurm_jobs import run_python
 
-
 # A cluster in memory whose array task 1_1 is this process's job, and what becomes of it.
 ON_SLURM = """
 from fake_slurm import FakeSlurm

@@ -2,9 +2,9 @@
 
 Studies of both variants are launched as a user would launch them, three at once: on one GPU per run, and on
 two nodes with two ranks in double precision. Their trainings are warned, requeued, terminated, cancelled,
-preempted, killed, reach a time limit or lose their node, while they start, train, save, end or are scored; what
-SLURM has ended is launched again with the same command. What was cancelled, by jobs/cancel.py or by scancel, must
-not come back by itself. At the end every run must be complete and like the unbroken
+preempted, killed, reach a time limit or lose their node, while they start, train, save, end or are scored;
+what SLURM has ended is launched again with the same command. What was cancelled, by jobs/cancel.py or by
+scancel, must not come back by itself. At the end every run must be complete and like the unbroken
 run: bit for bit on one rank, losses within 1e-9 on two. Nothing may be lost after a warning, else at most the
 checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
 

@@ -87,7 +87,7 @@ def cancel(study_dir: Path, study: Study, run: str = "") -> dict[str, bool]:
 
 
 def end_of(record: JobRecord, index: int, remembered: Scheduler) -> str:
-    """What has become of a run's job that was to be cancelled; `remembered` are jobs that ended lately, too."""
+    """What has become of a run's job that was to be cancelled; `remembered` has what ended lately, too."""
     if remembered.queue is None:
         return "still unknown, for squeue does not answer any more"
     job = remembered.queue.get(record.array_task(index))
@@ -119,18 +119,14 @@ def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
 
 
 def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWatch) -> None:
-    """Return when these, cancelled, have left the queue, or after SLURM_END_S: a launch would find them alive."""
+    """Return when these have left the queue, or after SLURM_END_S; cancels again what comes back."""
     ours = array_tasks & array_tasks_of(records)
 
     def are_gone(scheduler: Scheduler) -> bool:
-        left = (
-            {job: scheduler.queue[job].state for job in ours & scheduler.queue.keys()}
-            if scheduler.queue
-            else {}
-        )
-        if back := sorted(job for job, state in left.items() if state != "COMPLETING"):
-            client.cancel(*back)  # something has requeued them
-        return scheduler.queue is not None and not left
+        queue = scheduler.queue or {}
+        if back := sorted(job for job in ours & queue.keys() if queue[job].state != "COMPLETING"):
+            client.cancel(*back)
+        return scheduler.queue is not None and ours.isdisjoint(queue)
 
     if ours:
         wait_until(are_gone, records, watch)

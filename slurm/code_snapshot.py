@@ -22,7 +22,8 @@ from vae.run_dir import CODE_DIR
 log = logging.getLogger(__name__)
 
 PACKAGES = ("data_prep", "vae", "slurm", "jobs")
-KINDS = (".py", ".yaml", ".sbatch", ".css")
+# Not profiles: jobs read none, and a new one is no other code.
+KINDS = (".py", ".sbatch", ".css")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""slurm/diagnose/known_causes.py: what programs print when they fail, kept in tests/logs, has a cause and a step."""
+"""slurm/diagnose/known_causes.py: what programs print (tests/logs) is known, with its cause and next step."""
 
 from pathlib import Path
 

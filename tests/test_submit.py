@@ -140,9 +140,12 @@ def test_the_script_requeues_the_job_that_could_not_do_it_itself(tmp_path: Path)
     folder = tmp_path / "a folder"
     folder.mkdir()
     code, text = run_script(folder, ClusterProfile(), f"touch '{folder}/jobs/8_3.requeue'; exit 1")
-    assert (code, text) == (1, "scontrol requeue 8_3\n")
+    assert (code, text) == (1, "scontrol requeue incomplete 8_3\n")
     assert list((folder / "jobs").iterdir()) == []
 
 
 def test_the_script_requeues_the_job_whose_warning_came_before_it_could_be_ignored(tmp_path: Path) -> None:
-    assert run_script(tmp_path, ClusterProfile(), "kill -USR2 $$") == (140, "scontrol requeue 8_3\n")
+    assert run_script(tmp_path, ClusterProfile(), "kill -USR2 $$") == (
+        140,
+        "scontrol requeue incomplete 8_3\n",
+    )

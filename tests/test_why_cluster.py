@@ -1,4 +1,4 @@
-"""`why` on a real cluster, with accounts and without: what commonly fails at a new site is named in one sentence."""
+"""`why` on a real cluster, with accounts and without: what often fails at a new site, in a sentence."""
 
 import subprocess
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ JobAcctGatherFrequency=task=1
 # Lmod has no command line here: the shell function that it defines, which says what it says and fails.
 LMOD = """\
 setup:
-  - "module() { echo 'Lmod has detected the following error: The following module(s) are unknown: \\"cuda/99\\"' >&2; false; }"
+  - "module() { echo 'Lmod has detected the following error: The following module(s)' >&2; false; }"
   - "module load cuda/99"
 """
 # What is wrong with the profile, and what is said: cause and next step.

@@ -36,7 +36,7 @@ class Case:
     error: str = ""
     """The last error line of its newest log."""
     cause: str = ""
-    """What the logs say in the words of a known failure, as in `ran out of GPU memory: ...`; `fix` goes with it."""
+    """The known failure that its logs tell of, as in `ran out of GPU memory: ...`; `fix` goes with it."""
     log_end: tuple[str, ...] = ()
     """The last lines of its newest log."""
     notice: str = ""

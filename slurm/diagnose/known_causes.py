@@ -1,6 +1,7 @@
-"""What programs of a cluster print when they fail: patterns, with the cause in plain words and the next step.
+"""What programs print when they fail on a cluster: patterns, with the cause in plain words and the next step.
 
-SLURM's srun and slurmstepd, the shell, Lmod and Tcl modules, apptainer, enroot and pyxis, Python, disks, CUDA, NCCL.
+SLURM's srun and slurmstepd, the shell, modules (Lmod, Tcl), apptainer, enroot and pyxis, Python, disks, CUDA,
+NCCL.
 """
 
 import re
@@ -56,8 +57,8 @@ KNOWN = (
     KnownCause(r"Driver/library version mismatch", "met a node whose GPU driver is half updated", OTHER_NODE),
     KnownCause(r"uncorrectable ECC error|ERROR_ECC_UNCORRECTABLE", "met a broken GPU (ECC)", OTHER_NODE),
     KnownCause(
-        r"CUDA driver version is insufficient|NVIDIA driver on your system is too old|no kernel image is available"
-        r"|forward compatibility was attempted|PTX was compiled with an",
+        r"CUDA driver version is insufficient|NVIDIA driver on your system is too old"
+        r"|no kernel image is available|forward compatibility was attempted|PTX was compiled with an",
         "has a torch that does not fit the node's GPU or NVIDIA driver",
         f"install a torch for that CUDA version, or ask for another gpu_type {PROFILE}",
     ),
@@ -109,7 +110,7 @@ KNOWN = (
     KnownCause(
         r"Read-only file system",
         "may not write to the disk: it is read-only on the node",
-        "keep runs and images (--runs-dir, shards) on a disk that nodes may write to; with a container, bind it",
+        "keep runs and shards on a disk that nodes may write to (--runs-dir); with a container, bind it",
     ),
     KnownCause(
         r"Stale (NFS )?file handle|Input/output error|Remote I/O error|Transport endpoint is not connected",
@@ -157,7 +158,7 @@ KNOWN = (
         f"leave --container-* out, or use apptainer as container {PROFILE}",
     ),
     KnownCause(
-        r"pyxis: .*(No such file or directory: /|Invalid image reference)|\[ERROR\] No such file or directory",
+        r"\[ERROR\] (No such file or directory|Invalid image reference)",
         "found no container image there",
         f"correct --container-image {PROFILE}: a file's name begins with / or ./, and nodes must see it",
     ),
@@ -216,7 +217,7 @@ KNOWN = (
         "shows what there is)",
     ),
     KnownCause(
-        r"Could not open std(out|err) file|Slurmd could not connect IO|couldn't chdir to|[Ii]/?[Oo] setup failed",
+        r"Could not open std(out|err) file|Slurmd could not connect IO|couldn't chdir to|IO setup failed",
         "did not find its folder on its node",
         "launch with --runs-dir on a disk that all nodes share",
     ),
@@ -226,12 +227,12 @@ KNOWN = (
         f"unset those variables in setup {PROFILE}",
     ),
     KnownCause(
-        r"[Ii]nvalid job credential|[Cc]redential (expired|replayed)|Rewound credential|Munge (de|en)code failed",
+        r"[Ii]nvalid job credential|[Cc]redential (expired|replayed)|Munge (de|en)code failed",
         "was refused by its node's SLURM (credentials or a clock)",
         OTHER_NODE,
     ),
     KnownCause(
-        r"Task launch for .* failed on node|Communication connection failure|[Pp]rolog (failed|hung)|launch failed",
+        r"Task launch for .* failed on node|Communication connection failure|[Pp]rolog (failed|hung)",
         "could not be started by SLURM on its node",
         OTHER_NODE,
     ),

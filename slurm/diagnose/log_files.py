@@ -26,7 +26,7 @@ ERROR = re.compile(
 NOTICE = re.compile(r"^(slurmstepd|srun)\S*: (?:error: )?(.*(?:CANCELLED|oom|Out Of Memory|Killed).*)")
 # So it tells that srun ends the other ranks; why it does, srun says itself.
 STEP_ENDED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*$")
-# What SLURM's programs and the container's complain of; not which task has ended how, and that others end now.
+# What SLURM's programs and containers complain of; not how a task has ended, and that others end now.
 COMPLAINT = re.compile(r"(?:srun|slurmstepd\S*|sbatch|scontrol): (?:error|fatal): (.*)|((?:FATAL|ERROR):.*)")
 NO_COMPLAINT = re.compile(
     r"(\S+: )?tasks? \S+: |\*\*\* |(Timed out|Job step aborted|Waiting|forcing|spank)|Terminating"
@@ -111,7 +111,7 @@ def newest_attempt(lines: list[str]) -> list[str]:
 
 
 def from_error_on(logs: Iterable[list[str]]) -> list[str]:
-    """The last exception, or what bash said of a line of the job's script, and what follows it; or nothing."""
+    """The last exception, or what bash said of a line of its script, and what follows it; or nothing."""
     for lines in logs:
         for number in reversed(range(len(lines))):
             if ERROR.match(lines[number]):

@@ -38,7 +38,7 @@ LAST_STEPS = 0.98
 POLL_S = 0.001
 # A fault that comes while a job is starting comes this much later at most; importing torch takes longer.
 START_DELAY_S = 1.5
-# One that comes after a warning follows it by this much at most, and one that comes while a job scores its start.
+# A fault after a warning follows it by this much at most, and one during scoring the start of that job.
 AFTER_WARNING_S = 1.0
 SCORING_DELAY_S = 4.0
 # More launches than faults by so many mean that something else goes wrong.

@@ -45,8 +45,8 @@ def is_preempted(job_env: JobEnvironment) -> bool:
 def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoReturn:
     """End this process; rank 0 has the job run again. Everything must be saved by now.
 
-    `previous_handler` was there at the start: on this machine submitit's, which tells its controller. SLURM is
-    asked here: a job that it is ending already is not requeued, for somebody may have cancelled it.
+    `previous_handler` was there at the start: on this machine submitit's, which tells its controller. SLURM
+    is asked here: a job that it is ending already is not requeued, for somebody may have cancelled it.
     """
     ignore_stop_signal()
     if job_env.backend is Backend.DEBUG:

@@ -210,15 +210,15 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
 def test_a_warning_to_the_jobs_script_reaches_the_run(full_site: Site, flag: str) -> None:
     site, study = full_site, f"batch{flag}"
     words = ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", "--study", study, *TINY)
-    assert site.launch(*words, "--run.epochs", "1000", "--run.max_steps", "500").returncode == 0
+    assert site.launch(*words, "--run.epochs", "10000").returncode == 0
     run_dir = site.folder / "runs" / study / "direct-s0"
     site.until(lambda: last_step(run_dir) >= 20)
     site.cluster.run("scancel", "--signal=USR2", flag, f"{site.jobs(study)['train']}_0")
-    site.until(lambda: site.status(study) == {"direct-s0": "done"})
+    site.until(lambda: len(read_attempts(run_dir)) == 2)
+    site.order("cancel", study)
     first, second = read_attempts(run_dir)
     assert (second.job, second.restart) == (first.job, 1)
     assert second.from_step >= 20
-    assert site.has_ended(site.jobs(study)["train"], {0: "COMPLETED"})
 
 
 def test_a_script_by_hand_asks_for_no_more_time_than_its_partition_gives(full_site: Site) -> None:

@@ -113,3 +113,16 @@ def test_a_rank_that_was_not_signalled_itself_ends_with_the_others() -> None:
             end(exit_after_stop, job_env(job=ours.id, rank=rank), StopFlag())
     """)
     assert done.stdout == "1 PENDING 1 0\n0 PENDING 1 0\n", done.stderr
+
+
+@pytest.mark.parametrize("signals", ["USR2 TERM", "TERM USR2"])
+def test_a_cancel_is_final_on_this_machine_too(signals: str) -> None:
+    done = run_python(f"""
+        from slurm.node.environment import Backend
+        signal.signal(signal.SIGUSR2, lambda number, frame: print("requeued"))
+        stop = StopFlag(signal.SIGTERM)
+        for name in {signals.split()}:
+            os.kill(os.getpid(), signal.Signals[f"SIG{{name}}"])
+        exit_after_stop(job_env(backend=Backend.LOCAL), stop)
+    """)
+    assert (done.stdout, done.returncode) == ("", 128 + signal.SIGTERM), done.stderr

@@ -251,11 +251,12 @@ KNOWN = (
     ),
 )
 TABLE = tuple((re.compile(known.pattern), known) for known in KNOWN)
+ANY = re.compile("|".join(known.pattern for known in KNOWN))  # most lines match none
 
 
 def find_cause(lines: Iterable[str]) -> tuple[KnownCause, str] | None:
     """The first entry of the table that a line matches, and that line; None if none does."""
-    candidates = list(lines)
+    candidates = [line for line in lines if ANY.search(line)]
     for pattern, known in TABLE:
         for line in candidates:
             if pattern.search(line):

@@ -36,7 +36,7 @@ SAID = {
     "disk-stale": ("lost the disk on its node", "tell the site"),
     "enroot-no-file": ("found no container image there", "correct --container-image"),
     "gloo-peer": ("lost another rank, which ended first", "what the other ranks wrote"),
-    "lmod-unknown": ("could not load a module", "module spider"),
+    "lmod-unknown": ("could not load a module", 'are unknown: "cuda/99.9"; correct it in setup'),
     "nccl-duplicate": ("gave two ranks the same GPU", "correct gpu_flag"),
     "nccl-remote": ("lost another rank, which ended first", "what the other ranks wrote"),
     "nccl-system": ("could not reach the other ranks", "NCCL_SOCKET_IFNAME"),

@@ -12,7 +12,7 @@ AGAIN = "launch again; it goes on"
 MORE_MEMORY = f"allow more (mem_per_gpu_gb in the profile) and {AGAIN}"
 PROFILE = "in the profile, and launch again"
 EXAMINE = "python jobs/doctor.py finds out what the nodes have"
-OTHER_NODE = f"leave it out ('extra: {{exclude: NODE}}' in the profile), tell the site, and {AGAIN}"
+OTHER_NODE = f"leave that node out ('extra: {{exclude: NODE}}' in the profile), tell the site, and {AGAIN}"
 NETWORK = f"{AGAIN}; if it comes back, name the nodes' network in setup (export NCCL_SOCKET_IFNAME=...)"
 MORE_GPUS = f"launch again with more --gpus, or --run.accumulate 2; {AGAIN.partition('; ')[2]}"
 
@@ -256,9 +256,11 @@ ANY = re.compile("|".join(known.pattern for known in KNOWN))  # most lines match
 
 def find_cause(lines: Iterable[str]) -> tuple[KnownCause, str] | None:
     """The first entry of the table that a line matches, and that line; None if none does."""
-    candidates = [line for line in lines if ANY.search(line)]
+    lines = [line for line in lines if line.strip()]
+    candidates = [number for number, line in enumerate(lines) if ANY.search(line)]
     for pattern, known in TABLE:
-        for line in candidates:
-            if pattern.search(line):
-                return known, line
+        for number in candidates:
+            if pattern.search(lines[number]):
+                goes_on = lines[number].rstrip().endswith(":")
+                return known, " ".join(lines[number : number + 1 + goes_on])
     return None

@@ -2,8 +2,9 @@
 
 Studies of both variants are launched as a user would launch them, three at once: on one GPU per run, and on
 two nodes with two ranks in double precision. Their trainings are warned, requeued, terminated, cancelled,
-preempted, killed, reach a time limit or lose their node, while they start, train, save or end; what SLURM has
-ended is launched again with the same command. At the end every run must be complete and like the unbroken
+preempted, killed, reach a time limit or lose their node, while they start, train, save, end or are scored;
+what SLURM has ended is launched again with the same command. What was cancelled, by jobs/cancel.py or by
+scancel, must not come back by itself. At the end every run must be complete and like the unbroken
 run: bit for bit on one rank, losses within 1e-9 on two. Nothing may be lost after a warning, else at most the
 checkpoint interval; nothing may be left behind: no job, process, lock or half-written file.
 
@@ -48,6 +49,7 @@ from data_prep.verify import verify
 from slurm.client import QueueWatch
 from slurm.drill.faulted_study import FaultedStudy, Target, launch_with_faults, read_starts
 from slurm.drill.faults import (
+    LATEST_SHARE,
     FaultKind,
     InjectedFault,
     Injection,
@@ -63,7 +65,7 @@ from slurm.job_records import read_records
 from slurm.local import send_signal
 from vae.metrics import read_progress
 from vae.run_dir import TRAINING_LOCK_FILE
-from vae.study import is_trained
+from vae.study import is_scored
 
 VARIANTS = ("linear", "direct")
 PROFILE = REPOSITORY / "tests" / "devcluster.yaml"
@@ -78,18 +80,22 @@ SETTINGS = {"epochs": 10_000, "log_every_steps": 10}
 FLAGS = ("--variant", "both", "--data", "shards", "--cluster", "slurm")
 
 # What is planned, shuffled, again and again.
+CANCELS = (FaultKind.CANCELLED, FaultKind.SCANCELLED)
 KINDS_TRAINING = (
     *[FaultKind.WARNED] * 3,
-    *[FaultKind.REQUEUED, FaultKind.CANCELLED, FaultKind.KILLED] * 2,
+    *[FaultKind.REQUEUED, FaultKind.KILLED] * 2,
+    *CANCELS,
     *(FaultKind.TERMINATED, FaultKind.RANK_KILLED, FaultKind.NODE_LOST),
     *(FaultKind.PREEMPTED, FaultKind.PREEMPTED_AT_ONCE),
 )
 KINDS_SAVING = (FaultKind.WARNED, FaultKind.TERMINATED, FaultKind.RANK_KILLED, FaultKind.RANK_KILLED)
 MIX = (
     *faults_at(Moment.TRAINING, *KINDS_TRAINING),
-    *faults_at(Moment.STARTING, FaultKind.WARNED, FaultKind.REQUEUED, FaultKind.RANK_KILLED),
-    *faults_at(Moment.SAVING, *KINDS_SAVING),
+    *faults_at(Moment.STARTING, FaultKind.WARNED, FaultKind.REQUEUED, FaultKind.RANK_KILLED, *CANCELS),
+    *faults_at(Moment.WARNED, *CANCELS, *CANCELS),
+    *faults_at(Moment.SAVING, *KINDS_SAVING, *CANCELS),
     *faults_at(Moment.ENDING, FaultKind.WARNED, FaultKind.KILLED),
+    *faults_at(Moment.SCORING, FaultKind.WARNED, *CANCELS),
 )
 # These hit every run that is training.
 WIDE = (FaultKind.PREEMPTED, FaultKind.PREEMPTED_AT_ONCE, FaultKind.NODE_LOST)
@@ -293,9 +299,10 @@ class Bench:
             time.sleep(TICK_S)
 
     def targets(self, names: list[str]) -> list[Target]:
-        """The runs of some studies that are not trained yet."""
-        targets = [target for name in names for target in self.drills[name][1].targets]
-        return [target for target in targets if not is_trained(target.run_dir)]
+        """The runs of some studies that are not scored yet."""
+        drills = [self.drills[name][1] for name in names]
+        runs = [(drill.study, target) for drill in drills for target in drill.targets]
+        return [target for study, target in runs if not is_scored(target.run_dir, study)]
 
     def early(self, names: list[str]) -> list[Target]:
         """The runs that have begun, have nothing planned, and are not near their end."""
@@ -306,7 +313,8 @@ class Bench:
         """Plan one more interruption of a run, to come later than where it is."""
         share = self.rng.uniform(share_of(target), 0.95)
         fault = next(self.schedule)
-        share = 1.0 if fault.moment is Moment.ENDING else share
+        fixed = {Moment.ENDING: 1.0, Moment.SCORING: self.rng.uniform(0, LATEST_SHARE)}
+        share = fixed.get(fault.moment, share)
         target.planned.append(msgspec.structs.replace(fault, share=share))
 
     def leave_alone(self) -> None:

@@ -174,7 +174,8 @@ def existing_plan(out: Path, new: Plan) -> Plan | None:
     if existing not in (None, new) and existing.digest != new.digest:
         raise DataError(
             f"{out} belongs to another pack: {plan_differences(existing, new)}",
-            "choose another folder for the shards, or remove this one",
+            f"pack into another folder (python jobs/pack.py {new.source} OTHER; then launch --data OTHER), "
+            "or remove this one",
         )
     return existing
 

@@ -2,9 +2,10 @@
 
 A tiny study is launched twice, with the command that real studies use. One of the two is interrupted at
 random steps in every way the site allows to an ordinary user: warned as before a time limit, requeued,
-terminated, cancelled and launched again, killed without a warning; while it starts, trains, saves and ends.
-Then the two must be the same: bit for bit on one CPU rank, else with losses that differ by at most 1e-9 of
-their value in double precision. A warning may cost no step, a kill only those since the last checkpoint.
+terminated, cancelled and launched again, killed without a warning; while it starts, trains, saves, ends and
+is scored. What was cancelled must not come back by itself. Then the two must be the same: bit for bit on one
+CPU rank, else with losses that differ by at most 1e-9 of their value in double precision. A warning may cost
+no step, a kill only those since the last checkpoint.
 
 Nothing is needed but sbatch, squeue, scancel and scontrol. Many clusters hold a requeued job for two minutes,
 so this takes a while. Exit code 0: all held; 1: something did not; 2: a mistake in the command. Ctrl-C stops

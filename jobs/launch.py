@@ -73,17 +73,18 @@ def main() -> int:
     from slurm.status_tables import scores_table, states_table
 
     launch = read_launch(flags)
-    check(launch, flags.dry_run)
 
-    # show what is there, what would be submitted to the letter, and the command that does it
+    # show what is there, what would be submitted to the letter, and what is in the way or the command for it
     if flags.dry_run:
         requests = launch.missing_jobs()
         print(f"{states_table(launch.states())}\n")
-        print(launch.backend.describe(requests, launch.code.folder), end="")
+        print(launch.backend.describe(requests, launch.code.folder), end="", flush=True)
+        check(launch, is_dry=True)
         command = shlex.join(word for word in argv if word != "--dry-run")
         print(f"to do it: python jobs/launch.py {command}" if requests else "nothing is missing")
         return 0
 
+    check(launch, is_dry=False)
     # do it, and show the runs, their scores if there are any, and where the report is
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end local processes as Ctrl-C does
     is_over = carry_out(launch, ["python", "jobs/launch.py", *argv], flags.wait)

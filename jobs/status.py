@@ -25,15 +25,15 @@ from pathlib import Path
 
 import _front
 
-from data_prep.errors import SettingsError, ToolkitError
+from data_prep.errors import SettingsError
 from data_prep.plain_text import for_terminal
-from slurm.job_records import read_records
+from slurm.job_records import read_studies
 from slurm.job_states import Look, SchedulerWatch, ask_scheduler
 from slurm.status_tables import studies_table, study_page, verdicts_table
 from slurm.study_state import RunStatus, all_states, study_states
 from vae.digests import verify
 from vae.run_state import RunState
-from vae.study import find_studies, find_target, read_study
+from vae.study import find_target, read_study
 
 # Files may be looked at so often; squeue is asked as seldom as everywhere.
 LEAST_WATCH_S = 2.0
@@ -79,19 +79,7 @@ def states_of(study_dir: Path, run: str, look: Look) -> list[RunStatus]:
 
 def list_studies(runs_dir: Path) -> str:
     """One row per study; of those whose files are damaged it warns."""
-    folders = find_studies(runs_dir)
-    if not folders:
-        hint = "a study is a folder of runs, made by `jobs/launch.py`"
-        raise SettingsError(f"no study in {runs_dir}", hint)
-    studies = {}
-    for folder in folders:
-        try:
-            study = read_study(folder)
-            read_records(folder)
-            studies[folder] = study
-        except ToolkitError as error:
-            _front.log.warning("warning: %s", error)
-    return studies_table(all_states(studies))
+    return studies_table(all_states(read_studies(runs_dir)))
 
 
 def watch(study_dir: Path, run: str, every_s: float) -> None:

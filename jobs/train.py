@@ -10,6 +10,7 @@ examples:
   torchrun --nproc-per-node 2 jobs/train.py runs/try/linear-s0
 """
 
+import os
 import shutil
 import signal
 from contextlib import suppress
@@ -42,12 +43,22 @@ def read_command() -> tuple[Path, RunConfig]:
     if source:
         settings = to_dict(read_settings(RunConfig, source))
         parser.set_defaults({f"run.{name}": value for name, value in settings.items()})
-        flags = parser.parse_args()
-    return flags.run_dir, parser.instantiate(flags).run
+    elif flags.run.data:
+        parser.set_defaults({"run.image_size_px": read_manifest(Path(flags.run.data)).image_size_px})
+    return flags.run_dir, parser.instantiate(parser.parse_args()).run
+
+
+def refuse_lone_process() -> None:
+    """Raise SettingsError if `accelerate launch` was asked for several processes and started this alone."""
+    several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if several and not any(name.endswith("WORLD_SIZE") or name == "PMI_SIZE" for name in os.environ):
+        alone = "accelerate launch has started one process and not --num_processes: it does so on the CPU"
+        raise SettingsError(alone, "torchrun --nproc-per-node N jobs/train.py ... starts N")
 
 
 def main() -> int:
     # what to train, and on what
+    refuse_lone_process()
     run_dir, config = read_command()
     if not config.data:
         raise SettingsError("no data to train on", "set --run.data to a folder that jobs/pack.py made")

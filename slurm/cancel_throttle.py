@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from data_prep.errors import ClusterError
@@ -9,7 +10,16 @@ from slurm import client
 from slurm.client import QueueWatch
 from slurm.job_handle import handle_of
 from slurm.job_records import JobRecord, read_jobs
-from slurm.job_states import Scheduler, array_tasks_of, ask_scheduler, on_slurm, scheduler_of
+from slurm.job_states import (
+    CANCELLED,
+    QUEUED,
+    RUNNING,
+    Scheduler,
+    array_tasks_of,
+    ask_scheduler,
+    on_slurm,
+    scheduler_of,
+)
 from slurm.node.task import JobKind
 from slurm.plan import shares
 from vae.study import Study
@@ -48,25 +58,42 @@ def describe(record: JobRecord, indices: Sequence[int], study: Study) -> str:
     return f"{record.kind} {', '.join(runs)}"
 
 
-def cancel(study_dir: Path, study: Study, run: str = "") -> list[str]:
-    """Cancel what is queued or running of a study, or of one run; returns one line for each job.
+def cancel(study_dir: Path, study: Study, run: str = "") -> dict[str, bool]:
+    """Cancel what is queued or running of a study, or of one run; a line on each job, and whether it is over.
 
-    A running training is asked to end and saves. Packing goes on: other studies may want the images.
-    Raises ClusterError if SLURM does not answer, or will not cancel.
+    A running training is asked to end and saves; it is called cancelled when SLURM calls it so. Packing goes
+    on: other studies may want the images. Raises ClusterError if SLURM does not answer, or will not cancel.
     """
     kinds = LAST_FIRST[1:] if run else LAST_FIRST  # the report tells of the other runs too
     records = [record for record in read_jobs(study_dir, study) if record.kind in kinds]
     scheduler = ask_scheduler(records, with_accounts=False)
     live = live_jobs(records, scheduler, study.runs.index(run) if run else None)
-    lines, ended = [], set[str]()
-    for record in sorted(live, key=lambda record: LAST_FIRST.index(record.kind)):
-        handle, indices = handle_of(record), live[record]
-        handle.end(study_dir, indices, is_all=not run)
-        label = handle.label(indices[0] if run else None)
-        lines.append(f"cancelled: {describe(record, indices, study)} ({label})")
-        ended.update(map(record.array_task, indices))
-    wait_for_end(records, ended, QueueWatch())  # a training saves first
+    in_order = sorted(live, key=lambda record: LAST_FIRST.index(record.kind))
+    for record in in_order:
+        handle_of(record).end(study_dir, live[record], is_all=not run)
+    array_tasks = set(chain.from_iterable(map(record.array_task, live[record]) for record in in_order))
+    wait_for_end(records, array_tasks, QueueWatch())  # a training saves first
+    # say what has become of them
+    seen = scheduler_of(records, client.remembered() if on_slurm(live) else ())
+    lines = {}
+    for record in in_order:
+        ends = {index: end_of(record, index, seen) for index in live[record]}
+        for end in dict.fromkeys(ends.values()):
+            indices = [index for index in ends if ends[index] == end]
+            is_part = bool(run) or len(indices) < len(ends)
+            label = handle_of(record).label(indices[0] if is_part else None)
+            lines[f"{end}: {describe(record, indices, study)} ({label})"] = not end.startswith("still")
     return lines
+
+
+def end_of(record: JobRecord, index: int, remembered: Scheduler) -> str:
+    """What has become of a run's job that was to be cancelled; `remembered` has what ended lately, too."""
+    if remembered.queue is None:
+        return "still unknown, for squeue does not answer any more"
+    job = remembered.queue.get(record.array_task(index))
+    if job is None or job.state == CANCELLED:  # of what never began, SLURM may remember nothing
+        return "cancelled"
+    return f"still {job.state}" if job.state in RUNNING + QUEUED else f"ended before that ({job.state})"
 
 
 def settle(records: list[JobRecord]) -> None:
@@ -92,10 +119,17 @@ def unsettled(records: list[JobRecord], scheduler: Scheduler) -> list[str]:
 
 
 def wait_for_end(records: list[JobRecord], array_tasks: set[str], watch: QueueWatch) -> None:
-    """Return when these have left the queue, or after SLURM_END_S: a launch would take them for alive."""
-    left = array_tasks & array_tasks_of(records)
-    if left:
-        wait_until(lambda scheduler: left.isdisjoint(scheduler.queue or {}), records, watch)
+    """Return when these have left the queue, or after SLURM_END_S; cancels again what comes back."""
+    ours = array_tasks & array_tasks_of(records)
+
+    def are_gone(scheduler: Scheduler) -> bool:
+        queue = scheduler.queue or {}
+        if back := sorted(job for job in ours & queue.keys() if queue[job].state != "COMPLETING"):
+            client.cancel(*back)
+        return scheduler.queue is not None and ours.isdisjoint(queue)
+
+    if ours:
+        wait_until(are_gone, records, watch)
 
 
 def wait_until(is_over: Callable[[Scheduler], bool], records: list[JobRecord], watch: QueueWatch) -> None:

@@ -184,8 +184,19 @@ class EndedJob:
 
 def queue() -> tuple[QueuedJob, ...] | None:
     """This user's queued and running jobs; None if squeue does not answer."""
+    return _ask_queue()
+
+
+def remembered() -> tuple[QueuedJob, ...] | None:
+    """As `queue`, with those that have ended since a few minutes (MinJobAge) at most."""
+    return _ask_queue("--states=all")
+
+
+def _ask_queue(*flags: str) -> tuple[QueuedJob, ...] | None:
     # all of them, for asking for an id that SLURM has forgotten is an error
-    answer = query("squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}")
+    answer = query(
+        "squeue", "--noheader", "--array", *flags, f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}"
+    )
     return None if answer is None else tuple(QueuedJob(*row) for row in _rows(answer, 6))
 
 
@@ -207,6 +218,12 @@ def _rows(text: str, columns: int) -> list[list[str]]:
 def show_job(job: str) -> str | None:
     """`scontrol show job`: `Name=value` words; None if SLURM does not answer, or has forgotten the job."""
     return query("scontrol", "show", "job", job)
+
+
+def restarts(job: str) -> int | None:
+    """How often SLURM has started a job again; None if it does not say."""
+    count = re.search(r"\bRestarts=(\d+)", show_job(job) or "")
+    return int(count[1]) if count else None
 
 
 def job_times(job: str, columns: Sequence[str]) -> list[str]:
@@ -250,8 +267,16 @@ def cancel_named(name: str) -> None:
 
 
 def requeue(job: str) -> None:
-    """Put a job, or one task of an array, back into the queue."""
+    """Put a job, or one task of an array, back into the queue; also one that has ended."""
     order("scontrol", "requeue", job)
+
+
+def requeue_unless_ending(job: str) -> None:
+    """Put a running job back into the queue; one that SLURM is ending already, as after scancel, is left so.
+
+    SLURM itself decides which it is (since 19.05), so that no cancel can come in between.
+    """
+    order("scontrol", "requeue", "incomplete", job)
 
 
 def hold(job: str) -> None:

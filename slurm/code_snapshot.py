@@ -24,7 +24,8 @@ from vae.run_dir import CODE_DIR
 log = logging.getLogger(__name__)
 
 PACKAGES = ("data_prep", "vae", "slurm", "jobs")
-KINDS = (".py", ".yaml", ".sbatch", ".css")
+# Not profiles: jobs read none, and a new one is no other code.
+KINDS = (".py", ".sbatch", ".css")
 # What submitit takes for an installed plugin beside the code: by it every process of a job checks `jobs/`.
 PLUGIN = {
     "cxr_vae_jobs-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: cxr-vae-jobs\nVersion: 1\n",

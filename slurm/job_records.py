@@ -1,5 +1,6 @@
 """jobs.json: the jobs that were submitted for a study or a data folder, and the lock of its launcher."""
 
+import logging
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from data_prep.errors import ClusterError, DamagedFile
+from data_prep.errors import ClusterError, DamagedFile, SettingsError, ToolkitError
 from data_prep.files import only_holder
 from data_prep.json_records import Record, read_record, write_record
 from slurm.node.environment import Backend
@@ -16,7 +17,9 @@ from slurm.node.task import JobKind
 from slurm.plan import JobRequest
 from vae.provenance import Attempt, read_attempts
 from vae.run_dir import JOBS_FILE, JOBS_LOCK_FILE, LAUNCH_LOCK_FILE
-from vae.study import Study
+from vae.study import Study, find_studies, read_study
+
+log = logging.getLogger(__name__)
 
 JOBS_LOCK_WAIT_S = 10.0
 
@@ -98,6 +101,23 @@ def read_all_attempts(study_dir: Path, study: Study) -> Attempts:
         with suppress(DamagedFile):
             attempts[name] = read_attempts(study_dir / name)
     return attempts
+
+
+def read_studies(runs_dir: Path) -> dict[Path, Study]:
+    """The studies in a folder; of those whose files are damaged it warns. SettingsError if there is none."""
+    folders = find_studies(runs_dir)
+    if not folders:
+        hint = "a study is a folder of runs, made by `jobs/launch.py`"
+        raise SettingsError(f"no study in {runs_dir}", hint)
+    studies = {}
+    for folder in folders:
+        try:
+            study = read_study(folder)
+            read_records(folder)
+            studies[folder] = study
+        except ToolkitError as error:
+            log.warning("warning: %s", error)
+    return studies
 
 
 def add_record(folder: Path, record: JobRecord) -> None:

@@ -49,6 +49,8 @@ class StudyFacts:
     has_report: bool = False
     """A report is there and newer than every score."""
     report_job: str = ""
+    evaluate_jobs: tuple[str, ...] = ()
+    """Ids of the queued or running jobs that score any run of the study, those not asked for included."""
 
     def any_job(self) -> str:
         """Id of a job that is at work, or will be, on this study or its data; empty if there is none."""
@@ -199,8 +201,9 @@ def decide_report(facts: StudyFacts, evaluate: tuple[JobRequest, ...]) -> tuple[
     """The report, when every evaluation has ended, well or not."""
     if not evaluate and (facts.has_report or facts.report_job):
         return ()
-    under_way = [run.evaluate_job for run in facts.runs if run.evaluate_job]
-    after = tuple(f"afterany:{job}" for job in (*(request.key for request in evaluate), *under_way))
+    under_way = [*(run.evaluate_job for run in facts.runs if run.evaluate_job), *facts.evaluate_jobs]
+    jobs = dict.fromkeys((*(request.key for request in evaluate), *under_way))
+    after = tuple(f"afterany:{job}" for job in jobs)
     tasks = {0: ReportTask(str(facts.study_dir))}
     return (JobRequest("report", JobKind.REPORT, facts.study_dir, tasks, after, is_array=False),)
 

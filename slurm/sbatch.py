@@ -17,12 +17,22 @@ from vae.run_dir import JOBS_DIR
 # would kill the job while torch is being imported. A trap in the batch script does not reach the tasks.
 LAUNCHER = 'bash -c \'trap "" USR2; exec "$@"\' task'
 
+# Some sites warn the script and not its tasks; a shell acts on that only while it waits for a job in the
+# background, which the signal interrupts. srun passes it on to the tasks.
+PASS_ON = """trap '[ -z "${srun-}" ] || kill -USR2 "$srun"' USR2  # to a script that is warned itself"""
+WAIT = """srun=$!
+while kill -0 "$srun" 2>/dev/null; do wait "$srun" || :; done
+wait "$srun" || code=$?"""
+
 # A task that cannot reach SLURM itself (inside a container, say) leaves a file, and the script requeues it;
 # and after 140, the exit code of what USR2 has killed: it came before that first instruction. (Of several
-# ranks srun reports 143, because it ends the others; then the next launch goes on.)
+# ranks srun reports 143, because it ends the others; then the next launch goes on.) What SLURM is ending
+# already, as after scancel, it does not requeue.
 REQUEUE = """\
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
-if rm {jobs_dir}/"$job.requeue" 2>/dev/null || [ "${{code:-0}}" -eq 140 ]; then scontrol requeue "$job"; fi
+if rm {jobs_dir}/"$job.requeue" 2>/dev/null || [ "${{code:-0}}" -eq 140 ]; then
+    scontrol requeue incomplete "$job"
+fi
 exit "${{code:-0}}"
 """
 
@@ -54,10 +64,12 @@ def sbatch_text(request: JobRequest, profile: ClusterProfile, code_dir: Path) ->
             *flags,
             "",
             "set -eo pipefail  # a setup line that fails stops the job",
+            PASS_ON,
             *profile.setup,
             f"cd {code}  # where Python looks first",
             f'export SUBMITIT_EXECUTOR=slurm PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-            f"{srun_command(request, profile)} || code=$?",
+            f"{srun_command(request, profile)} &",
+            WAIT,
             REQUEUE.format(jobs_dir=shlex.quote(str(request.folder / JOBS_DIR))),
         ]
     )

@@ -173,6 +173,8 @@ def study_facts(
             stop_s=0.0 if trained else slowest_stop_s(study_dir / name),
         )
 
+    unscored = [index for index, name in enumerate(study.runs) if not is_scored(study_dir / name, study)]
+    scoring = [live_job(JobKind.EVALUATE, index, records, scheduler) for index in unscored]
     return StudyFacts(
         study_dir,
         runs=tuple(run_facts(name, index) for index, name in enumerate(study.runs) if name in runs),
@@ -181,4 +183,5 @@ def study_facts(
         pack_job=live_job(JobKind.FINALIZE, 0, data_records, scheduler),
         has_report=is_reported,
         report_job="" if is_reported else live_job(JobKind.REPORT, 0, records, scheduler),
+        evaluate_jobs=tuple(filter(None, scoring)),
     )

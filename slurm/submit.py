@@ -13,10 +13,11 @@ from pathlib import Path
 from data_prep.errors import ClusterError
 from data_prep.files import write_text
 from slurm import client
-from slurm.job_records import JobRecord, add_record
+from slurm.job_records import JobRecord, add_record, read_records
+from slurm.job_states import on_slurm, scheduler_of
 from slurm.local import UNLIMITED_RESTARTS
 from slurm.node.environment import Backend
-from slurm.node.task import Task
+from slurm.node.task import JobKind, Task
 from slurm.plan import JobRequest
 from slurm.private_folder import make_private
 from slurm.profile import ClusterProfile
@@ -49,7 +50,18 @@ def submit(requests: Sequence[JobRequest], profile: ClusterProfile, code_dir: Pa
     for request in requests:
         ids[request.key] = submit_one(request, profile, code_dir, ids)
         log.info("submitted %s: job %s", request.name, ids[request.key])
+        if request.kind is JobKind.REPORT:
+            cancel_older_reports(request.folder, ids[request.key])
     return ids
+
+
+def cancel_older_reports(study_dir: Path, newest: str) -> None:
+    """Cancel the waiting reports of earlier launches: the newest waits for all that they wait for."""
+    records = [record for record in read_records(study_dir) if record.kind is JobKind.REPORT]
+    queue = scheduler_of(records, client.queue()).queue or {}
+    ids = {record.id for record in on_slurm(records)} - {newest}
+    if waiting := sorted(job for job in ids & queue.keys() if queue[job].state == "PENDING"):
+        client.cancel(*waiting)
 
 
 def submit_one(request: JobRequest, profile: ClusterProfile, code_dir: Path, ids: dict[str, str]) -> str:

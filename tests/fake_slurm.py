@@ -377,11 +377,15 @@ class FakeSlurm:
         return done(command, f"{job}\n" if "--parsable" in flags else f"Submitted batch job {job}\n")
 
     def _squeue(self, command: Sequence[str], words: list[str], _: str) -> subprocess.CompletedProcess[str]:
-        known = {"--noheader", "--array", "--user", "--format", "--Format", "--jobs"}
+        known = {"--noheader", "--array", "--user", "--format", "--Format", "--jobs", "--states"}
         flags, others = split_flags(command, words, known)
         if others or "--noheader" not in flags:
             raise UnknownCallError(" ".join(command))
-        queued = [job for job in self.jobs.values() if job.is_queued]
+        if flags.get("--states", "all") != "all":
+            raise UnknownCallError(" ".join(command))
+        queued = [
+            job for job in self.jobs.values() if job.is_queued or ("--states" in flags and not job.is_gone)
+        ]
         queued.sort(key=lambda job: job.state != "PENDING")
         if "--jobs" in flags:
             if not [job for job in self.jobs.values() if flags["--jobs"] in (job.id, job.array)]:
@@ -477,6 +481,8 @@ class FakeSlurm:
                 return self._show_job(command, job)
             case ["requeue", job]:
                 return self._on_tasks(command, job, self._requeue_one)
+            case ["requeue", "incomplete", job]:
+                return self._on_tasks(command, job, lambda task: self._requeue_one(task, only_running=True))
             case ["uhold" | "release" as verb, job]:
                 return self._on_tasks(command, job, lambda task: self._hold_one(task, verb == "uhold"))
             case ["update", job, throttle] if throttle.startswith("ArrayTaskThrottle="):
@@ -497,8 +503,10 @@ class FakeSlurm:
             return done(command, error=f"{over[0]}: Job is pending execution")
         return done(command, error="\n".join(f"{task}: Job has already finished" for task in over))
 
-    def _requeue_one(self, job: FakeJob) -> bool:
-        """scontrol requeue: also of a job that has ended, while SLURM remembers it."""
+    def _requeue_one(self, job: FakeJob, only_running: bool = False) -> bool:
+        """scontrol requeue: also of a job that has ended, while SLURM remembers it; or without a word not."""
+        if only_running and job.state not in ("RUNNING", "SUSPENDED"):
+            return True
         if job.state == "PENDING":
             return False
         self.requeue(job.id)

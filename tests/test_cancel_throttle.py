@@ -63,7 +63,7 @@ def states(fake: FakeSlurm) -> dict[str, str]:
 
 
 def test_what_waits_for_others_is_cancelled_first(study_dir: Path, fake_slurm: FakeSlurm) -> None:
-    assert cancel(study_dir, STUDY) == [
+    assert list(cancel(study_dir, STUDY)) == [
         "cancelled: report of the study (job 3)",
         "cancelled: evaluate linear-s0, direct-s0 (job 2)",
         "cancelled: train linear-s0, direct-s0 (job 1)",
@@ -71,11 +71,11 @@ def test_what_waits_for_others_is_cancelled_first(study_dir: Path, fake_slurm: F
     orders = [call.command[2:] for call in fake_slurm.calls if call.command[0] == "scancel"]
     assert orders == [("3",), ("2",), ("1",)]
     assert set(states(fake_slurm).values()) == {"CANCELLED"}
-    assert cancel(study_dir, STUDY) == []
+    assert cancel(study_dir, STUDY) == {}
 
 
 def test_one_run_is_cancelled_and_the_report_stays(study_dir: Path, fake_slurm: FakeSlurm) -> None:
-    assert cancel(study_dir, STUDY, "direct-s0") == [
+    assert list(cancel(study_dir, STUDY, "direct-s0")) == [
         "cancelled: evaluate direct-s0 (job 2_1)",
         "cancelled: train direct-s0 (job 1_1)",
     ]
@@ -89,18 +89,54 @@ def test_cancel_returns_when_a_training_has_saved_and_asks_squeue_seldom(
     fake_slurm.start("1_0")
     fake_slurm.jobs["1_0"].lingers = True
     fake_slurm.at(25, lambda: fake_slurm.end("1_0", "CANCELLED"))
-    cancel(study_dir, STUDY)
+    lines = cancel(study_dir, STUDY)
+    assert lines["cancelled: train linear-s0, direct-s0 (job 1)"]
     assert states(fake_slurm)["1_0"] == "CANCELLED"
     assert fake_slurm.now_s == 30  # looked at after 0, 10 and 30 seconds
-    assert fake_slurm.asked("squeue") == 1 + 3
+    assert fake_slurm.asked("squeue") == 1 + 3 + 1
 
 
-def test_cancel_does_not_wait_for_ever(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+def test_cancel_does_not_wait_for_ever_and_says_what_it_still_is(
+    study_dir: Path, fake_slurm: FakeSlurm
+) -> None:
     fake_slurm.start("1_0")
     fake_slurm.jobs["1_0"].lingers = True
-    cancel(study_dir, STUDY)
+    lines = cancel(study_dir, STUDY)
     assert states(fake_slurm)["1_0"] == "COMPLETING"
     assert SLURM_END_S <= fake_slurm.now_s < SLURM_END_S + 60
+    assert list(lines.items())[2:] == [
+        ("still COMPLETING: train linear-s0 (job 1_0)", False),
+        ("cancelled: train direct-s0 (job 1_1)", True),
+    ]
+    prepare_study(study_dir, STUDY)
+    done = run_door("cancel", study_dir)
+    assert (done.returncode, done.stdout) == (1, "still COMPLETING: train linear-s0 (job 1)\n")
+
+
+def test_a_job_that_comes_back_is_cancelled_again(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.start("1_0")
+    fake_slurm.jobs["1_0"].lingers = True
+    fake_slurm.at(5, lambda: fake_slurm.requeue("1_0"))
+    assert cancel(study_dir, STUDY)["cancelled: train linear-s0, direct-s0 (job 1)"]
+    assert fake_slurm.jobs["1_0"].restarts == 1
+    assert states(fake_slurm)["1_0"] == "CANCELLED"
+
+
+def test_what_had_ended_by_itself_is_not_called_cancelled(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.start("1_0")
+    fake_slurm.jobs["1_0"].lingers = True
+    fake_slurm.at(5, lambda: fake_slurm.end("1_0", "COMPLETED"))
+    assert cancel(study_dir, STUDY)["ended before that (COMPLETED): train linear-s0 (job 1_0)"]
+
+
+def test_without_an_answer_nothing_is_called_cancelled(study_dir: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.start("1_0")
+    fake_slurm.jobs["1_0"].lingers = True
+    fake_slurm.at(5, fake_slurm.controller_down)
+    lines = cancel(study_dir, STUDY)
+    assert len(lines) == 3
+    assert all(line.startswith("still unknown, for squeue does not answer") for line in lines)
+    assert not any(lines.values())
 
 
 def test_what_waits_is_held_and_what_runs_goes_on(study_dir: Path, fake_slurm: FakeSlurm) -> None:
@@ -196,7 +232,7 @@ def test_nothing_is_changed_while_nobody_knows_what_is_queued(study_dir: Path, f
 
 
 def test_a_study_without_jobs_has_nothing_to_cancel(tmp_path: Path) -> None:
-    assert cancel(tmp_path, STUDY) == []
+    assert cancel(tmp_path, STUDY) == {}
     assert set_throttle(tmp_path, STUDY, 2) == []
 
 

@@ -195,7 +195,7 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
     site.cluster.run("scancel", "--signal=USR2", element)  # Python is not there yet, or busy importing
     site.until(lambda: last_step(run_dir) >= 20)
     assert site.status("hand")["linear-s0"] == "training"
-    site.cluster.run("scancel", "--signal=USR2", element)
+    site.cluster.run("scancel", "--signal=USR2", "--batch", element)  # the script alone is warned
     site.until(lambda: site.status("hand") == {"linear-s0": "done", "direct-s0": "done"})
     restarts = [attempt.restart for attempt in read_attempts(run_dir)]
     assert restarts == sorted(set(restarts))
@@ -204,6 +204,28 @@ def test_scripts_by_hand_train_requeue_and_score(site: Site) -> None:
     site.cluster.wait_until_idle(60)
     for job in (train, evaluate):
         assert site.has_ended(job, {0: "COMPLETED", 1: "COMPLETED"})
+
+
+@pytest.mark.parametrize("flag", ["--batch", "--full"])
+def test_a_warning_to_the_jobs_script_reaches_the_run(full_site: Site, flag: str) -> None:
+    site, study = full_site, f"batch{flag}"
+    words = ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", "--study", study, *TINY)
+    assert site.launch(*words, "--run.epochs", "10000").returncode == 0
+    run_dir = site.folder / "runs" / study / "direct-s0"
+    site.until(lambda: last_step(run_dir) >= 20)
+    site.cluster.run("scancel", "--signal=USR2", flag, f"{site.jobs(study)['train']}_0")
+    site.until(lambda: len(read_attempts(run_dir)) == 2)
+    site.order("cancel", study)
+    first, second = read_attempts(run_dir)
+    assert (second.job, second.restart) == (first.job, 1)
+    assert second.from_step >= 20
+
+
+def test_a_script_by_hand_asks_for_no_more_time_than_its_partition_gives(full_site: Site) -> None:
+    cluster = full_site.cluster
+    cluster.run("scontrol", "create", "PartitionName=short", "Nodes=n1", "MaxTime=60")
+    script = str(REPOSITORY / "slurm" / "scripts" / "train.sbatch")
+    cluster.run("sbatch", "--test-only", "--partition=short", "--array=0", script, "runs/x")
 
 
 def test_scripts_by_hand_pack(full_site: Site) -> None:
@@ -367,7 +389,7 @@ def test_packing_that_is_warned_with_helpers_at_work_goes_on_and_leaves_no_proce
     site.cluster.run("scancel", "--signal=USR2", f"{job}_0")
     site.until(lambda: site.status("phantom-400") == {"direct-s0": "done"})
     log = (data_dir / "jobs" / f"{job}_0_0.log").read_text()
-    assert log.count("Requeued job") == 1
+    assert log.count(f"requeued job {job}_0") == 1
     assert verify(data_dir) == 400
     site.cluster.wait_until_idle(60)
     site.until(lambda: site.cluster.left_behind() == [], 60)

@@ -13,7 +13,7 @@ from vae.run_dir import CODE_DIR
 
 CODE = {
     "vae/model.py": "LAYERS = 4\n",
-    "slurm/profiles/site.yaml": "partition: gpu\n",
+    "slurm/scripts/train.sbatch": "srun\n",
     "jobs/launch.py": "\n",
 }
 
@@ -24,6 +24,7 @@ def repository(tmp_path: Path) -> Path:
     for name, text in {
         **CODE,
         "vae/notes.txt": "x",
+        "slurm/profiles/site.yaml": "partition: gpu\n",
         "runs/x/code.py": "x",
         "vae/__pycache__/m.pyc": "x",
     }.items():
@@ -57,6 +58,17 @@ def test_same_code_same_folder_and_any_change_another(repository: Path, tmp_path
     assert (first.folder / "vae" / "model.py").read_text() == "LAYERS = 4\n"
     (repository / "vae" / "model.py").rename(repository / "vae" / "models.py")
     assert take_snapshot(tmp_path, repository).folder.name not in {first.folder.name, edited.folder.name}
+
+
+def test_a_profile_that_is_added_is_no_other_code(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    take_snapshot(tmp_path, repository).write()
+    (repository / "slurm" / "profiles" / "mine.yaml").write_text("partition: gpu\n")
+    take_snapshot(tmp_path, repository).write()
+    assert len(list((tmp_path / CODE_DIR).iterdir())) == 1
+    assert caplog.messages == []
 
 
 def test_code_in_the_copy_knows_what_was_launched(tmp_path: Path) -> None:

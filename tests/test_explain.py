@@ -37,6 +37,10 @@ PENDING = {
     "QOSMaxNodePerJobLimit": "asks for more (or less) than the QOS allows one job",
     "QOSMinGRES": "asks for more (or less) than the QOS allows one job",
     "AssocMaxGRESPerJob": "asks for more (or less) than the account allows one job",
+    "job requeued in held state": "put it back into the queue and holds it (job requeued in held state); "
+    "python jobs/throttle.py runs/chest release.",
+    "job requeued in special exit state": "the site has put it back into the queue and holds it",
+    "JobHoldMaxRequeue": "it was started in vain too often",
     "launch failed requeued held": "SLURM could not start it on its node",
     "Moonphase": "SLURM's reason is not one this toolkit knows (Moonphase); look it up in `man squeue`.",
 }
@@ -86,21 +90,23 @@ ENDED = [
         "was killed by signal 9 at step 5 of 9, often because memory ran out",
     ),
     (
-        {"state": "FAILED", "exit": "1:0", "notice": "Detected 1 oom_kill event in StepId=8.0"},
-        "ran out of memory",
+        {
+            "state": "FAILED",
+            "exit": "1:0",
+            "cause": "ran out of memory",
+            "error": "ValueError: x",
+            "fix": "a",
+        },
+        "ran out of memory; a.",
     ),
     (
         {"state": "FAILED", "exit": "137:0", "error": "ValueError: x"},
         "failed at step 5 of 9: ValueError: x; fix",
     ),
-    (
-        {"state": "FAILED", "exit": "1:0", "error": "OutOfMemoryError: CUDA out of memory"},
-        "ran out of GPU memory",
-    ),
     ({"state": "FAILED", "exit": "143:0"}, "was asked to end from outside (TERM) at step 5 of 9"),
     (
         {"state": "FAILED", "exit": "7:0"},
-        "ended as FAILED (exit code 7) at step 5 of 9, and its logs hold no line",
+        "ended as FAILED (exit code 7) at step 5 of 9; see python",
     ),
     ({"state": "TIMEOUT", "exit": "0:0"}, "came to its time limit at step 5 of 9 and was not requeued"),
     ({"state": "NODE_FAIL", "exit": "0:0"}, "lost its node at step 5 of 9; run the same launch command"),

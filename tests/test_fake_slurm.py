@@ -74,6 +74,7 @@ def play(start: Callable[[str], object], until: Callable[[Callable[[], bool]], N
     client.requeue(f"{array}_0")
     until(lambda: shown()[f"{array}_0"][1] == "BeginTime")
     note({**shown()})
+    client.requeue_unless_ending(f"{array}_0")  # it does not run: nothing is done, nothing said
     client.hold(array)
     until(lambda: shown()[f"{array}_0"][1] == "JobHeldUser")
     client.release(array)
@@ -85,6 +86,10 @@ def play(start: Callable[[str], object], until: Callable[[Callable[[], bool]], N
     until(lambda: states(array).get(f"{array}_1") == "CANCELLED")
     # in the accounts, what was requeued is REQUEUED for a moment, then PENDING
     note({job: state for job, state in states(array).items() if not job.endswith("_0")})
+    until(lambda: f"{array}_1" not in shown())
+    client.requeue_unless_ending(f"{array}_1")  # nor is it what has been cancelled
+    remembered = {job.id: job.state for job in client.remembered() or ()}
+    note({job: state for job, state in remembered.items() if job in (f"{array}_1", f"{array}_3")})
     client.cancel(f"{array}_1")  # it has ended: no failure
     client.cancel(after, last, array)
     until(lambda: shown() == {})

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import make_run, write_lines
+from fake_slurm import FakeSlurm
+from tiny import finish, make_run, write_lines
 
 from data_prep.errors import ClusterError
 from slurm.client import QueuedJob, QueueWatch, SlurmRefused
@@ -213,7 +214,7 @@ def test_a_start_that_has_become_a_training_is_called_so(site: Site) -> None:
 
 
 def test_squeue_is_asked_anew_after_a_fault_and_a_launch_alone(site: Site) -> None:
-    drill = site.drill(PlannedFault(FaultKind.CANCELLED, share=0.5))
+    drill = site.drill(PlannedFault(FaultKind.SCANCELLED, share=0.5))
     for _ in range(3):
         drill.tick()
     assert site.asked == 1
@@ -279,3 +280,52 @@ def test_a_study_is_busy_until_its_jobs_are_gone(site: Site) -> None:
     site.watch.expire()
     assert not drill.is_busy()
     assert not drill.is_done
+
+
+# --- cancels -------------------------------------------------------------------------------------------
+
+
+def test_what_is_known_of_a_job_is_noted_when_it_is_cancelled(site: Site, fake_slurm: FakeSlurm) -> None:
+    for _ in range(8):
+        job = fake_slurm.submit("train", array="0")
+    fake_slurm.start(job)
+    fake_slurm.requeue(job)
+    fake_slurm.start(job)
+    drill = site.drill(PlannedFault(FaultKind.SCANCELLED, share=0.5))
+    train_until(site, 60)
+    ((_, fault),) = drill.tick()
+    assert (fault.job, fault.restart) == (JOB, 1)
+
+
+def test_a_cancel_after_a_warning_follows_it(site: Site) -> None:
+    drill = site.drill(PlannedFault(FaultKind.SCANCELLED, Moment.WARNED, 0.1))
+    train_until(site, 60)
+    ((_, fault),) = drill.tick()
+    assert site.injected == [(FaultKind.WARNED, JOB), (FaultKind.SCANCELLED, JOB)]
+    assert fault.moment is Moment.WARNED
+
+
+def test_a_fault_during_scoring_waits_for_that_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faulted_study, "SCORING_DELAY_S", 0.0)
+    drill = site.drill(*[PlannedFault(FaultKind.SCANCELLED, Moment.SCORING, 0.1)] * 2)
+    train_until(site, 60)
+    assert drill.tick() == []
+    finish(site.run_dir)
+    assert drill.tick() == []
+    for restart in (0, 1):
+        log_path(site.run_dir, "evaluate", f"9_0-r{restart}", 0).touch()
+        assert [fault.job for _, fault in drill.tick()] == ["9_0"]
+        assert drill.tick() == []  # that start is over
+    assert drill.targets[0].faults().planned == ()
+
+
+def test_a_users_cancel_goes_through_the_toolkits_own(site: Site, fake_slurm: FakeSlurm) -> None:
+    for _ in range(8):
+        job = fake_slurm.submit("train", array="0")
+    fake_slurm.start(job)
+    drill = site.drill(PlannedFault(FaultKind.CANCELLED, share=0.5))
+    train_until(site, 60)
+    ((_, fault),) = drill.tick()
+    assert (fault.kind, fault.job, fault.restart) == (FaultKind.CANCELLED, JOB, 0)
+    assert fake_slurm.jobs[JOB].state == "CANCELLED"
+    assert site.injected == []

@@ -51,6 +51,12 @@ def test_faults_come_in_order_and_at_most_one_at_the_end() -> None:
     assert own[-1] == PlannedFault(FaultKind.WARNED, Moment.ENDING, 1.0)
 
 
+def test_scoring_comes_after_all_of_the_training() -> None:
+    mix = [PlannedFault(FaultKind.KILLED, Moment.SCORING), PlannedFault(FaultKind.WARNED, Moment.ENDING)]
+    own = assign(mix, ("linear-s0",), random.Random(0))["linear-s0"]
+    assert [fault.moment for fault in own] == [Moment.ENDING, Moment.SCORING]
+
+
 def test_what_lets_a_run_save_is_a_warning() -> None:
     ends_at_once = {"killed", "launcher killed", "rank killed", "node lost"}
     assert {kind.value for kind in FaultKind if not kind.is_warning} == ends_at_once
@@ -73,12 +79,12 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_each_fault_of_the_mix_is_an_order_to_slurm(commands: list[str]) -> None:
-    for kind in sorted({fault.kind for fault in SLURM_FAULTS}):
+    for kind in sorted({fault.kind for fault in SLURM_FAULTS} - {FaultKind.CANCELLED}):  # that is a door's
         assert inject_on_slurm(PlannedFault(kind), "8_1")
     assert commands == [
-        "scancel 8_1",
         "scancel --signal=KILL 8_1.0",
         "scontrol requeue 8_1",
+        "scancel 8_1",
         "scancel --signal=TERM 8_1",
         "scancel --signal=USR2 8_1",
     ]

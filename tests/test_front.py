@@ -64,7 +64,11 @@ def run_front(error: OSError) -> None:
     ("door", "words", "expected"),
     [
         ("launch", (), "error: the following arguments are required: --variant\nhint: python jobs/launch.py"),
-        ("why", (), "error: the following arguments are required: STUDY|STUDY/RUN\nhint: python jobs/why.py"),
+        (
+            "cancel",
+            (),
+            "error: the following arguments are required: STUDY|STUDY/RUN\nhint: python jobs/cancel",
+        ),
         (
             "launch",
             ("--variant", "both", "--run.image_size_px", "64"),

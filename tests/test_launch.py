@@ -92,6 +92,16 @@ def test_dry_run_shows_runs_scripts_and_the_command_and_changes_nothing(folder: 
     assert not (folder / "runs").exists()
 
 
+def test_dry_run_shows_the_plan_and_then_what_is_in_the_way(folder: Path) -> None:
+    words = ("--variant", "linear", "--cluster", "slurm", "--inception-weights", "nowhere.pth")
+    done = launch(folder, *words, "--dry-run")
+    assert done.returncode == 2
+    assert re.findall(r"^(\w+)=\$\(sbatch", done.stdout, re.M) == ["train", "evaluate", "report"]
+    assert "to do it" not in done.stdout
+    assert done.stderr.startswith("error: no Inception v3 weights at ")
+    assert not (folder / "runs").exists()
+
+
 MISTAKES = {
     "no slurm": (("--cluster", "slurm"), r"no SLURM answers here: "),
     "no slurm for a profile": (("--profile", "example"), r"no SLURM answers here: "),

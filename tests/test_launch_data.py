@@ -86,3 +86,12 @@ def test_a_launch_says_how_to_name_the_classes_of_dicom_files(
         line for line in caplog.messages if "python jobs/pack.py SOURCE OUT --label-from folder" in line
     ]
     assert "DOE" not in note
+
+
+def test_other_shards_of_that_name_are_left_alone_with_a_way_out(here: Path) -> None:
+    write_data_plan(find_data("phantom:48", 64))
+    plan("phantom:64", here / "shards" / "phantom-80", PackOptions(size_px=64))
+    with pytest.raises(DataError, match="belongs to another pack") as caught:
+        find_data("phantom:80", 64)
+    way = "pack into another folder (python jobs/pack.py phantom:80 OTHER; then launch --data OTHER)"
+    assert str(caught.value.hint).startswith(way)

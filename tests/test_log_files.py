@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from slurm_jobs import LOCAL, TRAIN
 
-from slurm.diagnose.log_files import find_attempts, last_error, last_notice
+from slurm.diagnose.log_files import find_attempts, job_logs, last_error, last_notice
 from vae.study import Study, prepare_study
 
 TRACEBACK = """\
@@ -48,22 +48,22 @@ def test_a_job_that_opened_no_log_is_shown_by_what_slurm_caught(run_dir: Path) -
 
 
 def test_the_error_is_the_last_one_of_the_rank_that_fell_silent_first(run_dir: Path) -> None:
-    assert last_error(run_dir, 0, TRAIN) == ""
+    assert last_error(job_logs(run_dir, 0, TRAIN)) == ""
     write(run_dir / "logs" / "train-8_0-r0-rank0.log", "KeyError: of an older attempt\n", 50)
     write(run_dir / "logs" / "train-8_0-r1-rank1.log", TRACEBACK, 150)
     write(run_dir / "logs" / "train-8_0-r1-rank0.log", "RuntimeError: connection closed by peer\n", 160)
-    assert last_error(run_dir, 0, TRAIN) == "RunError: linear-s0: loss is nan at step 5"
+    assert last_error(job_logs(run_dir, 0, TRAIN)) == "RunError: linear-s0: loss is nan at step 5"
 
 
 def test_a_setup_line_that_fails_is_the_error_of_the_job(run_dir: Path) -> None:
     said = "/var/spool/slurmd/job00008/slurm_script: line 20: module: command not found\n"
     write(run_dir.parent / "jobs" / "8_0.log", said, 1)
-    assert last_error(run_dir, 0, TRAIN) == "line 20: module: command not found"
+    assert last_error(job_logs(run_dir, 0, TRAIN)) == "line 20: module: command not found"
 
 
 def test_a_python_that_is_not_there_is_the_error_of_the_job(run_dir: Path) -> None:
     write(run_dir.parent / "jobs" / "8_0_0.log", "task: line 1: /no/python: No such file or directory\n", 1)
-    assert last_error(run_dir, 0, TRAIN) == "line 1: /no/python: No such file or directory"
+    assert last_error(job_logs(run_dir, 0, TRAIN)) == "line 1: /no/python: No such file or directory"
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,9 @@ def test_a_cap_is_shared_by_the_arrays_of_a_split_study() -> None:
     assert with_cap(requests, 0) == requests
     with pytest.raises(SettingsError, match="--max-parallel 2, but the study takes 3 arrays"):
         with_cap(requests, 2)
+
+
+def test_a_report_waits_for_every_scoring_of_the_study_under_way() -> None:
+    """So that it takes the place of the report of an earlier launch, which waits for those."""
+    facts = replace(NEW, num_shards=None, runs=(DIRECT,), report_job="10", evaluate_jobs=("9_0",))
+    assert keys(decide(facts, Resources(), 4))["report"] == ("afterany:evaluate", "afterany:9_0")

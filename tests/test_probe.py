@@ -145,6 +145,18 @@ def test_squeue_is_asked_at_most_every_ten_seconds_and_sacct_once(play: Play) ->
     assert play.slurm.asked("sacct") == 1
 
 
+def test_a_failing_job_that_the_accounts_know_late_has_failed(play: Play) -> None:
+    """sacct says nothing of it at first, so it is asked again; nobody waits for the facts of a failed job."""
+    play.at(5, play.start)
+    play.at(6, play.slurm.accounts_lag)
+    play.at(7, lambda: play.end("FAILED"))
+    play.at(13.5, play.slurm.accounts_catch_up)
+    probe = play.run()
+    assert probe.state == "FAILED"
+    assert play.slurm.asked("sacct") == 2
+    assert probe.waited_s < 25
+
+
 def test_the_last_facts_of_a_job_that_has_ended_may_come_late(play: Play) -> None:
     play.at(1, play.start)
     play.at(5, lambda: play.write(1), play.end)

@@ -140,9 +140,35 @@ def test_the_script_requeues_the_job_that_could_not_do_it_itself(tmp_path: Path)
     folder = tmp_path / "a folder"
     folder.mkdir()
     code, text = run_script(folder, ClusterProfile(), f"touch '{folder}/jobs/8_3.requeue'; exit 1")
-    assert (code, text) == (1, "scontrol requeue 8_3\n")
+    assert (code, text) == (1, "scontrol requeue incomplete 8_3\n")
     assert list((folder / "jobs").iterdir()) == []
 
 
 def test_the_script_requeues_the_job_whose_warning_came_before_it_could_be_ignored(tmp_path: Path) -> None:
-    assert run_script(tmp_path, ClusterProfile(), "kill -USR2 $$") == (140, "scontrol requeue 8_3\n")
+    assert run_script(tmp_path, ClusterProfile(), "kill -USR2 $$") == (
+        140,
+        "scontrol requeue incomplete 8_3\n",
+    )
+
+
+def test_only_the_newest_report_waits(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    requests = plan(tmp_path, "linear-s0")
+    submit(requests, ClusterProfile(), CODE)
+    submit(requests, ClusterProfile(), CODE)
+    states = {job.id: job.state for job in fake_slurm.jobs.values() if job.name.endswith("report")}
+    assert states == {"3": "CANCELLED", "6": "PENDING"}
+    fake_slurm.end("5", "FAILED")
+    fake_slurm.start("6")
+    submit(requests[2:], ClusterProfile(), CODE)
+    assert fake_slurm.jobs["6"].state == "RUNNING"  # what is being written is left alone
+
+
+def test_a_warning_to_the_script_reaches_what_it_runs_and_is_waited_for(tmp_path: Path) -> None:
+    ranks = (
+        "trap 'sleep 0.3; echo told; exit 3' USR2; kill -USR2 $PPID; for i in $(seq 50); do sleep 0.1; done"
+    )
+    assert run_script(tmp_path, ClusterProfile(), ranks) == (3, "told\n")
+
+
+def test_a_warning_during_the_setup_lines_kills_nothing(tmp_path: Path) -> None:
+    assert run_script(tmp_path, ClusterProfile(setup=("kill -USR2 $$",)), "echo done") == (0, "done\n")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import child_environment, make_run, write_attempts
+from tiny import child_environment, finish, make_run, score, write_attempts
 
 from data_prep.errors import RunError, SettingsError
 from slurm.node.environment import single_process
@@ -22,6 +22,7 @@ from slurm.node.task import (
     run_of,
 )
 from vae.provenance import Attempt
+from vae.run_dir import SCORES_FILE
 from vae.study import Study, is_trained, prepare_study
 
 
@@ -44,6 +45,21 @@ def test_training_in_this_process_completes_the_run(tmp_path: Path, shards: Path
     )
     assert done.returncode == 0, done.stderr
     assert is_trained(run_dir)
+
+
+def test_a_run_that_is_scored_is_not_scored_again(
+    tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SLURM may start a job once more that had come to its end."""
+    caplog.set_level("INFO")
+    prepare_study(tmp_path, Study("chest", ("linear-s0",), "smoke"))
+    run_dir = make_run(tmp_path / "linear-s0", shards)
+    finish(run_dir)  # such weights could not be scored
+    score(run_dir)
+    before = (run_dir / SCORES_FILE).read_bytes()
+    EvaluateTask(str(run_dir)).work(single_process())
+    assert "linear-s0 is scored already" in caplog.text
+    assert (run_dir / SCORES_FILE).read_bytes() == before
 
 
 def attempts(run_dir: Path, *steps: int, job: str) -> None:

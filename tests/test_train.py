@@ -13,6 +13,7 @@ from tiny import REPOSITORY, child_environment, make_run
 from vae.metrics import read_metrics
 from vae.provenance import read_attempts
 from vae.run_dir import saved_step
+from vae.study import read_run
 
 
 def train(run_dir: Path, *words: str | Path) -> Result:
@@ -63,3 +64,32 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, shards: Path)
     done = train(run_dir)
     assert (done.returncode, done.stdout) == (0, f"{run_dir}\n"), done.stderr
     assert [attempt.from_step for attempt in read_attempts(run_dir)] == [0, step]
+
+
+def test_the_images_say_how_large_they_are(tmp_path: Path, shards: Path) -> None:
+    words = ("--run.data", shards, "--run.epochs", "1", "--run.batch_size", "8", "--run.trackers", "[]")
+    done = train(tmp_path / "linear-s0", *words, "--run.widths", "[4,8,8,16]", "--run.latent_dim", "8")
+    assert done.returncode == 0, done.stderr
+    assert read_run(tmp_path / "linear-s0").image_size_px == 32
+    done = train(tmp_path / "other", *words, "--run.image_size_px", "64")
+    assert done.returncode == 2
+    assert "the packed images are 32 px wide, the run wants 64" in done.stderr
+
+
+@pytest.mark.slow
+def test_accelerate_launch_that_starts_one_process_of_two_is_refused(tmp_path: Path, shards: Path) -> None:
+    run_dir = make_run(tmp_path / "linear-s0", shards, epochs=1)
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    door = [str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
+
+    def launch(count: int) -> subprocess.CompletedProcess[str]:
+        command = [*accelerate, "--num_processes", str(count), *door]
+        return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
+
+    done = launch(2)
+    assert done.returncode != 0
+    assert "error: accelerate launch has started one process and not --num_processes" in done.stderr
+    assert "hint: torchrun --nproc-per-node N jobs/train.py" in done.stderr
+    assert read_attempts(run_dir) == ()
+    done = launch(1)
+    assert done.returncode == 0, done.stderr

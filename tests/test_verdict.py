@@ -20,6 +20,7 @@ from slurm.drill.faults import FaultKind, InjectedFault, Moment
 from slurm.drill.verdict import (
     Restart,
     describe,
+    judge_cancels,
     judge_end,
     judge_restarts,
     judge_run,
@@ -261,6 +262,31 @@ def run_dir(tmp_path: Path) -> Path:
     """A run that is saved every 10 s."""
     write_settings(RunConfig(data="nowhere", checkpoint_every_min=1 / 6), tmp_path / RUN_FILE)
     return tmp_path
+
+
+@pytest.mark.parametrize("kind", [FaultKind.CANCELLED, FaultKind.SCANCELLED])
+@pytest.mark.parametrize("witness", ["train", "evaluate", "events"])
+def test_a_job_that_comes_back_after_a_cancel_is_a_problem(
+    tmp_path: Path, kind: FaultKind, witness: str
+) -> None:
+    fault = msgspec.structs.replace(a_fault(kind), job=JOB, restart=1)
+    before = [Course(AttemptStarted(step=0, job=JOB, restart=1), [])]
+    assert judge_cancels(tmp_path, before, [fault]) == []
+    again = AttemptStarted(step=5, job=JOB, restart=2)
+    if witness != "events":
+        path = log_path(tmp_path, witness, f"{JOB}-r2", 0)
+        path.parent.mkdir()
+        path.touch()
+    courses = [*before, Course(again, [])] if witness == "events" else before
+    assert judge_cancels(tmp_path, courses, [fault]) == [f"{fault}, at step 100: job {JOB} has come back"]
+    assert judge_cancels(tmp_path, courses, [msgspec.structs.replace(fault, kind=FaultKind.WARNED)]) == []
+
+
+def test_a_cancel_of_which_nobody_knows_what_it_hit_is_a_problem(tmp_path: Path) -> None:
+    fault = a_fault(FaultKind.SCANCELLED)
+    for hit in (fault, msgspec.structs.replace(fault, job=JOB), msgspec.structs.replace(fault, restart=0)):
+        (problem,) = judge_cancels(tmp_path, [], [hit])
+        assert problem.endswith("which start of which job was cancelled is unknown")
 
 
 def test_a_warning_may_cost_nothing_and_a_kill_the_checkpoint_interval(run_dir: Path) -> None:

@@ -38,3 +38,19 @@ def test_a_run_that_is_asked_about_is_explained_even_if_it_is_done(study_dir: Pa
 def test_slurm_is_asked_once(study_dir: Path, fake_slurm: FakeSlurm) -> None:
     run_door("why", study_dir)
     assert [call.command[0] for call in fake_slurm.calls] == ["squeue", "sacct"]
+
+
+def test_without_a_study_all_are_explained_by_one_look_at_slurm(
+    study_dir: Path, fake_slurm: FakeSlurm
+) -> None:
+    prepare_study(study_dir.parent / "lungs", Study("lungs", ("linear-s0",), "smoke"))
+    (study_dir.parent / "odd").mkdir()
+    (study_dir.parent / "odd" / "study.yaml").write_text("runs: 7")
+    shown = run_door("why", "--runs-dir", study_dir.parent)
+    assert shown.returncode == 0, shown.stderr
+    first, second, last = shown.stdout.splitlines()
+    assert first.startswith("chest/direct-s0: the training job 8_1 ended before the run was complete")
+    assert second == "lungs/linear-s0: has not been launched yet; launch it."
+    assert last == "1 of 3 runs are done"
+    assert "odd" in shown.stderr
+    assert [call.command[0] for call in fake_slurm.calls] == ["squeue", "sacct"]

@@ -35,6 +35,10 @@ class Case:
     """The newest step that the training can go on from."""
     error: str = ""
     """The last error line of its newest log."""
+    cause: str = ""
+    """The known failure that its logs tell of, as in `ran out of GPU memory: ...`; `fix` goes with it."""
+    log_end: tuple[str, ...] = ()
+    """The last lines of its newest log."""
     notice: str = ""
     """The last line SLURM itself wrote into the job's log, as in `... CANCELLED DUE TO TIME LIMIT`."""
     busy: str = ""
@@ -44,3 +48,4 @@ class Case:
     damage: str = ""
     """Which file of the run is not what this toolkit has written, and why; empty if all are."""
     fix: str = ""
+    """What to do about the damage, or the cause."""

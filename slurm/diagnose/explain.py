@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 from slurm.diagnose.case import Case
+from slurm.diagnose.known_causes import MORE_MEMORY
 from slurm.job_states import CANCELLED, GONE, INTERRUPTED, QUEUED, RUNNING, UNKNOWN
 from slurm.node.task import JobKind
 
@@ -15,9 +16,10 @@ NOTHING = "nothing to do"
 
 
 def explain(case: Case) -> str:
-    """`RUN: cause; next step.`"""
+    """`RUN: cause; next step.`, and the last lines of its log where nothing in it is a known error."""
     cause, step = cause_and_step(case)
-    return f"{case.run}: {cause}; {step}."
+    shown = case.log_end if is_unexplained(case) else ()
+    return "\n".join([f"{case.run}: {cause}; {step}.", *(f"    {line}" for line in shown)])
 
 
 def cause_and_step(case: Case) -> tuple[str, str]:
@@ -51,6 +53,12 @@ def is_settled(case: Case) -> bool:
     """Whether nothing that is queued or running will change what there is to say."""
     awaits = case.state in (*RUNNING, *QUEUED, UNKNOWN) or (case.busy and not case.job)
     return case.is_done or not awaits
+
+
+def is_unexplained(case: Case) -> bool:
+    """Whether a job has ended, and neither SLURM nor an error in its logs says why."""
+    is_told = case.damage or case.is_done or case.shards or case.cause or case.error
+    return not is_told and is_settled(case) and ending_of(case) is None
 
 
 def without_job(case: Case) -> tuple[str, str]:
@@ -126,6 +134,18 @@ REASONS = {
         "nodes it could use are down, or reserved as for maintenance",
         "wait; if its time limit reaches into a maintenance, a shorter one may start earlier",
     ),
+    "job requeued in held state": (
+        "SLURM, or somebody, has put it back into the queue and holds it",
+        "python jobs/throttle.py {} release",
+    ),
+    "job requeued in special exit state": (
+        "the site has put it back into the queue and holds it, often for an exit code it knows",
+        "see its log (python jobs/logs.py), then python jobs/throttle.py {} release",
+    ),
+    "JobHoldMaxRequeue": (
+        "SLURM holds it, because it was started in vain too often",
+        "see its log (python jobs/logs.py), then python jobs/throttle.py {} release",
+    ),
     "launch failed requeued held": (
         "SLURM could not start it on its node, and holds it",
         "python jobs/throttle.py {} release; tell the site if it happens again",
@@ -183,15 +203,13 @@ class Ending(NamedTuple):
 
 
 NEVER = "(?!)"  # no notice tells of it
-MORE_MEMORY = "allow more (mem_per_gpu_gb in the profile)"
-MEMORY = Ending(
-    states=("OUT_OF_MEMORY",),
-    notice="oom[-_ ]kill|Out Of Memory",
-    cause="ran out of memory{at} (OUT_OF_MEMORY)",
-    step=f"{MORE_MEMORY} and launch again; it goes on",
-)
 ENDINGS = (
-    MEMORY,
+    Ending(
+        states=("OUT_OF_MEMORY",),
+        notice=NEVER,  # what SLURM writes of it is among the known causes
+        cause="ran out of memory{at} (OUT_OF_MEMORY)",
+        step=MORE_MEMORY,
+    ),
     Ending(
         states=("TIMEOUT", "DEADLINE"),
         notice="DUE TO TIME LIMIT",
@@ -209,7 +227,7 @@ KILLED = Ending(
     states=(),
     notice=NEVER,
     cause="was killed by signal 9{at}{notice}, often because memory ran out",
-    step=f"if nobody killed it, {MORE_MEMORY}; launch again, it goes on",
+    step=f"if nobody killed it, {MORE_MEMORY}",
 )
 # How a shell writes that KILL (9) or TERM (15) ended a process, and how sacct does.
 KILL_EXIT, TERM_EXIT = r"(137|9):.*|.*:9", r"(143|15):.*|.*:15"
@@ -218,11 +236,8 @@ KILL_EXIT, TERM_EXIT = r"(137|9):.*|.*:9", r"(143|15):.*|.*:15"
 def ended(case: Case) -> tuple[str, str]:
     """A job that is neither queued nor running, of a run that is not done."""
     job, ending = job_of(case), ending_of(case)
-    if "OutOfMemoryError" in case.error:
-        cause = f"{job} ran out of GPU memory{case.progress}"
-        return cause, "launch again with more --gpus, or --run.accumulate 2; it goes on"
     if ending is None:
-        return failed(case, job)
+        return (f"{job} {case.cause}", case.fix) if case.cause else failed(case, job)
     if case.state == CANCELLED and case.reason:
         return f"{job} was cancelled before it started", AGAIN
     cause = ending.cause.format(
@@ -237,10 +252,11 @@ def ended(case: Case) -> tuple[str, str]:
 def ending_of(case: Case) -> Ending | None:
     """How the job ended; None if nothing says so, or an error line says it better."""
     by_state = next((ending for ending in ENDINGS if case.state in ending.states), None)
-    if by_state or case.error:
+    is_told = case.state == GONE and case.notice.startswith("*** JOB")  # who cancels it makes ranks complain
+    if by_state or ((case.cause or case.error) and not is_told):
         return by_state
-    # the accounts know better than an old line in a log, but they may call a lack of memory FAILED
-    for ending in ENDINGS if case.state == GONE else (MEMORY,):
+    # the accounts know better than an old line in a log
+    for ending in ENDINGS if case.state == GONE else ():
         if re.search(ending.notice, case.notice):
             return ending
     # one rank is killed, and srun ends the others; only its own notice says that it was killed
@@ -266,5 +282,4 @@ def failed(case: Case, job: str) -> tuple[str, str]:
         return f"{job} ended well, but the run is not complete{case.progress}", look
     code = case.exit.partition(":")[0]
     exit_code = f" (exit code {code})" if code not in ("", "0") else ""
-    cause = f"{job} ended as {case.state}{exit_code}{case.progress}, and its logs hold no line with an error"
-    return cause, look
+    return f"{job} ended as {case.state}{exit_code}{case.progress}", look

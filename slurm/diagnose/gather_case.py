@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
@@ -13,7 +14,15 @@ from data_prep.errors import DamagedFile, SettingsError, ToolkitError
 from data_prep.manifest import MANIFEST_FILE, read_manifest
 from slurm.diagnose.case import Case
 from slurm.diagnose.explain import is_settled
-from slurm.diagnose.log_files import last_error, last_notice
+from slurm.diagnose.known_causes import DISK_FULL, find_cause
+from slurm.diagnose.log_files import (
+    from_error_on,
+    job_logs,
+    last_error,
+    last_lines,
+    last_notice,
+    shorten,
+)
 from slurm.job_handle import handle_of, newest_job
 from slurm.job_records import JobRecord, read_jobs, read_records
 from slurm.job_states import UNKNOWN, Look, Scheduler, ask_scheduler
@@ -24,6 +33,9 @@ from vae.metrics import read_progress
 from vae.provenance import read_attempts
 from vae.run_dir import LOGS_DIR, METRICS_FILE, read_done, saved_step
 from vae.study import Study, is_scored, is_trained, read_run
+
+# A disk with less than this takes no log any more.
+FULL_BYTES = 1 << 20
 
 
 def gather(study_dir: Path, study: Study, names: Iterable[str], look: Look = ask_scheduler) -> list[Case]:
@@ -83,8 +95,7 @@ def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler
     job, handle = record.array_task(index), handle_of(record)
     state = handle.state(index, scheduler)
     queued, ended = (scheduler.queue or {}).get(job), (scheduler.ended or {}).get(job)
-    is_over = not state.is_live and state.state != UNKNOWN
-    return replace(
+    case = replace(
         case,
         job=job,
         is_local=handle.is_local,
@@ -93,8 +104,26 @@ def with_job(case: Case, run_dir: Path, index: int, record: JobRecord, scheduler
         start=clock(queued.start) if queued else "",
         exit=ended.exit if ended else "",
         waits_for=case.waits_for or (needed(queued.needs) if queued else ""),
-        error=last_error(run_dir, index, record) if is_over else "",
-        notice=last_notice(run_dir.parent, record, index) if is_over else "",
+    )
+    is_over = not state.is_live and state.state != UNKNOWN
+    return with_logs(case, run_dir, index, record) if is_over else case
+
+
+def with_logs(case: Case, run_dir: Path, index: int, record: JobRecord) -> Case:
+    """With what the logs of a job that is over say of its end."""
+    logs = job_logs(run_dir, index, record)
+    # what Python says last is what ended it; else the cause may stand anywhere
+    error = last_error(logs)
+    known = find_cause(from_error_on(logs) or chain.from_iterable(logs))
+    if not (known or error) and shutil.disk_usage(run_dir.parent).free < FULL_BYTES:
+        known = DISK_FULL, f"{run_dir.parent} has no space left"  # nobody could write that down
+    return replace(
+        case,
+        error=error,
+        notice=last_notice(run_dir.parent, record, index),
+        cause=f"{known[0].cause}{case.progress}: {shorten(known[1])}" if known else "",
+        fix=known[0].step if known else "",
+        log_end=last_lines(logs),
     )
 
 

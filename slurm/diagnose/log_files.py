@@ -3,8 +3,10 @@
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from slurm.job_handle import handle_of
@@ -24,6 +26,15 @@ ERROR = re.compile(
 NOTICE = re.compile(r"^(slurmstepd|srun)\S*: (?:error: )?(.*(?:CANCELLED|oom|Out Of Memory|Killed).*)")
 # So it tells that srun ends the other ranks; why it does, srun says itself.
 STEP_ENDED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*$")
+# What SLURM's programs and containers complain of; not how a task has ended, and that others end now.
+COMPLAINT = re.compile(r"(?:srun|slurmstepd\S*|sbatch|scontrol): (?:error|fatal): (.*)|((?:FATAL|ERROR):.*)")
+NO_COMPLAINT = re.compile(
+    r"(\S+: )?tasks? \S+: |\*\*\* |(Timed out|Job step aborted|Waiting|forcing|spank)|Terminating"
+)
+# An attempt at a job ends so; what stands above it is of earlier ones.
+REQUEUED = re.compile(r"CANCELLED AT \S+ DUE TO (JOB REQUEUE|PREEMPTION|NODE FAILURE)")
+# So many lines of a log are shown where none says what went wrong.
+LAST_LINES = 3
 # After slurmstepd has said why it ends a job, srun says that the tasks were killed.
 LINES_AFTER_NOTICE = 8
 
@@ -84,17 +95,48 @@ def rank_logs(study_dir: Path, record: JobRecord, index: int) -> dict[int, Path]
     return logs
 
 
-def last_error(run_dir: Path, index: int, record: JobRecord) -> str:
-    """The error that ended a job's newest attempt, from the rank that fell silent first; or empty."""
+def job_logs(run_dir: Path, index: int, record: JobRecord) -> list[list[str]]:
+    """The lines of a job's newest attempt: of each rank, that which fell silent first; then of its script."""
     job = handle_of(record).log_tag(index)
     attempts = [attempt for attempt in find_attempts(run_dir, index, [record]) if attempt.job == job]
     own_logs = attempts[-1].logs.values() if attempts else ()
-    by_silence = sorted(own_logs, key=lambda path: path.stat().st_mtime)
-    for path in (*by_silence, *rank_logs(run_dir.parent, record, index).values()):
-        for line in reversed(tail(path)):
-            if error := ERROR.match(line):
-                return shorten(error[1])
-    return ""
+    paths = sorted(own_logs, key=lambda path: path.stat().st_mtime)
+    paths += rank_logs(run_dir.parent, record, index).values()
+    paths.append(run_dir.parent / JOBS_DIR / f"{record.array_task(index)}.log")
+    return [newest_attempt(tail(path)) for path in dict.fromkeys(paths)]
+
+
+def newest_attempt(lines: list[str]) -> list[str]:
+    """What follows the last requeue in a log that all attempts at a job add to."""
+    ends = [number for number, line in enumerate(lines, 1) if REQUEUED.search(line)]
+    return lines[ends[-1] :] if ends else lines
+
+
+def from_error_on(logs: Iterable[list[str]]) -> list[str]:
+    """The last exception, or what bash said of a line of its script, and what follows it; or nothing."""
+    for lines in logs:
+        for number in reversed(range(len(lines))):
+            if ERROR.match(lines[number]):
+                return lines[number:]
+    return []
+
+
+def last_error(logs: Iterable[list[str]]) -> str:
+    """The error that ended a job: an exception, or a complaint of SLURM's programs; or empty."""
+    logs = list(logs)
+    if lines := from_error_on(logs):
+        return shorten(ERROR.sub(r"\1", lines[0]))
+    complaints = (match for match in map(COMPLAINT.match, chain.from_iterable(logs)) if match)
+    texts = (match[1] or match[2] for match in complaints)
+    return shorten(next((text for text in texts if not NO_COMPLAINT.match(text)), ""))
+
+
+def last_lines(logs: Iterable[list[str]]) -> tuple[str, ...]:
+    """The end of the first log that holds anything."""
+    for lines in logs:
+        if said := [line for line in lines if line.strip()]:
+            return tuple(map(shorten, said[-LAST_LINES:]))
+    return ()
 
 
 def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
@@ -111,6 +153,7 @@ def last_notice(study_dir: Path, record: JobRecord, index: int) -> str:
 
 def shorten(text: str) -> str:
     """At most MAX_ERROR_CHARS of a line, without what ends a sentence."""
+    text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split()).rstrip(".;")
     return text if len(text) <= MAX_ERROR_CHARS else text[: MAX_ERROR_CHARS - 3] + "..."
 

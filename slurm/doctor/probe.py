@@ -26,7 +26,7 @@ from slurm.diagnose.log_files import ERROR, shorten, tail
 from slurm.doctor.probe_task import TOKEN_FILE, ProbeTask, RankFacts, read_facts
 from slurm.doctor.site import Partition
 from slurm.job_records import JobRecord, read_records
-from slurm.job_states import QUEUED, RUNNING, scheduler_of
+from slurm.job_states import GONE, MAX_ACCOUNT_LOOKS, QUEUED, RUNNING, scheduler_of
 from slurm.node.task import JobKind
 from slurm.plan import JobRequest, Resources
 from slurm.profile import ClusterProfile
@@ -159,8 +159,7 @@ def wait_for_end(
         if state in RUNNING:
             limit_s = wait_s + 60 * LIMIT_MIN
         elif state not in (*QUEUED, "UNKNOWN"):
-            time.sleep(EXIT_S)  # the accounts lag behind
-            return scheduler_of([record], (), client.accounts([record.id])).state(record, 0)
+            return state_in_accounts(record)
         if waited_s > limit_s or reason.split(",")[0] in NEVER_STARTS:
             return state, reason
         if (state, reason) != logged:
@@ -169,6 +168,17 @@ def wait_for_end(
             logged = state, reason
         time.sleep(FOLDER_POLL_S)
     return "COMPLETED", ""
+
+
+def state_in_accounts(record: JobRecord) -> tuple[str, str]:
+    """(state, reason) of a job that squeue has dropped; the accounts lag behind."""
+    for look in range(MAX_ACCOUNT_LOOKS):
+        time.sleep(EXIT_S * (1 + look))
+        ended = scheduler_of([record], (), client.accounts([record.id]))
+        state = ended.state(record, 0)
+        if state.state != GONE or ended.ended is None:
+            break
+    return state
 
 
 def wait_for_facts(folder: Path, num_ranks: int, state: str) -> tuple[RankFacts, ...]:

@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import ClusterError
-from slurm.cancel_throttle import live_jobs
+from slurm import client
+from slurm.cancel_throttle import cancel, live_jobs
 from slurm.client import LEAST_EVERY_S, QueueWatch, SlurmRefused
-from slurm.drill.faults import FaultKind, InjectedFault, Moment, Preparer, RunFaults
-from slurm.drill.verdict import training_logs
+from slurm.drill.faults import (
+    FaultKind,
+    InjectedFault,
+    Injection,
+    Moment,
+    PlannedFault,
+    Preparer,
+    RunFaults,
+)
+from slurm.drill.verdict import logs_of, training_logs
 from slurm.job_handle import handle_of, live_job, newest_job
 from slurm.job_records import JobRecord, read_jobs
 from slurm.job_states import Scheduler, scheduler_of
@@ -29,6 +38,9 @@ LAST_STEPS = 0.98
 POLL_S = 0.001
 # A fault that comes while a job is starting comes this much later at most; importing torch takes longer.
 START_DELAY_S = 1.5
+# A fault after a warning follows it by this much at most, and one during scoring the start of that job.
+AFTER_WARNING_S = 1.0
+SCORING_DELAY_S = 4.0
 # More launches than faults by so many mean that something else goes wrong.
 MAX_IDLE_LAUNCHES = 8
 # squeue may show a job a moment later than sbatch has accepted it.
@@ -51,6 +63,7 @@ class Target:
         """The job that trains it, or is about to."""
         self._attempts_over = attempts  # or ended by the last fault in a moment
         self._logs_over: set[tuple[str, int]] = set()
+        self._scorings_over = logs_of(run_dir, JobKind.EVALUATE)
         self._must_restart = False
         self._started_s = math.inf  # since when its job has been seen to start
         self.not_before_s = 0.0
@@ -66,10 +79,22 @@ class Target:
         if not (self.job and self.planned and now_s >= self.not_before_s):
             return False
         fault = self.planned[0]
+        if fault.moment is Moment.SCORING:
+            return False
         if self.is_training:
             progress = read_progress(self.run_dir)
             return 0 < min(fault.share, LAST_STEPS) * progress.total_steps <= progress.step
         return fault.moment is Moment.STARTING and now_s - self._started_s >= fault.share * START_DELAY_S
+
+    def is_due_in_scoring(self) -> bool:
+        """As `is_due`, of a run that is trained: whether its scoring has begun, some time ago."""
+        begun = sorted(logs_of(self.run_dir, JobKind.EVALUATE) - self._scorings_over)
+        self.job, now_s = begun[-1][0] if begun else "", time.monotonic()
+        self.is_running = self.is_training = False
+        self._started_s = min(self._started_s, now_s) if begun else math.inf
+        if not self.planned or self.planned[0].moment is not Moment.SCORING or now_s < self.not_before_s:
+            return False
+        return now_s - self._started_s >= self.planned[0].share * SCORING_DELAY_S
 
     def _starting_job(self, starts: list[AttemptStarted], queued_job: str) -> str:
         """The job that is about to train: the one whose log has just begun, or what squeue shows."""
@@ -95,7 +120,8 @@ class Target:
         self.planned.popleft()
         self.injected.append(fault)
         self._attempts_over, self._logs_over = fault.attempts, training_logs(self.run_dir)
-        self._must_restart = True
+        self._scorings_over = logs_of(self.run_dir, JobKind.EVALUATE)
+        self._must_restart, self._started_s = True, math.inf
 
 
 def read_starts(run_dir: Path) -> list[AttemptStarted]:
@@ -158,9 +184,11 @@ class FaultedStudy:
         records, scheduler = self.jobs()
         faults = []
         for target in self.targets:
-            if is_trained(target.run_dir) or not target.is_due(running_job(records, target.index, scheduler)):
-                continue
-            if fault := self._inject(target):
+            if is_trained(target.run_dir):
+                is_due = target.is_due_in_scoring()
+            else:
+                is_due = target.is_due(running_job(records, target.index, scheduler))
+            if is_due and (fault := self._inject(target)):
                 faults.append((target, fault))
         if not faults and time.monotonic() > self._next_check_s:
             self._launch_missing(records, scheduler)
@@ -171,7 +199,10 @@ class FaultedStudy:
         """Inject the next fault of a run when its moment has come; returns it, if anything was hit."""
         planned = target.planned[0]
         try:
-            inject = self.prepare(planned, target.job)
+            inject = self._prepare(planned, target)
+            restart = client.restarts(target.job) if planned.kind.is_final else None
+            if planned.moment is Moment.WARNED and not self._warn(planned, target):
+                return None
             if not (moment := target.wait_for_moment()):
                 return None
             now_s, was_hit = time.time(), inject()
@@ -186,9 +217,34 @@ class FaultedStudy:
         step = read_progress(target.run_dir).step
         # a job that was starting may have begun to train in the meantime
         attempts = len(read_starts(target.run_dir)) if moment is Moment.STARTING else target.attempts
-        fault = InjectedFault(planned.kind, moment, planned.share, step=step, attempts=attempts, time=now_s)
+        fault = InjectedFault(
+            planned.kind,
+            moment,
+            planned.share,
+            step=step,
+            attempts=attempts,
+            time=now_s,
+            job=target.job,
+            restart=restart,
+        )
         target.note(fault)
         return fault
+
+    def _prepare(self, planned: PlannedFault, target: Target) -> Injection:
+        """As `prepare`; but jobs/cancel.py cancels runs, not jobs."""
+        if planned.kind is not FaultKind.CANCELLED:
+            return self.prepare(planned, target.job)
+        run, of_job = target.run_dir.name, f"(job {target.job})"
+        return lambda: any(
+            line.startswith("cancelled: ") and line.endswith(of_job)
+            for line in cancel(self.study_dir, self.study, run)
+        )
+
+    def _warn(self, planned: PlannedFault, target: Target) -> bool:
+        """Send the stop signal, and let a moment pass; whether anything was hit."""
+        was_hit = self.prepare(PlannedFault(FaultKind.WARNED), target.job)()
+        time.sleep(planned.share * AFTER_WARNING_S)
+        return was_hit
 
     def _launch_missing(self, records: list[JobRecord], scheduler: Scheduler) -> None:
         """Launch again if something is neither done nor queued nor running."""

@@ -20,6 +20,9 @@ class FaultKind(Word):
     TERMINATED = "terminated"
     REQUEUED = "requeued"
     CANCELLED = "cancelled"
+    """By jobs/cancel.py."""
+    SCANCELLED = "scancelled"
+    """By SLURM's own program alone."""
     KILLED = "killed"
     LAUNCHER_KILLED = "launcher killed"
     """The job itself goes on."""
@@ -34,14 +37,22 @@ class FaultKind(Word):
         """Whether a run can save before it ends, so that nothing may be lost."""
         return "killed" not in self and self is not FaultKind.NODE_LOST
 
+    @property
+    def is_final(self) -> bool:
+        """Whether its user has ended the job: it must not come back."""
+        return self in (FaultKind.CANCELLED, FaultKind.SCANCELLED)
+
 
 class Moment(Word):
     """What a run is doing when a fault comes."""
 
     TRAINING = "training"
     STARTING = "starting"
+    WARNED = "warned"
+    """It got the stop signal a moment ago: it is saving, or asking to run again."""
     SAVING = "saving"
     ENDING = "ending"
+    SCORING = "scoring"
     BESIDE = "beside"
     """Whatever it was doing: the fault was meant for another run."""
 
@@ -52,7 +63,7 @@ class PlannedFault(Record, frozen=True):
     kind: FaultKind
     moment: Moment = Moment.TRAINING
     share: float = 0.0
-    """At which of the run's steps, as a share of all; of a fault at the start, how late."""
+    """At which of the run's steps, as a share of all; of one at the start or during scoring, how late."""
 
     def __str__(self) -> str:
         return f"{self.kind} while {self.moment}"
@@ -67,6 +78,10 @@ class InjectedFault(PlannedFault, frozen=True, kw_only=True):
     """So many attempts at the run had begun; it fell into the last of them, or into the start of the next."""
     time: float
     """Unix seconds."""
+    job: str = ""
+    """The job that was hit."""
+    restart: int | None = None
+    """How often SLURM had started that job again, where it says so."""
 
 
 class RunFaults(Record, frozen=True):
@@ -84,10 +99,12 @@ def faults_at(moment: Moment, *kinds: FaultKind) -> list[PlannedFault]:
 # What the owner of a job can do to it at most sites, and on this machine.
 SLURM_FAULTS = (
     *faults_at(Moment.TRAINING, FaultKind.WARNED, FaultKind.REQUEUED, FaultKind.TERMINATED),
-    *faults_at(Moment.TRAINING, FaultKind.CANCELLED, FaultKind.KILLED),
-    *faults_at(Moment.STARTING, FaultKind.WARNED, FaultKind.REQUEUED),
-    *faults_at(Moment.SAVING, FaultKind.WARNED, FaultKind.KILLED),
+    *faults_at(Moment.TRAINING, FaultKind.CANCELLED, FaultKind.SCANCELLED, FaultKind.KILLED),
+    *faults_at(Moment.STARTING, FaultKind.WARNED, FaultKind.REQUEUED, FaultKind.SCANCELLED),
+    *faults_at(Moment.WARNED, FaultKind.CANCELLED, FaultKind.SCANCELLED),
+    *faults_at(Moment.SAVING, FaultKind.WARNED, FaultKind.KILLED, FaultKind.CANCELLED),
     *faults_at(Moment.ENDING, FaultKind.WARNED),
+    *faults_at(Moment.SCORING, FaultKind.WARNED, FaultKind.SCANCELLED),
 )
 LOCAL_FAULTS = (
     *faults_at(Moment.TRAINING, FaultKind.WARNED, FaultKind.TERMINATED),
@@ -121,7 +138,12 @@ def assign(
             fault = msgspec.structs.replace(fault, moment=Moment.TRAINING)
         share = 1.0 if fault.moment is Moment.ENDING else rng.uniform(0.01, LATEST_SHARE)
         own.append(msgspec.structs.replace(fault, share=share))
-    return {run: sorted(own, key=lambda fault: fault.share) for run, own in plan.items()}
+    return {run: sorted(own, key=in_order) for run, own in plan.items()}
+
+
+def in_order(fault: PlannedFault) -> tuple[bool, float]:
+    """By steps; scoring comes after the training."""
+    return fault.moment is Moment.SCORING, fault.share
 
 
 # Injects a fault at once, and tells whether anything was hit; SlurmRefused if the site does not allow it.
@@ -135,7 +157,7 @@ SLURM_ORDERS: dict[FaultKind, Callable[[str], None]] = {
     FaultKind.TERMINATED: lambda job: client.signal_job(job, "TERM"),
     FaultKind.KILLED: lambda job: client.signal_job(f"{job}.0", "KILL"),
     FaultKind.REQUEUED: client.requeue,
-    FaultKind.CANCELLED: client.cancel_running,
+    FaultKind.SCANCELLED: client.cancel_running,
 }
 
 

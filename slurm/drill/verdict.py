@@ -47,7 +47,7 @@ def judge_story(run_dir: Path, faults: Sequence[InjectedFault]) -> list[str]:
     if not courses or courses[0].started is not events[0]:
         return ["events.jsonl does not begin with the start of an attempt"]
     problems = compare_attempts(run_dir, [course.started for course in courses])
-    problems += judge_faults(courses, faults)
+    problems += judge_faults(courses, faults) + judge_cancels(run_dir, courses, faults)
     if done and not (isinstance(events[-1], Completed) and events[-1].step == done.step):
         problems.append(f"complete at step {done.step}, but that is not the last of its events")
     return problems
@@ -70,8 +70,29 @@ def compare_attempts(run_dir: Path, starts: Sequence[AttemptStarted]) -> list[st
 
 def training_logs(run_dir: Path) -> set[tuple[str, int]]:
     """Job and restart of each start of a training that has left a log of rank 0."""
-    trainings = [logs for logs in find_attempts(run_dir, 0, []) if logs.kind is JobKind.TRAIN]
-    return {(logs.job, logs.restart) for logs in trainings if 0 in logs.logs}
+    return logs_of(run_dir, JobKind.TRAIN)
+
+
+def logs_of(run_dir: Path, kind: JobKind) -> set[tuple[str, int]]:
+    """The same of each start of a job of that kind."""
+    attempts = [logs for logs in find_attempts(run_dir, 0, []) if logs.kind is kind]
+    return {(logs.job, logs.restart) for logs in attempts if 0 in logs.logs}
+
+
+def judge_cancels(run_dir: Path, courses: Sequence[Course], faults: Sequence[InjectedFault]) -> list[str]:
+    """Jobs that have come back after their user had cancelled them, or of which nobody knows."""
+    starts = {(course.started.job, course.started.restart) for course in courses}
+    starts |= training_logs(run_dir) | logs_of(run_dir, JobKind.EVALUATE)
+    problems = []
+    for fault in faults:
+        where = f"{fault}, at step {fault.step}"
+        if not fault.kind.is_final:
+            continue
+        if not fault.job or fault.restart is None:
+            problems.append(f"{where}: which start of which job was cancelled is unknown")
+        elif any(job == fault.job and restart > fault.restart for job, restart in starts):
+            problems.append(f"{where}: job {fault.job} has come back")
+    return problems
 
 
 def judge_faults(courses: Sequence[Course], faults: Sequence[InjectedFault]) -> list[str]:
@@ -79,7 +100,8 @@ def judge_faults(courses: Sequence[Course], faults: Sequence[InjectedFault]) -> 
     problems, ended = [], set[int]()
     newest_s = max(event.time for event in (courses[-1].started, *courses[-1].events))
     for fault in faults:
-        if fault.moment not in (Moment.TRAINING, Moment.SAVING) or fault.kind in NOT_AT_ONCE:
+        ends_it = fault.moment in (Moment.TRAINING, Moment.WARNED, Moment.SAVING)
+        if not ends_it or fault.kind in NOT_AT_ONCE:
             continue
         where = f"{fault}, at step {fault.step}: attempt {fault.attempts}"
         if not 1 <= fault.attempts <= len(courses):

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -20,11 +19,11 @@ log = logging.getLogger(__name__)
 def exit_after_stop(job_env: JobEnvironment, stop: StopFlag) -> NoReturn:
     """End a process that has stopped in the middle and saved all; after a stop signal, the job runs again.
 
-    After TERM alone, unless that means preemption, it is for SLURM, or the user who cancelled the job, to
-    decide what comes next.
+    After TERM, whatever came before it and unless it means preemption, it is for SLURM, or the user who
+    cancelled the job, to decide what comes next.
     """
-    # neither signalled nor terminated: then it was another rank
-    if stop.was_signalled or signal.SIGTERM not in stop.received or is_preempted(job_env):
+    # not terminated: it was the stop signal, to this rank or to another
+    if signal.SIGTERM not in stop.received or is_preempted(job_env):
         requeue_and_exit(job_env, stop.previous_handler)
     if job_env.backend is Backend.DEBUG:
         raise KeyboardInterrupt
@@ -44,10 +43,10 @@ def is_preempted(job_env: JobEnvironment) -> bool:
 
 
 def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoReturn:
-    """End this process; rank 0 has the scheduler run the job again. Everything must be saved by now.
+    """End this process; rank 0 has the job run again. Everything must be saved by now.
 
-    `previous_handler` was there at the start: submitit's if submitit runs the job, and it knows how to
-    requeue; else the job was submitted by hand and is requeued here.
+    `previous_handler` was there at the start: on this machine submitit's, which tells its controller. SLURM
+    is asked here: a job that it is ending already is not requeued, for somebody may have cancelled it.
     """
     ignore_stop_signal()
     if job_env.backend is Backend.DEBUG:
@@ -55,14 +54,14 @@ def requeue_and_exit(job_env: JobEnvironment, previous_handler: object) -> NoRet
     if job_env.rank > 0:
         sys.exit(0)
     try:
-        if callable(previous_handler):
+        if job_env.backend is Backend.LOCAL and callable(previous_handler):
             previous_handler(STOP_SIGNAL, None)  # checkpoint(), requeue, exit
-        else:
-            client.requeue(job_env.job)
-    except (OSError, subprocess.SubprocessError, ClusterError) as error:
+        client.requeue_unless_ending(job_env.job)
+        log.info("requeued job %s, unless it is being ended", job_env.job)
+    except ClusterError as error:
         # in a container without SLURM's programs the job's script can, if it is ours: not submitted by hand
         folder = os.environ.get("SUBMITIT_FOLDER")
-        if job_env.backend is not Backend.SLURM or not folder:
+        if not folder:
             message = f"job {job_env.job} could not be requeued: {error}"
             raise ClusterError(message, "submit it again; it goes on") from error
         log.info("cannot requeue from here (%s); the job's script will", error)

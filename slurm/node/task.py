@@ -26,7 +26,7 @@ from slurm.node.signals import STOP_SIGNAL, StopFlag, ignore_stop_signal
 from vae.metrics import slowest_stop_s
 from vae.provenance import read_attempts
 from vae.run_dir import log_path
-from vae.study import read_study
+from vae.study import is_scored, is_trained, read_study
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,9 @@ class EvaluateTask(Task):
         run_dir = Path(self.path)
         requeue_when_signalled(job_env)
         write_logs_to(run_dir, JobKind.EVALUATE, job_env)
+        if is_trained(run_dir) and is_scored(run_dir, read_study(run_dir.parent)):
+            log.info("%s is scored already; SLURM has started this job once more", run_dir.name)
+            return
         with rendezvous(job_env, run_dir):
             from vae.scoring.evaluate import evaluate
             from vae.training.collectives import destroy_process_group

@@ -130,6 +130,8 @@ Settings = TypeVar("Settings")
 # What a setting of each type is called, by the beginning of its annotation.
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 KINDS |= {"tuple": "a list, as in [a, b]", "dict": "names and values, as in {a: 1}"}
+# Of a settings file: a list or names within its names.
+MAX_DEPTH = 2
 
 
 class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -172,7 +174,7 @@ def expected(annotation: str) -> str:
 def read_settings(kind: type[Settings], path: Path) -> Settings:
     """A settings dataclass from its YAML file; SettingsError says what is wrong with the file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
+        values = plain_values(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(f"no settings file {path}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -180,6 +182,17 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     if not isinstance(values, dict):
         raise SettingsError(f"{path} is not a settings file: it must hold `name: value` lines")
     return from_dict(kind, values, str(path))
+
+
+def plain_values(text: str) -> Any:
+    """What a YAML text holds; ValueError for nesting deeper than any of ours, or for references."""
+    depth = 0
+    for event in yaml.parse(text, YamlLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        # the loader in C would recurse until the process dies
+        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1}: settings are names, values and lists of them")
+    return yaml.load(text, YamlLoader)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

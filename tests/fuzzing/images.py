@@ -1,18 +1,31 @@
 """Image files: every format of Pillow, damaged, misnamed, or with headers that claim what is not there."""
 
+import atexit
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
-from fuzzing.inputs import Bench, Case, damaged
+from fuzzing.inputs import Bench, Case, Fault, Finding, damaged
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from PIL import Image, PngImagePlugin
 from pictures import black_png, grey
 
-from data_prep.image import SUFFIXES, make_picture
+from data_prep.decode_pool import decoder
+from data_prep.image import SUFFIXES, Aspect
+from data_prep.pack_plan import PackOptions, Plan
+from data_prep.shards import Reject
+from data_prep.sources import Item, Kind
+
+# Stands in texts of DICOM files, and must not come out of them.
+SECRET = "JANEDOE"
+STACK = ExitStack()
+atexit.register(STACK.close)
 
 SUFFIX = st.sampled_from([*(suffix for names in SUFFIXES.values() for suffix in names), ".webp", "", ".JPG"])
 ODD_SIDE = st.sampled_from((0, 1, 15, 16, 4096, 9_999, 10_001, 65_535, 1 << 24, (1 << 31) - 1, (1 << 32) - 1))
@@ -104,11 +117,30 @@ def crafted() -> SearchStrategy[bytes]:
 
 
 def bench(folder: Path) -> Bench:
-    """Each becomes a picture, or is refused with a reason that shows on one line."""
+    """Each becomes a picture, or is refused with a reason that is one line of text."""
     content = st.one_of(*map(damaged, good_files()))
     contents = content | content.filter(lambda data: data[1:4] == b"PNG").map(mended_png) | crafted()
-    return Bench(st.builds(lambda suffix, data: Case(f"a{suffix}", data), SUFFIX, contents), play)
+    decode = decoder_of("files", folder)
+    return Bench(st.builds(lambda suffix, data: Case(f"a{suffix}", data), SUFFIX, contents), decode)
 
 
-def play(case: Case) -> None:
-    make_picture(case.content, Path(case.name).suffix, 32, ("stretch", "pad", "crop")[len(case.content) % 3])
+def decoder_of(kind: Kind, folder: Path) -> Callable[[Case], None]:
+    """Decodes a file as packing does, each aspect in its turn, in a process that lives as long as this one."""
+    decoders = []
+    for aspect in get_args(Aspect):
+        plan = Plan("", kind, str(folder), PackOptions(size_px=32, aspect=aspect), ("A",), ())
+        decoders.append(STACK.enter_context(decoder(plan, 1)))
+
+    def decode(case: Case) -> None:
+        (folder / case.name).write_bytes(case.content)
+        item = Item("key", "A", "train", "", case.name)
+        try:
+            [result] = decoders[len(case.content) % len(decoders)]([item])
+        finally:
+            (folder / case.name).unlink()
+        if isinstance(result, Reject) and not result.reason.isprintable():
+            raise Finding(Fault.ACCEPTED, "a reason holds what is no text", result.reason)
+        if isinstance(result, Reject) and SECRET in result.reason:
+            raise Finding(Fault.ACCEPTED, "a reason quotes the file", result.reason)
+
+    return decode

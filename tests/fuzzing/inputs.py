@@ -29,6 +29,8 @@ class Fault(Word):
     """An exception that nobody has turned into a clear line."""
     HANG = "hang"
     EXIT_CODE = "wrong exit code"
+    CONTROL = "control characters"
+    """That a terminal could take for a command, or show in another order."""
     ACCEPTED = "silent acceptance"
     """What was damaged or of a wrong type is used as if it were not."""
     DEATH = "death"
@@ -89,6 +91,10 @@ def traceback_at(report: str, kind: str = "") -> Finding:
 # --- doors ---------------------------------------------------------------------------------------
 
 
+# No letter, and nothing that makes a table.
+ODD_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def knock(door: str, *argv: str | Path, cwd: Path = REPOSITORY) -> Result:
     """Run a front door in this process; a Finding if it ends in another way than a door may."""
     with mock.patch("os.kill", refuse_signal), mock.patch("time.sleep", end_of_patience), without_slurm():
@@ -99,6 +105,9 @@ def knock(door: str, *argv: str | Path, cwd: Path = REPOSITORY) -> Result:
         result.stdout.encode()
     except UnicodeEncodeError as error:  # as printing it to a terminal would
         raise Finding(Fault.TRACEBACK, f"jobs/{door}.py prints what UTF-8 cannot hold", result.stdout) from error
+    if odd := ODD_CHARACTER.search(result.stdout + result.stderr):
+        report = (result.stdout + result.stderr)[max(0, odd.start() - 300) : odd.end() + 300]
+        raise Finding(Fault.CONTROL, f"jobs/{door}.py prints {odd[0]!a}", report)
     if result.returncode not in (0, 1, 2):
         raise Finding(Fault.EXIT_CODE, f"jobs/{door}.py ends with {result.returncode}", result.stderr)
     return result

@@ -15,9 +15,10 @@ from pictures import grey
 from data_prep import audit
 from data_prep.packer import finalize, pack_part
 from data_prep.pack_plan import PackOptions, plan
-from data_prep.shards import read_manifest, write_manifest
+from data_prep.shards import write_manifest
 from vae.training.data_loader import load_split
 
+MANIFEST = "manifest.json"
 FORGED = "forged/"  # the manifest is made to fit it
 ODD_ARRAYS: tuple[Any, ...] = (
     np.zeros(0, np.uint8), np.zeros((3, 3), np.uint8), np.full(8, np.nan), np.zeros(8, np.int64) - 1, np.full(8, 200, np.uint8),
@@ -92,7 +93,8 @@ def bench(folder: Path) -> Bench:
     pack(source, out)
     for lock in out.glob(".packing*"):
         lock.unlink()
-    box, packed = Folder(out), read_manifest(out)
+    box = Folder(out)
+    manifest = json.loads(box.files[MANIFEST])
     shards = sorted(path.name for path in out.glob("*.h5"))
     again = ("pack", source, out, "--size", "16", "--shard-images", "10", "--max-bad", "0.2", "--workers", "1")
 
@@ -122,11 +124,11 @@ def bench(folder: Path) -> Bench:
 
     def play_forged(case: Case) -> None:
         with box.holding(case):
-            write_manifest(out, dict(packed.recipe), packed.class_names, shards)
+            write_manifest(out, manifest["recipe"], tuple(manifest["class_names"]), shards)
             knock("pack", out, "--verify")
             knock("pack", out, "--audit")
-            audit.write(out, shards, packed.class_names)
-            for split in packed.splits:
+            audit.write(out, shards, tuple(manifest["class_names"]))
+            for split in manifest["splits"]:
                 load_split(out, split).take(np.arange(1))
             if is_elsewhere(case.content):
                 raise Finding(Fault.ACCEPTED, "a part of a shard lies in another file")

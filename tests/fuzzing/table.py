@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuzzing import checkpoints, commands, dicom, images, packed, profiles, study, tables
-from fuzzing.inputs import Bench
+from fuzzing.inputs import Bench, Case
 
 
 @dataclass(frozen=True)
@@ -28,3 +28,10 @@ KINDS = {
     "commands": Kind(commands.bench, 150),
     "profiles": Kind(profiles.bench, 300),
 }
+
+
+def read_input(path: Path) -> tuple[str, Case]:
+    """The kind of an input that was kept as `.../KIND/ANY NAME/PATH`, and the case of that path."""
+    parts = path.parts
+    at = max(number for number, part in enumerate(parts[:-2]) if part in KINDS)
+    return parts[at], Case("/".join(parts[at + 2 :]), path.read_bytes())

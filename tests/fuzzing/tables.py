@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import unicodedata
+import zlib
 from pathlib import Path
 
 from fuzzing.inputs import Bench, Case, Fault, Finding, damaged, knock
@@ -16,6 +17,8 @@ from data_prep.pack_plan import PackOptions, Plan, plan
 from data_prep.sources import unescape
 
 NUM_IMAGES = 12
+# Packing starts a process.
+PACKED_EACH = 10
 OPTIONS = PackOptions(size_px=16)
 HEADERS = ("path,label,split,patient", "path", "path,patient", "path,path", "label,split", "\ufeffpath,label", "path;label", "path,label,extra", "", " path,label", "path,split,")
 PATIENTS = ("", "p1", " p1", "p1 ", "P1", "p\u00e9", "pe\u0301", "01", "1", "\u00a0p1", '"p1', "=1+1")
@@ -52,6 +55,8 @@ def bench(folder: Path) -> Bench:
         path = root / case.name
         path.write_bytes(case.content)
         judge_plan(plan(str(path), folder / "out", OPTIONS, write=False), case.content, root)
+        if zlib.crc32(case.content) % PACKED_EACH:
+            return
         knock("pack", path, folder / "out", "--size", "16", "--max-bad", "1", "--workers", "1")
         shutil.rmtree(folder / "out")
 

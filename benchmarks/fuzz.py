@@ -3,13 +3,14 @@
     python benchmarks/fuzz.py --minutes 30 --seed 0
     python benchmarks/fuzz.py --play scratch/fuzz/study/1a2b3c4d/runs/old/jobs.json
 
-An input should be used, or refused with one clear line. What counts against it: a traceback, more than 10 s, a
-wrong exit code, damage that is used as if it were whole, and the death of the process that reads it. Each kind
-of input (tests/fuzzing/table.py) has its share of the time and a process of its own, two at once, which is
-started anew where an input has ended it. The same seed plays the same inputs in the same order.
+An input should be used, or refused with one clear line. What counts against it: a traceback, more than 10 s,
+a wrong exit code, control characters, damage that is used as if it were whole, and the death of the process
+that reads it. Each kind of input (tests/fuzzing/table.py) has its share of the time and a process of its
+own, two at once, which is started anew where an input has ended it. The same seed plays the same inputs in
+the same order.
 
-What is wrong is kept in scratch/fuzz, and shown with the command that plays it again. Prints a table; the exit
-code is 1 if anything was wrong.
+What is wrong is kept in scratch/fuzz, and shown with the command that plays it again. Prints a table; the
+exit code is 1 if anything was wrong.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Whatever comes is used, or refused in one line: a few of the inputs that benchmarks/fuzz.py plays for hours.
+"""Whatever comes is used, or refused in one line: some of what benchmarks/fuzz.py plays for longer.
 
 Every input in `crashes/KIND/WHAT HAPPENED/` has once ended in a traceback, a hang or a lie.
 """
@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from fuzzing.inputs import Bench, Case, judge
-from fuzzing.table import KINDS, read_input
+from fuzzing.table import CRASHES_DIR, KINDS, read_input
 from hypothesis import HealthCheck, Phase, given, settings
-from tiny import REPOSITORY
 
-CRASHES_DIR = REPOSITORY / "tests" / "crashes"
 CRASHES = sorted(path for path in CRASHES_DIR.rglob("*") if path.is_file())
 
 

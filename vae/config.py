@@ -191,7 +191,7 @@ def plain_values(text: str) -> Any:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         # the loader in C would recurse until the process dies
         if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {event.start_mark.line + 1}: settings are names, values and lists of them")
+            raise ValueError("settings are names with values, or with lists of values")
     return yaml.load(text, YamlLoader)
 
 

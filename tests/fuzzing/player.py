@@ -12,10 +12,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fuzzing.inputs import Bench, Case, Fault, Finding, judge
-from fuzzing.table import KINDS
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from tiny import REPOSITORY
+
+from fuzzing.inputs import Bench, Case, Fault, Finding, judge
+from fuzzing.table import FOUND_DIR, KINDS
 
 AT_ONCE = 2
 BATCH = 100
@@ -23,7 +24,6 @@ HANG_S = 10.0
 # Of a process that has imported everything, which takes about 400; what one input needs comes on top.
 MEMORY_LIMIT_MB = 2000
 LOOK_EVERY_S = 0.02
-FOUND_DIR = Path("scratch") / "fuzz"
 # Inputs with the same answer that are kept.
 KEPT_PER_PLACE = 10
 FORK = get_context("fork")
@@ -98,6 +98,8 @@ class Player:
                 self._take(self.pipe.recv())
         except EOFError:
             self.process.join()
+            if self.process.exitcode and self.case is None:
+                raise RuntimeError(f"inputs of the kind {self.kind} cannot be made") from None
             if self.process.exitcode:
                 self._note(Finding(Fault.DEATH, f"the process ended with {self.process.exitcode}"))
             return self._end()
@@ -148,11 +150,13 @@ class Player:
         if self.case is None or self.places[str(finding)] > KEPT_PER_PLACE:
             return
         digest = hashlib.sha256(self.case.name.encode() + self.case.content).hexdigest()[:8]
-        path = REPOSITORY / FOUND_DIR / self.kind / digest / self.case.name
+        path = FOUND_DIR / self.kind / digest / self.case.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.case.content)
         if self.places[str(finding)] == 1:
-            print(f"{finding}\n    python benchmarks/fuzz.py --play {path.relative_to(REPOSITORY)}", flush=True)
+            print(
+                f"{finding}\n    python benchmarks/fuzz.py --play {path.relative_to(REPOSITORY)}", flush=True
+            )
 
     def row(self) -> list[str]:
         """Its row of the table."""
@@ -186,5 +190,7 @@ def memory_of(pid: int | None) -> Counter[str]:
     """What /proc says of a process's memory, by name, in MB."""
     with suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return Counter({line.split(":")[0]: int(line.split()[1]) // 1000 for line in lines if line.endswith(" kB")})
+        return Counter(
+            {line.split(":")[0]: int(line.split()[1]) // 1000 for line in lines if line.endswith(" kB")}
+        )
     return Counter()

@@ -1,6 +1,7 @@
-"""The files of a study and its runs: YAML, JSON and JSON lines that were damaged, edited or written by others."""
+"""The files of a study and its runs: YAML, JSON and JSON lines that were damaged, edited or are others."""
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -8,99 +9,124 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fuzzing.inputs import Bench, Case, Fault, Finding, Folder, copied, damaged, is_wrong, knock, wrong_json, wrong_lines, wrong_values, RAW
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from tiny import REPOSITORY
 
 from data_prep.errors import ToolkitError
 from data_prep.json_records import read_record, write_record
+from fuzzing.damage import STRANGERS, damaged, is_wrong, wrong_json, wrong_lines, wrong_values
+from fuzzing.inputs import Bench, Case, Fault, Finding
+from fuzzing.places import Place, knock
 from slurm.drill.drill import DrillRecord
 from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults
 from slurm.job_records import read_records
-from vae.events import AttemptStarted, Completed, Saved, StopSignalled, add_event, read_events
+from vae.events import AnyEvent, AttemptStarted, Completed, Saved, StopSignalled, add_event, read_events
 from vae.metrics import read_metrics
 from vae.provenance import read_provenance
 from vae.run_dir import read_done
 from vae.scoring.score_cards import read_scores
 from vae.study import read_launches, read_run, read_study
 
-STUDY, RUN, STOPPED = "runs/old", "runs/old/linear-s0", "runs/old/direct-s0"
+STUDY, TRAINED, STOPPED = "runs/old", "runs/old/linear-s0", "runs/old/direct-s0"
 # Objects under these names may hold any name.
 FREE = ("versions", "scores", "runs", "sha256")
-# What a user does next, study or run in hand.
-DOORS: tuple[tuple[str, ...], ...] = (
-    ("status", STUDY), ("status", "--runs-dir", "runs"), ("status", RUN), ("why", STUDY), ("why", STOPPED), ("report", STUDY),
-    ("logs", STOPPED), ("logs", RUN, "--list"), ("cancel", STUDY), ("throttle", STUDY, "2"), ("evaluate", STOPPED),
-    ("launch", "--variant", "both", "--dry-run", "--cluster", "local", "--study", "old", "--data", "shards/tiny", "--extractor", "smoke"),
-    ("status", STUDY, "--watch"), ("logs", STOPPED, "--follow"),
+EVENTS: tuple[Callable[..., AnyEvent], ...] = (
+    AttemptStarted,
+    partial(Saved, seconds=0.5),
+    StopSignalled,
+    Completed,
 )
+LAUNCH = "launch --variant both --dry-run --cluster local --study old --data shards/tiny --extractor smoke"
+# What a user does next, one of them for each input.
+COMMANDS = [
+    f"status {STUDY}",
+    "status --runs-dir runs",
+    f"status {TRAINED}",
+    f"why {STUDY}",
+    f"why {STOPPED}",
+    LAUNCH,
+]
+COMMANDS += [
+    f"report {STUDY}",
+    f"logs {STOPPED}",
+    f"logs {TRAINED} --list",
+    f"cancel {STUDY}",
+    f"throttle {STUDY} 2",
+]
+COMMANDS += [f"evaluate {STOPPED}", f"status {STUDY} --watch", f"logs {STOPPED} --follow"]
+READERS: dict[str, Callable[[Path], Any]] = {
+    "study.yaml": read_study,
+    "launches.jsonl": read_launches,
+    "jobs.json": read_records,
+    "drill.json": lambda folder: read_record(folder / "drill.json", DrillRecord),
+    "run.yaml": read_run,
+    "done.json": read_done,
+    "scores.json": read_scores,
+    "metrics.jsonl": read_metrics,
+    "events.jsonl": read_events,
+    "provenance.json": read_provenance,
+}
 
 
-def prepare(folder: Path) -> Folder:
-    """A finished run and an interrupted one, with every file that a study can have."""
-    copied(REPOSITORY / "tests" / "golden" / "old_study", folder)
+def prepare(folder: Path) -> None:
+    """A study with a finished run and an interrupted one, and with every file that there can be."""
+    shutil.copytree(REPOSITORY / "tests" / "golden" / "old_study", folder, dirs_exist_ok=True)
     for path in folder.glob("runs/old/*/run.yaml"):
         path.write_text(path.read_text().replace("/data/shards", "shards"))
-    for step, event in enumerate((AttemptStarted, partial(Saved, seconds=0.5), StopSignalled, AttemptStarted, Completed)):
-        for run in (RUN, STOPPED):
-            add_event(folder / run, event(step=step, time=1.0 + step))  # type: ignore[arg-type]
-    fault = InjectedFault(FaultKind.KILLED, Moment.SAVING, 0.5, step=3, attempts=1, time=5.0)
-    planned = PlannedFault(FaultKind.WARNED, Moment.TRAINING, 0.2)
-    write_record(folder / STUDY / "drill.json", DrillRecord({"linear-s0": RunFaults((planned,), (fault,))}))
-    return Folder(folder)
+        for step, event in enumerate(EVENTS):
+            add_event(path.parent, event(step=step, time=1.0 + step))
+    injected = InjectedFault(FaultKind.KILLED, Moment.SAVING, 0.5, step=3, attempts=1, time=5.0)
+    faults = RunFaults((PlannedFault(FaultKind.WARNED, Moment.TRAINING, 0.2),), (injected,))
+    write_record(folder / STUDY / "drill.json", DrillRecord({"linear-s0": faults}))
 
 
-def bench(folder: Path) -> Bench:
-    """A file with a part of a wrong kind is refused by its reader; no door trips over one."""
-    box = prepare(folder / "study")
-    readers: dict[str, Callable[[Path], Any]] = {
-        "study.yaml": read_study, "launches.jsonl": read_launches, "jobs.json": read_records,
-        "drill.json": lambda place: read_record(place / "drill.json", DrillRecord), "run.yaml": read_run, "done.json": read_done,
-        "scores.json": read_scores, "metrics.jsonl": read_metrics, "events.jsonl": read_events, "provenance.json": read_provenance,
-    }
-    names = [name for name in box.files if Path(name).name in readers]
-
-    def strategy(name: str) -> SearchStrategy[Case]:
-        content = box.files[name]
-        if name.endswith(".yaml"):
-            odd = wrong_values(yaml.safe_load(content)).map(lambda value: yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "replace"))
-            contents = odd | odd | damaged(content) | RAW
-        else:
-            contents = (wrong_lines if name.endswith("l") else wrong_json)(content)
-        return contents.map(lambda data: Case(name, data))
-
-    def play(case: Case) -> None:
-        path = box.path / case.name
-        with box.holding(case):
-            try:
-                readers[path.name](path.parent)
-            except ToolkitError:
-                pass
-            else:
-                refuse_wrong(case, box.files[case.name])
-            knock(*DOORS[zlib.crc32(case.content) % len(DOORS)], cwd=box.path)
-
-    return Bench(st.one_of(*map(strategy, names)), play)
+def wrong_yaml(content: bytes) -> SearchStrategy[bytes]:
+    """A YAML file with an odd part, with damaged bytes, or another file altogether."""
+    odd = wrong_values(yaml.safe_load(content)).map(lambda value: yaml.safe_dump(value).encode())
+    return odd | odd | damaged(content) | st.sampled_from(STRANGERS)
 
 
-def refuse_wrong(case: Case, template: bytes) -> None:
-    """Raise a Finding if the accepted file has a part of a wrong kind."""
-    try:
-        if case.name.endswith(".yaml"):
-            pairs = [(yaml.safe_load(case.content), yaml.safe_load(template))]
-        elif case.name.endswith("l"):
-            known = {kind_of(line): line for line in map(json.loads, template.splitlines())}
-            lines = [json.loads(line) for line in case.content[: case.content.rfind(b"\n") + 1].splitlines()]
-            pairs = [(line, known[kind_of(line)]) for line in lines if kind_of(line) in known]
-        else:
-            pairs = [(json.loads(case.content), json.loads(template))]
-    except (ValueError, yaml.YAMLError) as error:
-        raise Finding(Fault.ACCEPTED, f"{Path(case.name).name} is accepted, but is none: {error}"[:160]) from error
-    if any(is_wrong(value, right, FREE) for value, right in pairs):
-        raise Finding(Fault.ACCEPTED, f"a part of {Path(case.name).name} is of a wrong kind")
+def values_of(name: str, content: bytes) -> list[Any]:
+    """What stands in a file, one by one if it is one of lines."""
+    if name.endswith(".yaml"):
+        return [yaml.safe_load(content)]
+    if name.endswith(".json"):
+        return [json.loads(content)]
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
 def kind_of(line: Any) -> str:
     """Which of several records a line is."""
-    return str(line.get("kind") or line.get("event")) if isinstance(line, dict) else ""
+    return str(line.get("kind", line.get("event"))) if isinstance(line, dict) else ""
+
+
+def refuse_wrong(case: Case, template: bytes) -> None:
+    """Raise a Finding if a file that was accepted has a part of a wrong kind."""
+    known = {kind_of(value): value for value in values_of(case.name, template)}
+    values = values_of(case.name, case.content)
+    if any(is_wrong(value, known[kind_of(value)], FREE) for value in values if kind_of(value) in known):
+        raise Finding(Fault.ACCEPTED, f"a part of {Path(case.name).name} is of a wrong kind")
+
+
+def bench(folder: Path) -> Bench:
+    """A file with a part of a wrong kind is refused by its reader; no door trips over one."""
+    prepare(folder / "study")
+    place = Place(folder / "study")
+
+    def of_file(name: str) -> SearchStrategy[Case]:
+        damage = {".yaml": wrong_yaml, ".json": wrong_json, ".jsonl": wrong_lines}[Path(name).suffix]
+        return damage(place.files[name]).map(lambda data: Case(name, data))
+
+    def play(case: Case) -> None:
+        path = place.path / case.name
+        with place.holding(case):
+            try:
+                READERS[path.name](path.parent)
+            except ToolkitError:
+                pass
+            else:
+                refuse_wrong(case, place.files[case.name])
+            knock(*COMMANDS[zlib.crc32(case.content) % len(COMMANDS)].split(), cwd=place.path)
+
+    return Bench(st.one_of(*(of_file(name) for name in place.files if Path(name).name in READERS)), play)

@@ -4,8 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiny import REPOSITORY
+
 from fuzzing import checkpoints, commands, dicom, images, packed, profiles, study, tables
 from fuzzing.inputs import Bench, Case
+
+# Inputs that went wrong: in the last runs, and once for all.
+FOUND_DIR = REPOSITORY / "scratch" / "fuzz"
+CRASHES_DIR = REPOSITORY / "tests" / "crashes"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ KINDS = {
 
 
 def read_input(path: Path) -> tuple[str, Case]:
-    """The kind of an input that was kept as `.../KIND/ANY NAME/PATH`, and the case of that path."""
-    parts = path.parts
-    at = max(number for number, part in enumerate(parts[:-2]) if part in KINDS)
-    return parts[at], Case("/".join(parts[at + 2 :]), path.read_bytes())
+    """The kind of an input that was kept as FOLDER/KIND/ANY NAME/PATH, and the case of that path."""
+    folder = next(folder for folder in (FOUND_DIR, CRASHES_DIR) if path.resolve().is_relative_to(folder))
+    kind, _, *names = path.resolve().relative_to(folder).parts
+    return kind, Case("/".join(names), path.read_bytes())

@@ -1,9 +1,12 @@
 """An input, what can be wrong with the answer to it, and the judge."""
 
 import re
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from hypothesis.strategies import SearchStrategy
 from tiny import REPOSITORY
@@ -11,6 +14,7 @@ from tiny import REPOSITORY
 from data_prep.errors import ToolkitError
 from data_prep.json_records import Word
 
+HANG_S = 10.0
 OWN_FRAME = re.compile(rf'File "{REPOSITORY}/((?:data_prep|vae|slurm|jobs)/[^"]+)", line (\d+)')
 
 
@@ -57,12 +61,19 @@ class Bench:
     play: Callable[[Case], None]
 
 
+class TooLong(BaseException):
+    """Nothing may take this for an error of its own."""
+
+
 def judge(bench: Bench, case: Case) -> Finding | None:
-    """Play a case; what is wrong with the answer, if anything."""
+    """Play a case; what is wrong with the answer, if anything. Only in the main thread of a process."""
     try:
-        bench.play(case)
+        with ended_after(HANG_S):
+            bench.play(case)
     except Finding as finding:
         return finding
+    except TooLong:
+        return Finding(Fault.HANG, f"more than {HANG_S:g} s", traceback.format_exc())
     except ToolkitError:
         return None
     except KeyboardInterrupt:
@@ -70,6 +81,22 @@ def judge(bench: Bench, case: Case) -> Finding | None:
     except BaseException as error:  # a panic of Rust is no Exception
         return traceback_at(traceback.format_exc(), type(error).__name__)
     return None
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Raise TooLong if the block takes longer; code in C is not interrupted."""
+
+    def ring(*_: object) -> NoReturn:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def traceback_at(report: str, kind: str = "") -> Finding:

@@ -15,12 +15,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from tiny import REPOSITORY
 
-from fuzzing.inputs import Bench, Case, Fault, Finding, judge
+from fuzzing.inputs import HANG_S, Bench, Case, Fault, Finding, judge
 from fuzzing.table import FOUND_DIR, KINDS
 
 AT_ONCE = 2
 BATCH = 100
-HANG_S = 10.0
+# Longer than what is interrupted by itself.
+KILL_S = HANG_S + 5
 # Of a process that has imported everything, which takes about 400; what one input needs comes on top.
 MEMORY_LIMIT_MB = 2000
 LOOK_EVERY_S = 0.02
@@ -104,8 +105,8 @@ class Player:
                 self._note(Finding(Fault.DEATH, f"the process ended with {self.process.exitcode}"))
             return self._end()
         memory_mb = self._memory_mb()
-        if self.case and time.monotonic() - self.since > HANG_S:
-            return self._kill(Finding(Fault.HANG, f"longer than {HANG_S:g} s"))
+        if self.case and time.monotonic() - self.since > KILL_S:
+            return self._kill(Finding(Fault.HANG, f"more than {KILL_S:g} s, in C"))
         if memory_mb > MEMORY_LIMIT_MB:
             return self._kill(Finding(Fault.DEATH, f"more than {MEMORY_LIMIT_MB} MB"))
         return True

@@ -78,9 +78,9 @@ def bench(folder: Path) -> Bench:
     def play(case: Case) -> None:
         path, out = root / case.name, folder / "out"
         path.write_bytes(case.content)
+        shutil.rmtree(out, ignore_errors=True)
         judge_plan(plan(str(path), out, PackOptions(size_px=16), write=False), case.content, root)
         if zlib.crc32(case.content) % PACKED_EACH == 0:
-            shutil.rmtree(out, ignore_errors=True)
             knock("pack", path, out, "--size", "16", "--max-bad", "1", "--workers", "1")
 
     return Bench(st.builds(Case, st.just("a.csv"), built | built | damaged(good)), play)

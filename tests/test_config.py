@@ -71,13 +71,3 @@ def test_only_settings_that_decide_the_result_differ() -> None:
 def test_settings_are_read_without_torch() -> None:
     code = "import sys, vae.config, vae.study; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=child_environment(), check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "content", ["[" * 100_000, "- " * 30_000, '{"a":' * 50_000, "a: &a [*a]", "a: [[1]]"]
-)
-def test_nesting_that_no_setting_has_ends_no_process(tmp_path: Path, content: str) -> None:
-    """PyYAML's loader in C would recurse until the process dies."""
-    (tmp_path / "run.yaml").write_text(content)
-    with pytest.raises(SettingsError, match=r"run\.yaml cannot be read: settings are names with values"):
-        read_settings(RunConfig, tmp_path / "run.yaml")

@@ -6,6 +6,7 @@ Imports no torch, so `--help` and `--dry-run` stay quick on a login node.
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -127,11 +128,14 @@ OPERATIONAL |= {"log_every_steps", "checkpoint_every_min", "keep_checkpoints"}
 
 Settings = TypeVar("Settings")
 
+# Settings are flat. A file of this many characters can indent no deeper than that.
+MAX_NESTING, MAX_YAML_CHARS = 500, 10_000
+# So much of a wrong value is quoted.
+MAX_SHOWN_CHARS = 200
+
 # What a setting of each type is called, by the beginning of its annotation.
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 KINDS |= {"tuple": "a list, as in [a, b]", "dict": "names and values, as in {a: 1}"}
-# Of a settings file: a list or names within its names.
-MAX_DEPTH = 2
 
 
 class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -148,9 +152,9 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     annotations = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in annotations:
-            near = get_close_matches(str(name), annotations, 1)
+            near = get_close_matches(str(name)[:MAX_SHOWN_CHARS], annotations, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(annotations)}"
-            raise SettingsError(f"{source}: unknown setting {name!r}", hint)
+            raise SettingsError(f"{source}: unknown setting {str(name)[:MAX_SHOWN_CHARS]!r}", hint)
     try:
         return msgspec.convert(values, kind)
     except SettingsError as error:
@@ -158,7 +162,8 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str) -> Sett
     except msgspec.ValidationError as error:
         if place := re.search(r" - at `\$\.(\w+)", str(error)):
             name = place[1]
-            problem = f'"{name}": expected {expected(annotations[name])}, not {values[name]}'
+            given = values[name] if isinstance(values[name], str) else reprlib.repr(values[name])
+            problem = f'"{name}": expected {expected(annotations[name])}, not {given[:MAX_SHOWN_CHARS]}'
         else:
             problem = f"the following arguments are required: {str(error).split('`')[1]}"
         raise SettingsError(f"{source}: {problem}") from error
@@ -174,7 +179,8 @@ def expected(annotation: str) -> str:
 def read_settings(kind: type[Settings], path: Path) -> Settings:
     """A settings dataclass from its YAML file; SettingsError says what is wrong with the file."""
     try:
-        values = plain_values(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = None if could_nest_deep(text) else yaml.load(text, YamlLoader)
     except FileNotFoundError as error:
         raise SettingsError(f"no settings file {path}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -184,15 +190,10 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     return from_dict(kind, values, str(path))
 
 
-def plain_values(text: str) -> Any:
-    """What a YAML text holds; ValueError for nesting deeper than any of ours, or for references."""
-    depth = 0
-    for event in yaml.parse(text, YamlLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        # the loader in C would recurse until the process dies
-        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError("settings are names with values, or with lists of values")
-    return yaml.load(text, YamlLoader)
+def could_nest_deep(text: str) -> bool:
+    """Whether YAML may nest so deep that PyYAML's loader in C overflows its stack, and ends the process."""
+    in_a_line = max((line.count("- ") + line.count("? ") for line in text.splitlines()), default=0)
+    return max(text.count("[") + text.count("{"), in_a_line, len(text) // MAX_YAML_CHARS) > MAX_NESTING
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from fuzzing.packed import FORGED, differs
 from fuzzing.places import Place, inside
 from fuzzing.study import STOPPED, TRAINED, prepare
 from vae.run_dir import DONE_FILE
-from vae.training.checkpoint import META, STATE, WEIGHTS, find_latest, load_trained
+from vae.training.checkpoint import find_latest, load_trained
 from vae.training.trainer import train
 
+WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 SAVED, FINAL = f"{STOPPED}/checkpoints/step_00000104", f"{TRAINED}/checkpoints/step_00000500"
 ODD: list[Any] = [None, "x", -5, 10**6, 1 << 70, 0.5, float("nan"), [], {}, [1], {"a": 1}, True]
 ODD += [torch.zeros(3), torch.zeros(0), torch.zeros(4, dtype=torch.uint8), "drop"]

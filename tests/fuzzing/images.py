@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -18,7 +18,7 @@ from data_prep.decode_pool import decoder
 from data_prep.image import SUFFIXES, Aspect
 from data_prep.pack_plan import PackOptions, Plan
 from data_prep.shards import Reject
-from data_prep.sources import Item, Kind
+from data_prep.sources import Item
 from fuzzing.damage import damaged
 from fuzzing.inputs import Bench, Case, Fault, Finding
 
@@ -105,7 +105,7 @@ def crafted() -> SearchStrategy[bytes]:
     )
 
 
-def decoder_of(kind: Kind, folder: Path) -> Callable[[Case], None]:
+def decoder_of(kind: Literal["files", "dicom"], folder: Path) -> Callable[[Case], None]:
     """Decodes a file as packing does, in each aspect; refuses a reason that quotes it or is no text."""
     options = [PackOptions(size_px=32, aspect=aspect) for aspect in get_args(Aspect)]
     plans = [Plan("", kind, str(folder), option, ("A",), ()) for option in options]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pictures import grey
 
 from data_prep.pack_plan import PackOptions, Plan, plan
-from data_prep.sources import unescape
 from fuzzing.damage import damaged
 from fuzzing.inputs import Bench, Case, Fault, Finding
 from fuzzing.places import knock
@@ -47,7 +46,7 @@ def judge_plan(accepted: Plan, content: bytes, root: Path) -> None:
     rows = [row for row in re.split(r"\r\n|\r|\n", content.decode("utf-8-sig", "surrogateescape")) if row][1:]
     if b'"' not in content and len(items) != len(rows):
         raise Finding(Fault.ACCEPTED, "there are not as many images as rows")
-    files = {os.path.normpath(root / unescape(item.path or item.key)) for item in items}
+    files = {os.path.normpath(root / (item.path or item.key)) for item in items}
     if len(files) < len(items):
         raise Finding(Fault.ACCEPTED, "one file is listed twice")
     pairs = chain.from_iterable(

@@ -19,7 +19,8 @@ ODD_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\
 def knock(door: str, *argv: str | Path, cwd: Path = REPOSITORY) -> Result:
     """Run a front door in this process; a Finding if it ends, or says anything, as no door may."""
     no_programs = mock.patch.dict(os.environ, {"PATH": ""})  # SLURM's least of all
-    with mock.patch("os.kill", refuse_signal), mock.patch("time.sleep", lose_patience), no_programs:
+    no_signals = mock.patch("slurm.local.send_signal", refuse_signals)
+    with no_signals, mock.patch("time.sleep", lose_patience), no_programs:
         result = run_door(door, *argv, cwd=cwd)
     if "Traceback (most recent call last)" in result.stderr:
         raise traceback_at(result.stderr)
@@ -34,9 +35,9 @@ def knock(door: str, *argv: str | Path, cwd: Path = REPOSITORY) -> Result:
     return result
 
 
-def refuse_signal(pid: int, number: int) -> NoReturn:
+def refuse_signals(pids: list[int], number: int) -> NoReturn:
     """Nothing that is played may end a process."""
-    raise Finding(Fault.ACCEPTED, f"signal {number} to process {pid}, which an input has named")
+    raise Finding(Fault.ACCEPTED, f"signal {number} to {len(pids)} processes, which an input has named")
 
 
 def lose_patience(seconds: float) -> NoReturn:

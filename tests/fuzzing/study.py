@@ -4,6 +4,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from vae.scoring.score_cards import read_scores
 from vae.study import read_launches, read_run, read_study
 
 STUDY, TRAINED, STOPPED = "runs/old", "runs/old/linear-s0", "runs/old/direct-s0"
+LOGS = (".log", ".out")
 # Objects under these names may hold any name.
 FREE = ("versions", "scores", "runs", "sha256")
 EVENTS: tuple[Callable[..., AnyEvent], ...] = (
@@ -115,18 +117,22 @@ def bench(folder: Path) -> Bench:
     place = Place(folder / "study")
 
     def of_file(name: str) -> SearchStrategy[Case]:
-        damage = {".yaml": wrong_yaml, ".json": wrong_json, ".jsonl": wrong_lines}[Path(name).suffix]
+        damages = {".yaml": wrong_yaml, ".json": wrong_json, ".jsonl": wrong_lines}
+        damage = damages.get(Path(name).suffix, damaged)  # a log may hold anything
         return damage(place.files[name]).map(lambda data: Case(name, data))
 
     def play(case: Case) -> None:
         path = place.path / case.name
         with place.holding(case):
-            try:
-                READERS[path.name](path.parent)
-            except ToolkitError:
-                pass
-            else:
-                refuse_wrong(case, place.files[case.name])
+            with suppress(ToolkitError):
+                if path.name in READERS:
+                    READERS[path.name](path.parent)
+                    refuse_wrong(case, place.files[case.name])
             knock(*COMMANDS[zlib.crc32(case.content) % len(COMMANDS)].split(), cwd=place.path)
 
-    return Bench(st.one_of(*(of_file(name) for name in place.files if Path(name).name in READERS)), play)
+    return Bench(
+        st.one_of(
+            *(of_file(name) for name in place.files if Path(name).name in READERS or name.endswith(LOGS))
+        ),
+        play,
+    )

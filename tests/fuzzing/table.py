@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny import REPOSITORY
 
-from fuzzing import checkpoints, commands, dicom, images, packed, profiles, study, tables
+from fuzzing import checkpoints, commands, dicom, images, packed, profiles, results, study, tables
 from fuzzing.inputs import Bench, Case
 
 # Inputs that went wrong: in the last runs, and once for all.
@@ -30,6 +30,7 @@ KINDS = {
     "tables": Kind(tables.bench, 400),
     "packed": Kind(packed.bench, 60),
     "study": Kind(study.bench, 150),
+    "results": Kind(results.bench, 40),
     "checkpoints": Kind(checkpoints.bench, 80),
     "commands": Kind(commands.bench, 150),
     "profiles": Kind(profiles.bench, 300),

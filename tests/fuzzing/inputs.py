@@ -1,5 +1,6 @@
 """An input, what can be wrong with the answer to it, and the judge."""
 
+import os
 import re
 import signal
 import traceback
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
+from unittest import mock
 
 from hypothesis.strategies import SearchStrategy
 from tiny import REPOSITORY
@@ -68,7 +70,8 @@ class TooLong(BaseException):
 def judge(bench: Bench, case: Case) -> Finding | None:
     """Play a case; what is wrong with the answer, if anything. Only in the main thread of a process."""
     try:
-        with ended_after(HANG_S):
+        # no programs, SLURM's least of all
+        with ended_after(HANG_S), mock.patch.dict(os.environ, {"PATH": ""}):
             bench.play(case)
     except Finding as finding:
         return finding

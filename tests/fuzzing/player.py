@@ -61,6 +61,8 @@ def play_batch(bench: Bench, begin: str, until: float, pipe: Connection) -> None
             begun = time.monotonic()
             finding = judge(bench, case)
             pipe.send((finding, time.monotonic() - begun))
+            if finding and finding.fault is Fault.HANG:
+                os._exit(0)  # what was interrupted anywhere has left anything
 
     play()
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from data_prep.shards import write_manifest
 from fuzzing.damage import damaged, flipped, wrong_json
 from fuzzing.inputs import Bench, Case, Fault, Finding
 from fuzzing.places import Place, knock
+from fuzzing.tables import PACKED_EACH
 from vae.training.data_loader import load_split
 
 MANIFEST = "manifest.json"
@@ -115,7 +117,8 @@ def bench(folder: Path) -> Bench:
             elif knock("pack", out, "--verify").returncode == 0 and differs(case, place.files[name]):
                 raise Finding(Fault.ACCEPTED, f"--verify passes a changed {name}")
             knock("pack", out, "--audit")
-            knock(*again)
+            if zlib.crc32(case.content) % PACKED_EACH == 0:
+                knock(*again)
 
     def play_forged(case: Case) -> None:
         classes = tuple(manifest["class_names"])

@@ -18,7 +18,7 @@ from fuzzing.places import knock
 
 NAMES = [f"{number}.png" for number in range(12)]
 # Packing starts a process, so only so many are packed.
-PACKED_EACH = 10
+PACKED_EACH = 8
 HEADERS = ["path,label,split,patient"] * 6 + [
     "path",
     "path,patient",

@@ -12,6 +12,8 @@ from fuzzing.inputs import Bench, Case, judge
 from fuzzing.table import CRASHES_DIR, KINDS, read_input
 from hypothesis import HealthCheck, Phase, given, settings
 
+# Enough for the slowest machine that runs tests, where several run side by side.
+LIMIT_S = 60.0
 CRASHES = sorted(path for path in CRASHES_DIR.rglob("*") if path.is_file())
 
 
@@ -24,7 +26,7 @@ def bench_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]
 @pytest.mark.parametrize("path", CRASHES, ids=lambda path: "-".join(path.relative_to(CRASHES_DIR).parts[:2]))
 def test_what_has_once_gone_wrong_is_right(path: Path, bench_of: Callable[[str], Bench]) -> None:
     kind, case = read_input(path)
-    if finding := judge(bench_of(kind), case):
+    if finding := judge(bench_of(kind), case, LIMIT_S):
         raise finding
 
 
@@ -42,7 +44,7 @@ def test_whatever_comes_is_used_or_refused_in_one_line(kind: str, bench_of: Call
     )
     @given(bench.cases)
     def play(case: Case) -> None:
-        if finding := judge(bench, case):
+        if finding := judge(bench, case, LIMIT_S):
             raise finding
 
     play()

@@ -105,6 +105,9 @@ def bench(folder: Path) -> Bench:
             elif find_latest(run_dir) and differs(case, files[name]):
                 raise Finding(Fault.ACCEPTED, f"a changed {Path(name).name} is resumed from")
 
+    with place.holding(), inside(place.path):  # the first time takes seconds
+        for run in (STOPPED, TRAINED):
+            load(place.path / run)
     names = [f"{checkpoint}/{file}" for checkpoint in (SAVED, FINAL) for file in (WEIGHTS, STATE)]
     cases = [at(name, damaged(files[name])) for name in names] + [at(meta, wrong_json(files[meta]))]
     cases += [at(FORGED + name, weights(name)) for name in names if name.endswith(WEIGHTS)]

@@ -67,16 +67,16 @@ class TooLong(BaseException):
     """Nothing may take this for an error of its own."""
 
 
-def judge(bench: Bench, case: Case) -> Finding | None:
+def judge(bench: Bench, case: Case, limit_s: float = HANG_S) -> Finding | None:
     """Play a case; what is wrong with the answer, if anything. Only in the main thread of a process."""
     try:
         # no programs, SLURM's least of all
-        with ended_after(HANG_S), mock.patch.dict(os.environ, {"PATH": ""}):
+        with ended_after(limit_s), mock.patch.dict(os.environ, {"PATH": ""}):
             bench.play(case)
     except Finding as finding:
         return finding
     except TooLong:
-        return Finding(Fault.HANG, f"more than {HANG_S:g} s", traceback.format_exc())
+        return Finding(Fault.HANG, f"more than {limit_s:g} s", traceback.format_exc())
     except ToolkitError:
         return None
     except KeyboardInterrupt:

@@ -25,14 +25,14 @@ class Kind:
 
 
 KINDS = {
-    "images": Kind(images.bench, 1000),
+    "images": Kind(images.bench, 600),
     "dicom": Kind(dicom.bench, 300),
-    "tables": Kind(tables.bench, 400),
-    "packed": Kind(packed.bench, 60),
-    "study": Kind(study.bench, 150),
-    "results": Kind(results.bench, 40),
+    "tables": Kind(tables.bench, 200),
+    "packed": Kind(packed.bench, 40),
+    "study": Kind(study.bench, 100),
+    "results": Kind(results.bench, 20),
     "checkpoints": Kind(checkpoints.bench, 80),
-    "commands": Kind(commands.bench, 150),
+    "commands": Kind(commands.bench, 120),
     "profiles": Kind(profiles.bench, 300),
 }
 

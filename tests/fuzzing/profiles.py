@@ -9,7 +9,7 @@ from fuzzing.damage import VALUES, damaged, is_wrong
 from fuzzing.inputs import Bench, Case, Fault, Finding
 from fuzzing.study import wrong_yaml
 from slurm.profile import PROFILES_DIR, ClusterProfile, read_profile
-from vae.config import to_dict
+from vae.config import YamlLoader, to_dict
 
 FULL = to_dict(ClusterProfile())
 FULL |= {"setup": ["module load cuda"], "container": "apptainer exec x.sif", "python": "/bin/python"}
@@ -23,7 +23,7 @@ def bench(folder: Path) -> Bench:
     def play(case: Case) -> None:
         path.write_bytes(case.content)
         profile = read_profile(str(path))
-        if is_wrong(yaml.safe_load(case.content), FULL, ("rename", "extra")):
+        if is_wrong(yaml.load(case.content, YamlLoader), FULL, ("rename", "extra")):
             raise Finding(Fault.ACCEPTED, "a part of a profile is of a wrong kind")
         texts = [profile.partition, profile.account, profile.container, profile.python, *profile.setup]
         texts += map(str, (*profile.drop, *(profile.extra or {}).items(), *(profile.rename or {}).items()))

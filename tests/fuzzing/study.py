@@ -22,6 +22,7 @@ from fuzzing.places import Place, knock
 from slurm.drill.drill import DrillRecord
 from slurm.drill.faults import FaultKind, InjectedFault, Moment, PlannedFault, RunFaults
 from slurm.job_records import read_records
+from vae.config import YamlLoader
 from vae.events import AnyEvent, AttemptStarted, Completed, Saved, StopSignalled, add_event, read_events
 from vae.metrics import read_metrics
 from vae.provenance import read_provenance
@@ -92,7 +93,7 @@ def wrong_yaml(content: bytes) -> SearchStrategy[bytes]:
 def values_of(name: str, content: bytes) -> list[Any]:
     """What stands in a file, one by one if it is one of lines."""
     if name.endswith(".yaml"):
-        return [yaml.safe_load(content)]
+        return [yaml.load(content, YamlLoader)]
     if name.endswith(".json"):
         return [json.loads(content)]
     return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]

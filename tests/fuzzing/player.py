@@ -33,10 +33,10 @@ FORK = get_context("fork")
 def work(kind: str, begin: str, seconds: float, folder: Path, pipe: Connection) -> None:
     """Play inputs of one kind, and tell of each before and after; ends when the time is over."""
     logging.disable()
+    until, bench = time.monotonic() + seconds, KINDS[kind].make(folder)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # decoders in C talk, too
         os.dup2(nowhere, stream)
-    until, bench = time.monotonic() + seconds, KINDS[kind].make(folder)
     batch = 0
     while time.monotonic() < until:
         play_batch(bench, f"{begin} {batch}", until, pipe)

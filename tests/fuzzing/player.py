@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import time
@@ -169,7 +170,7 @@ class Player:
 
 def play_all(kinds: list[str], minutes: float, number: int) -> list[Player]:
     """Play all kinds, each for its share of the time."""
-    share_s = 60 * minutes * AT_ONCE / len(kinds)
+    share_s = 60 * minutes / math.ceil(len(kinds) / AT_ONCE)
     waiting, playing, over = list(kinds), list[Player](), list[Player]()
     while waiting or playing:
         while waiting and len(playing) < AT_ONCE:

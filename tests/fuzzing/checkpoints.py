@@ -3,6 +3,7 @@
 import json
 import struct
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def bench(folder: Path) -> Bench:
     with place.holding(), inside(place.path):  # the first time takes seconds
         for run in (STOPPED, TRAINED):
             load(place.path / run)
-    names = [f"{checkpoint}/{file}" for checkpoint in (SAVED, FINAL) for file in (WEIGHTS, STATE)]
+    names = [*map("/".join, product((SAVED, FINAL), (WEIGHTS, STATE)))]
     cases = [at(name, damaged(files[name])) for name in names] + [at(meta, wrong_json(files[meta]))]
     cases += [at(FORGED + name, weights(name)) for name in names if name.endswith(WEIGHTS)]
     cases += [

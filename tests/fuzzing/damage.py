@@ -1,7 +1,8 @@
 """Damage of all sorts: to bytes, and to the values in a record."""
 
 import json
-from typing import Any
+from itertools import chain, product
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -10,10 +11,10 @@ Edit = tuple[int, int | None, bytes]  # where, how many bytes are taken out (as 
 Keys = tuple[str | int, ...]
 
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-WORDS = [
-    (n % 256**size).to_bytes(size, order) for n in NUMBERS for size in (2, 4) for order in ("big", "little")
-]
-BLOCKS = [byte * count for byte in (b"\0", b"\xff", b"[", b"9", b"\n", b'"') for count in (1, 70, 5000)]
+SIZES: tuple[int, ...] = (2, 4)
+ORDERS: tuple[Literal["big", "little"], ...] = ("big", "little")
+WORDS = [(n % 256**size).to_bytes(size, order) for n, size, order in product(NUMBERS, SIZES, ORDERS)]
+BLOCKS = [byte * count for byte, count in product((b"\0", b"\xff", b"[", b"9", b"\n", b'"'), (1, 70, 5000))]
 EDITS: SearchStrategy[list[Edit]] = st.lists(
     st.tuples(
         st.integers(0, 64) | st.integers(0, 1024) | st.integers(0, 1 << 24),
@@ -87,7 +88,7 @@ STRANGERS += [b"[" * 100_000, b'{"a":' * 50_000, b"- " * 50_000, b"a: &a [*a, *a
 def keys_of(value: Any, above: Keys = ()) -> list[Keys]:
     """The way to every part of plain values, the whole included."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [above, *(keys for key, part in parts for keys in keys_of(part, (*above, key)))]
+    return [above, *chain.from_iterable(keys_of(part, (*above, key)) for key, part in parts)]
 
 
 def changed(value: Any, keys: Keys, how: str, new: Any) -> Any:

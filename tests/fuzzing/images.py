@@ -45,7 +45,9 @@ def written(image: Image.Image, kind: str, **options: object) -> bytes:
 def good_files() -> list[bytes]:
     """One file of every flavour that Pillow writes."""
     small, exif, notes = grey(0, 20, 24), Image.Exif(), PngImagePlugin.PngInfo()
-    files = [written(small.convert(mode), kind) for kind, modes in MODES.items() for mode in modes.split()]
+    files = []
+    for kind, words in MODES.items():
+        files += [written(small.convert(mode), kind) for mode in words.split()]
     exif[0x0112], exif[0x010E] = 1, "words"
     notes.add_text("key", "words " * 9, zip=True)
     notes.add_itxt("more", "words " * 9, zip=True)

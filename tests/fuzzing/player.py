@@ -184,9 +184,9 @@ def play_all(kinds: list[str], minutes: float, number: int) -> list[Player]:
 
 def children_of(pid: int | None) -> list[int]:
     """Processes that a process has started."""
-    listings = Path(f"/proc/{pid}/task").glob("*/children")
     with suppress(OSError):
-        return [int(child) for listing in listings for child in listing.read_text().split()]
+        texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+        return [int(child) for child in " ".join(texts).split()]
     return []
 
 

@@ -5,7 +5,9 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 DEMO   := --gpus 1 --data phantom:128 --study demo --cluster debug --extractor smoke --run.epochs 2 --run.batch_size 8 --run.log_every_steps 2
 
-.PHONY: help install demo test check bench clean
+MINUTES ?= 30
+
+.PHONY: help install demo test check bench fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +37,9 @@ bench: $(READY)  ## measure packing, training and launching side by side (see be
 	$(RUN) benchmarks/launch.py
 	$(RUN) benchmarks/pack.py
 	$(RUN) benchmarks/train.py
+
+fuzz: $(READY)  ## play made-up inputs at every reader and command for MINUTES=30 (see benchmarks/README.md)
+	$(RUN) benchmarks/fuzz.py --minutes $(MINUTES)
 
 clean:  ## remove .venv and caches; runs and shards stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

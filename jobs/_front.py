@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 # `--help` shows the line under each setting
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-# What a disk, and not the code, is to blame for.
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# What a disk, or a path that cannot be one, and not the code, is to blame for.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+REFUSED |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 class Help(RawTextHelpFormatter):

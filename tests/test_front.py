@@ -36,8 +36,8 @@ def test_a_switch_and_what_has_no_default_show_none() -> None:
         assert "default" not in texts[flag]
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
-def test_a_disk_that_refuses_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.ENAMETOOLONG, errno.ENOTDIR])
+def test_a_disk_or_path_that_refuses_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run_front(OSError(number, "it refuses", "/data/x"))
     assert capsys.readouterr().err.startswith("error: it refuses: /data/x\nhint: ")

@@ -19,7 +19,7 @@ import jsonargparse
 
 from data_prep.errors import ToolkitError
 from data_prep.plain_text import PlainStream, log_to_stderr
-from vae.config import KINDS
+from vae.config import KINDS, could_nest_deep
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,16 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("what", metavar=metavar, nargs=nargs, help=text)
         self.add_runs_dir()
         return self
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; values that YAML cannot read are an error like any other."""
+        words = args[0] if args else sys.argv[1:]
+        if any(map(could_nest_deep, words)):
+            self.error("no setting is nested so deep")
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (ValueError, RecursionError) as error:  # as a number of 5,000 digits
+            self.error(str(error))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the usage block, which hides it, and exit with code 2."""

@@ -94,6 +94,12 @@ def run_front(error: OSError) -> None:
             ("--variant", "both", "--run.seeds=3"),
             "error: unrecognized arguments: --run.seeds=3\nhint: python",
         ),
+        ("train", ("run", f"--run={'9' * 5000}"), "error: Exceeds the limit"),
+        (
+            "train",
+            ("run", f"--run.widths={'[' * 90_000}"),
+            "error: no setting is nested so deep\nhint: python",
+        ),
     ],
 )
 def test_a_wrong_command_is_answered_in_words_one_can_type(

@@ -95,18 +95,21 @@ def with_elements(elements: list[bytes], is_deflated: bool) -> bytes:
     """A file with these elements before its own."""
     plain, deflated = good_files()[1], good_files()[2]
     start = 144 + struct.unpack("<I", plain[140:144])[0]
-    body = b"".join(elements) + plain[start:]
+    parts = [*elements, plain[start:]]
     if not is_deflated:
-        return plain[:start] + body
+        return plain[:start] + b"".join(parts)
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return (
-        deflated[: 144 + struct.unpack("<I", deflated[140:144])[0]] + packer.compress(body) + packer.flush()
+        deflated[: 144 + struct.unpack("<I", deflated[140:144])[0]]
+        + b"".join(map(packer.compress, parts))
+        + packer.flush()
     )
 
 
 def zeros(num_bytes: int) -> bytes:
     """A deflated file that is mostly zeros."""
-    return with_elements([element("00291010", "OB", bytes(num_bytes), None)], True)
+    block = bytes(1 << 16)
+    return with_elements([element("00291010", "OB", b"", num_bytes), *[block] * (num_bytes >> 16)], True)
 
 
 def nested(depth: int, vr: str) -> bytes:

@@ -44,11 +44,11 @@ def bound_this_process() -> None:
     Nothing of a file may stay in a core dump either.
     """
     global _is_bounded
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    num_bytes = pages * os.sysconf("SC_PAGESIZE") + MEMORY_BYTES
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or num_bytes < hard:  # else the site allows less anyway
-        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, hard))
+    sizes, (_, hard) = Path("/proc/self/statm"), resource.getrlimit(resource.RLIMIT_AS)
+    if sizes.exists():  # only Linux tells, and keeps to the limit
+        num_bytes = int(sizes.read_text().split()[0]) * os.sysconf("SC_PAGESIZE") + MEMORY_BYTES
+        if hard == resource.RLIM_INFINITY or num_bytes < hard:  # else the site allows less anyway
+            resource.setrlimit(resource.RLIMIT_AS, (num_bytes, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _is_bounded = True

@@ -201,8 +201,7 @@ def test_a_launcher_is_asked_in_place_of_its_job_and_once(tmp_path: Path) -> Non
         "import signal, subprocess, sys\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         f"job = subprocess.Popen([sys.executable, '-c', {ENDS!r}])\n"
-        "print(job.pid, flush=True)\n"
-        "try:\n    job.wait()\n"
+        "try:\n    print(job.pid, flush=True)\n    job.wait()\n"
         "except KeyboardInterrupt:\n    job.kill()\n    job.wait()\n    sys.exit(130)\n"
     )
     launcher = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny import child_environment, finish, make_run, score, write_attempts
+from warm import start_process
 
 from data_prep.errors import RunError, SettingsError
 from slurm.node.environment import single_process
@@ -37,13 +38,11 @@ def test_tasks_are_small_and_run_again_as_they_are(task: Task) -> None:
     assert (delayed.function, delayed.args, delayed.kwargs) == (task, (), {})
 
 
-def test_training_in_this_process_completes_the_run(tmp_path: Path, shards: Path) -> None:
+def test_training_completes_the_run(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "linear-s0", shards, epochs=1)
-    code = f"from slurm.node.task import TrainTask; TrainTask({str(run_dir)!r})()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    process = start_process(TrainTask(str(run_dir)))
+    process.join(120)
+    assert process.exitcode == 0
     assert is_trained(run_dir)
 
 

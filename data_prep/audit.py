@@ -162,9 +162,11 @@ def findings(audit: Audit) -> list[str]:
     same = audit.duplicates
     counts = Counter({split: sum(classes.values()) for split, classes in audit.splits.items()})
     train_and_val = counts["train"] + counts["val"]
+    unknown = "the source names no patients: nobody can tell whether one is in two splits"
+    leaks = f"patients in more than one split: {len(audit.patient_leaks)}"
     return [
         f"train and val together: {train_and_val:,} images; test: {counts['test']:,} images",
-        f"patients in more than one split: {len(audit.patient_leaks)}",
+        leaks if any(audit.patients.values()) else unknown,
         f"duplicates: {same.groups} groups of byte-identical files ({same.files} files), "
         f"{same.across_splits} across splits, {same.across_classes} across classes",
         *(f"quarantined: {count} x {reason}" for reason, count in audit.quarantined.items()),

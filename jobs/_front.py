@@ -15,7 +15,12 @@ from typing import Any, Literal, NoReturn
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-import jsonargparse
+try:
+    import jsonargparse
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is not installed for {sys.executable}", file=sys.stderr)
+    print("hint: `make install`, then `. .venv/bin/activate`; or `pip install -e .`", file=sys.stderr)
+    sys.exit(2)
 
 from data_prep.errors import ToolkitError
 from data_prep.plain_text import PlainStream, log_to_stderr

@@ -100,3 +100,12 @@ def test_originals_pack_without_loss(tmp_path: Path) -> None:
         "test": 68,
     }
     assert facts.quarantined == {}
+
+
+def test_where_nobody_names_patients_no_split_is_called_clean(tmp_path: Path) -> None:
+    source = kaggle(tmp_path / "source", train=40)
+    rows = [f"{path.relative_to(source)},{path.parent.name}" for path in sorted(source.rglob("*.jpeg"))]
+    (source / "list.csv").write_text("\n".join(["path,label", *rows]))
+    lines = audit.findings(pack_and_audit(source / "list.csv", tmp_path / "out"))
+    assert "the source names no patients: nobody can tell whether one is in two splits" in lines
+    assert not [line for line in lines if line.startswith("patients in more than one split")]

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import subprocess
+import sys
 
 import pytest
 from doors import like_a_process, run_door
@@ -108,3 +110,11 @@ def test_a_wrong_command_is_answered_in_words_one_can_type(
     done = run_door(door, *words)
     assert done.returncode == 2
     assert done.stderr.startswith(expected), done.stderr
+
+
+def test_without_its_packages_a_command_says_how_to_install_them() -> None:
+    """-S: as a Python into which nothing was installed."""
+    command = [sys.executable, "-S", "-E", str(REPOSITORY / "jobs" / "status.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: jsonargparse is not installed for {sys.executable}\nhint: ")

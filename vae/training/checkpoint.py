@@ -154,12 +154,12 @@ def read_state(checkpoint: Path) -> StateDict:
         check_archive(path)
         # the tensors stay in the file
         check_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True), checkpoint)
+        return load_state(checkpoint)
     except OSError:
         raise
     except Exception as error:  # the unpickler and the archive raise many kinds
         problem = f"{path} does not hold a state of this training: {first_words(error)}"
         raise RunError(problem, REMOVE_IT) from error
-    return load_state(checkpoint)
 
 
 def check_archive(path: Path) -> None:

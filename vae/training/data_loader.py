@@ -57,7 +57,7 @@ class ImageSplit:
             if zlib.crc32(buffer[row]) != self.crc32[index]:
                 raise DataError(
                     f"image {self.keys[index]!r} is damaged: its checksum is not the one it was packed with",
-                    "find the damaged shard with `python jobs/pack.py --verify`, delete it and pack again",
+                    "find the shard with `python jobs/pack.py SHARDS --verify`, delete it and pack again",
                 )
 
     def take(self, indices: np.ndarray | Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
     python benchmarks/curves.py [--shards DIR] [--steps 60] [--seeds 3]
 
-All train on the same batches of packed images. Prints the mean loss of each third of the training, in nats per
-image, with the lowest and highest seed: the curves agree where the ranges overlap.
+All train on the same batches of packed images. Prints the mean loss of each third of the training, in nats
+per image, with the lowest and highest seed: the curves agree where the ranges overlap.
 """
 
 import os

@@ -94,10 +94,14 @@ class VAE(nn.Module):
         return torch.sigmoid(self.decode(latents).float())
 
 
+def _relu() -> nn.ReLU:
+    return nn.ReLU(inplace=True)  # no layer before one needs its own output: half the memory traffic
+
+
 def _encoder(widths: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source, target in zip((1, *widths), widths, strict=False):
-        layers += [nn.Conv2d(source, target, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(source, target, kernel_size=4, stride=2, padding=1), _relu()]
     return nn.Sequential(*layers)
 
 
@@ -107,7 +111,7 @@ def _decoder(widths: tuple[int, ...]) -> nn.Sequential:
     for source, target in pairwise(up):
         layers += [
             nn.ConvTranspose2d(source, target, kernel_size=4, stride=2, padding=1),
-            nn.ReLU(),
+            _relu(),
         ]
     return nn.Sequential(*layers[:-1])  # the last layer gives logits
 
@@ -121,11 +125,11 @@ def _latents(
         return nn.Identity(), None, nn.Identity(), map_shape
     if config.variant == "spatial":
         latents = config.latent_channels
-        back = nn.Sequential(nn.Conv2d(latents, channels, kernel_size=1), nn.ReLU())
+        back = nn.Sequential(nn.Conv2d(latents, channels, kernel_size=1), _relu())
         shape: tuple[int, ...] = (latents, size, size)
         return nn.Conv2d(channels, latents, 1), nn.Conv2d(channels, latents, 1), back, shape
     values = channels * size * size
-    back = nn.Sequential(nn.Linear(config.latent_dim, values), nn.ReLU(), nn.Unflatten(1, map_shape))
+    back = nn.Sequential(nn.Linear(config.latent_dim, values), _relu(), nn.Unflatten(1, map_shape))
     return (
         nn.Sequential(nn.Flatten(), nn.Linear(values, config.latent_dim)),
         nn.Sequential(nn.Flatten(), nn.Linear(values, config.latent_dim)),

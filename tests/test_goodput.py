@@ -210,7 +210,7 @@ def test_a_run_that_was_stopped_and_killed_accounts_for_every_step(tmp_path: Pat
     run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1000)
     stop = iter([False] * 4 + [True])
     assert train(run_dir, should_stop=lambda: next(stop)) is False
-    child = start_process(train_until_killed, run_dir, 9)
+    child = start_process(train_until_killed, run_dir, 9, 8)
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     killed = read_metrics(run_dir)

@@ -6,7 +6,10 @@ checkpoints/step_00000120/
     meta.json           step and the SHA-256 of both
 """
 
+import hashlib
+import io
 import logging
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -19,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.errors import DamagedFile, RunError, ToolkitError
-from data_prep.files import fsync_path, sha256_file, temporary_path
+from data_prep.files import BLOCK_BYTES, fsync_path, sha256_file, temporary_path
 from data_prep.json_records import Record, read_record, write_record
 from vae.digests import FileDigest, Files
 from vae.model import VAE, build_model
@@ -39,6 +42,10 @@ from vae.run_dir import WEIGHTS_FILE as WEIGHTS
 from vae.study import read_run
 
 log = logging.getLogger(__name__)
+
+# A file has its SHA-256: torch's CRC would take longer than all else about writing one, and nothing reads it.
+if hasattr(torch.serialization, "set_crc32_options"):  # from torch 2.6 on
+    torch.serialization.set_crc32_options(False)
 
 # A header of ours takes a few kB; safetensors itself would read 100 MB.
 MAX_HEADER_BYTES = 1 << 20
@@ -74,10 +81,8 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
     part.mkdir(parents=True)
     try:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part / WEIGHTS)
-        torch.save(state, part / STATE)
-        digests = {name: sha256_file(part / name) for name in (WEIGHTS, STATE)}
-        for name in digests:
-            fsync_path(part / name)
+        digests = {WEIGHTS: sha256_file(part / WEIGHTS), STATE: save_state(state, part / STATE)}
+        fsync_path(part / WEIGHTS)
         write_record(part / META, Meta(step, digests))
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
@@ -94,6 +99,35 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
     for stale in unfinished_checkpoints(run_dir):  # of killed saves: a run has one writer
         shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+class HashedFile(io.BufferedWriter):
+    """A new file that is hashed while it is written; closed, it is on disk. Other threads go on meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "xb"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: bytes | memoryview, /) -> int:  # type: ignore[override]  # torch writes these
+        view = memoryview(content).cast("B")
+        for start in range(0, len(view), BLOCK_BYTES):
+            block = view[start : start + BLOCK_BYTES]
+            self.sha256.update(block)
+            super().write(block)  # from the processor's cache
+        return len(view)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            os.fsync(self.fileno())
+        super().close()
+
+
+def save_state(state: StateDict, path: Path) -> str:
+    """Have torch save a state, durably; the SHA-256 of the file."""
+    with HashedFile(path) as file:
+        torch.save(state, file)
+    return file.sha256.hexdigest()
 
 
 def read_meta(checkpoint: Path) -> Meta:

@@ -1,0 +1,264 @@
+"""What a checkpoint costs a training, side by side in one run: torch.save, torch's async_save, and ours.
+
+Every case takes the same steps of the same training, with one save at their beginning; the steps alone are
+the yardstick. What a save costs is the time by which they take longer: the stall, during which no step runs,
+and what the steps lose to the writing beside them. The limits are measured in the same run:
+copying the bytes in memory, and writing and fsyncing as many.
+
+    python benchmarks/checkpoint.py --plot benchmarks/plots/checkpoint.svg
+    python benchmarks/checkpoint.py --resume       # from the end of the imports to the first step
+"""
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from side_by_side import conditions, draw, parser, row
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from train import pack_phantoms
+
+from data_prep.files import fsync_path
+from vae.config import RunConfig
+from vae.study import prepare_run
+from vae.training.accelerator import start_accelerator
+from vae.training.background_save import Saver
+from vae.training.data_loader import BatchPlan, batches, load_split
+from vae.training.metrics_log import MetricsLog
+from vae.training.trainer import train_step
+from vae.training.training_state import build_training_state
+
+BATCH = 32
+# A save as often as the issue asks for.
+EVERY_S = 10.0
+
+
+class Training:
+    """A training of `linear` that takes as many steps as it is asked for."""
+
+    def __init__(self, shards: Path, run_dir: Path, precision: str) -> None:
+        self.config = RunConfig(data=str(shards), precision=precision, trackers=(), epochs=10_000)  # type: ignore[arg-type]
+        prepare_run(run_dir, self.config)
+        accelerator = start_accelerator(self.config, run_dir)
+        split = load_split(shards, "train")
+        self.plan = BatchPlan(len(split), BATCH, 0)
+        self.state = build_training_state(self.config, accelerator, total_steps=1 << 30)
+        self.log = MetricsLog(run_dir, self.config, accelerator, 1 << 20, 1 << 30)
+        self.saver = Saver(self.state, self.log, split.fingerprint)
+        self.run_dir, self.step = run_dir, 0
+        self._stream = batches(split, self.plan, 0, 1 << 30, accelerator.device)
+
+    def take(self, count: int) -> None:
+        """So many steps, with what the training does for its saves at each."""
+        for _ in range(count):
+            train_step(self.state, next(self._stream), self.plan, self.step, wants_norm=False)
+            self.step += 1
+            self.saver.note_saved()
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that a checkpoint holds."""
+        moments = [part for parts in self.state.optimizer.state.values() for part in parts.values()]
+        return [*self.state.model.state_dict().values(), *moments]
+
+
+# What runs while the training stands still; it returns what waits until the bytes are on the disk.
+Save = Callable[[], Callable[[], object]]
+
+
+def ways(training: Training, folder: Path) -> dict[str, Save]:
+    """Every way of saving the training, into `folder` or into the run."""
+    state, saver = training.state, training.saver
+
+    def torch_save() -> Callable[[], object]:
+        path = folder / "checkpoint.pt"
+        torch.save({"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, path)
+        return lambda: fsync_path(path)
+
+    def async_save() -> Callable[[], object]:
+        model, optimizer = get_state_dict(state.model, state.optimizer.optimizer)
+        place = folder / f"async-{training.step}"
+        return dcp.async_save({"model": model, "optimizer": optimizer}, checkpoint_id=place).result
+
+    def foreground() -> Callable[[], object]:
+        saver.save(training.step, [0.0, 0.0])
+        return lambda: None
+
+    def beside() -> Callable[[], object]:
+        saver.begin(training.step, [0.0, 0.0])
+        return saver.wait
+
+    return {
+        "torch.save": torch_save,
+        "torch.distributed.checkpoint.async_save": async_save,
+        "ours, in the foreground": foreground,
+        "ours, beside the steps": beside,
+    }
+
+
+@dataclass
+class Costs:
+    """What one way of saving costs, a figure a round; in seconds a save."""
+
+    stall: list[float] = field(default_factory=list)
+    """No step runs."""
+    lost: list[float] = field(default_factory=list)
+    """So much longer the steps take in all, the stall included."""
+    durable: list[float] = field(default_factory=list)
+    """From the beginning until the bytes are on the disk."""
+    peak_gb: float = 0.0
+    """Memory beside the training's own."""
+
+
+def save_once(save: Save, durable: list[float]) -> tuple[float, threading.Thread]:
+    """Begin a save; the seconds of its stall, and the thread that will add when it was durable."""
+    started_s = time.perf_counter()
+    wait = save()
+    stall_s = time.perf_counter() - started_s
+
+    def watch() -> None:
+        wait()
+        durable.append(time.perf_counter() - started_s)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    return stall_s, watcher
+
+
+def play(training: Training, save: Save | None, steps: int, costs: Costs) -> float:
+    """So many steps, with one save before them; the seconds of all."""
+    started_s, watcher = time.perf_counter(), None
+    if save:
+        stall_s, watcher = save_once(save, costs.durable)
+        costs.stall.append(stall_s)
+    training.take(steps)
+    seconds = time.perf_counter() - started_s
+    if watcher:
+        watcher.join()
+        training.saver.note_saved()
+    return seconds
+
+
+def measure(training: Training, folder: Path, rounds: int, window_s: float) -> tuple[dict[str, Costs], float]:
+    """The costs of every way, in turns; and the seconds of a step without any."""
+    training.take(4)
+    started_s = time.perf_counter()
+    training.take(4)
+    steps = max(4, round(window_s / (time.perf_counter() - started_s) * 4))
+    found, alone_s = {}, []
+    for name, save in ways(training, folder).items():  # warm-up: memory that is taken once
+        found[name], before_gb = Costs(), reset_peak()
+        play(training, save, 4, Costs())
+        found[name].peak_gb = memory_gb("VmHWM") - before_gb
+    for number in range(rounds):
+        base_s = play(training, None, steps, Costs())
+        alone_s.append(base_s / steps)
+        for name, save in ways(training, folder).items():
+            costs = found[name]
+            costs.lost.append(play(training, save, steps, costs) - base_s)
+            told = f"stall {costs.stall[-1]:.3f} s, lost {costs.lost[-1]:.3f} s"
+            print(f"round {number + 1}: {name}: {told}", file=sys.stderr)
+        for old in folder.glob("async-*"):
+            shutil.rmtree(old)
+    return found, statistics.median(alone_s)
+
+
+def limits(training: Training, folder: Path, rounds: int) -> dict[str, float]:
+    """The least that a save could cost: its bytes copied in memory, and as many written and fsynced."""
+    source = torch.ones(sum(tensor.nbytes for tensor in training.tensors), dtype=torch.uint8)
+    copy, found = torch.empty_like(source), dict[str, list[float]](copy=[], write=[])
+    for _ in range(rounds + 1):
+        started_s = time.perf_counter()
+        copy.copy_(source)
+        found["copy"].append(time.perf_counter() - started_s)
+        started_s = time.perf_counter()
+        with (folder / "bytes").open("wb") as file:
+            file.write(copy.numpy())
+            os.fsync(file.fileno())
+        found["write"].append(time.perf_counter() - started_s)
+    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+
+
+def memory_gb(name: str) -> float:
+    """VmRSS or VmHWM of this process, in GB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(name))
+
+
+def reset_peak() -> float:
+    """Begin a new peak; the memory held now, in GB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_gb("VmRSS")
+
+
+def tell(found: dict[str, Costs], alone_s: float, limit: dict[str, float], num_bytes: int) -> Iterator[str]:
+    """The table in Markdown, and the yardsticks below it."""
+    head = ["case", "stall, s", f"stall every {EVERY_S:.0f} s", "slower beside it, s"]
+    head += [
+        f"images/s with a save every {EVERY_S:.0f} s, of those without",
+        "durable after, s",
+        "memory, GB",
+    ]
+    yield row(head)
+    yield row(["---"] * len(head))
+    for name, costs in found.items():
+        stall, lost = statistics.median(costs.stall), statistics.median(costs.lost)
+        cells = [
+            name,
+            f"{stall:.3f} ({min(costs.stall):.3f} - {max(costs.stall):.3f})",
+            f"{stall / EVERY_S:.1%}",
+        ]
+        cells += [f"{lost - stall:.2f}", f"{1 - lost / EVERY_S:.1%}"]
+        yield row([*cells, f"{statistics.median(costs.durable):.2f}", f"{costs.peak_gb:.2f}"])
+    yield ""
+    yield (
+        f"{num_bytes / 1e6:,.0f} MB; without saves {BATCH / alone_s:.1f} images/s. The limits: copying the "
+        f"bytes in memory {limit['copy']:.3f} s, writing and fsyncing as many {limit['write']:.2f} s"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    flags = parser(__doc__)
+    flags.add_argument("--shards", type=Path, help="packed images; default: phantoms")
+    flags.add_argument("--precision", default="fp32", help="of the training (%(default)s)")
+    flags.add_argument(
+        "--window", type=float, default=5.0, help="seconds of steps behind a save (%(default)s)"
+    )
+    flags.add_argument("--folder", type=Path, help="where to save; default: a temporary folder")
+    chosen = flags.parse_args()
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
+        folder = Path(scratch)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # async_save wants one
+        training = Training(
+            chosen.shards or pack_phantoms(folder / "shards"), folder / "run", chosen.precision
+        )
+        with training.saver:
+            found, alone_s = measure(training, folder, chosen.rounds, chosen.window)
+            limit = limits(training, folder, chosen.rounds)
+            num_bytes = sum(tensor.nbytes for tensor in training.tensors)
+    print(*tell(found, alone_s, limit, num_bytes), sep="\n")
+    print(f"\n{conditions('torch', 'safetensors')}")
+    if chosen.plot:
+        seconds = {name: costs.lost for name, costs in found.items()}
+        draw(
+            chosen.plot,
+            seconds,
+            f"{num_bytes / 1e6:,.0f} MB saved beside a training of `linear`",
+            "s lost a save",
+        )
+
+
+if __name__ == "__main__":
+    main()

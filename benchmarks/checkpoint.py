@@ -6,9 +6,11 @@ and what the steps lose to the writing beside them. The limits are measured in t
 copying the bytes in memory, and writing and fsyncing as many.
 
     python benchmarks/checkpoint.py --plot benchmarks/plots/checkpoint.svg
-    python benchmarks/checkpoint.py --resume       # from the end of the imports to the first step
+
+Then, in fresh processes, what a resume takes from the end of the imports to its first step.
 """
 
+import importlib
 import os
 import shutil
 import statistics
@@ -17,8 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,13 +37,15 @@ from train import pack_phantoms
 
 from data_prep.files import fsync_path
 from vae.config import RunConfig
+from vae.run_dir import CHECKPOINTS_DIR
 from vae.study import prepare_run
+from vae.training import checkpoint, trainer
 from vae.training.accelerator import start_accelerator
 from vae.training.background_save import Saver
 from vae.training.data_loader import BatchPlan, batches, load_split
 from vae.training.metrics_log import MetricsLog
 from vae.training.trainer import train_step
-from vae.training.training_state import build_training_state
+from vae.training.training_state import TrainingState, build_training_state
 
 BATCH = 32
 # A save as often as the issue asks for.
@@ -83,13 +91,14 @@ def ways(training: Training, folder: Path) -> dict[str, Save]:
 
     def torch_save() -> Callable[[], object]:
         path = folder / "checkpoint.pt"
+        torch.serialization.set_crc32_options(True)  # its default, which ours has changed
         torch.save({"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, path)
         return lambda: fsync_path(path)
 
     def async_save() -> Callable[[], object]:
-        model, optimizer = get_state_dict(state.model, state.optimizer.optimizer)
+        model, optimizer = get_state_dict(state.model, state.optimizer.optimizer)  # type: ignore[attr-defined]
         place = folder / f"async-{training.step}"
-        return dcp.async_save({"model": model, "optimizer": optimizer}, checkpoint_id=place).result
+        return dcp.async_save({"model": model, "optimizer": optimizer}, checkpoint_id=place).result  # type: ignore[union-attr,attr-defined]
 
     def foreground() -> Callable[[], object]:
         saver.save(training.step, [0.0, 0.0])
@@ -158,12 +167,13 @@ def measure(training: Training, folder: Path, rounds: int, window_s: float) -> t
     steps = max(4, round(window_s / (time.perf_counter() - started_s) * 4))
     found, alone_s = {}, []
     for name, save in ways(training, folder).items():  # warm-up: memory that is taken once
-        found[name], before_gb = Costs(), reset_peak()
-        play(training, save, 4, Costs())
-        found[name].peak_gb = memory_gb("VmHWM") - before_gb
+        alone_gb, first = peak_gb(partial(play, training, None, 2, Costs())), Costs()
+        found[name] = Costs(peak_gb=peak_gb(partial(play, training, save, 4, first)) - alone_gb)
+        print(f"{name}: the first stall {first.stall[0]:.3f} s", file=sys.stderr)
     for number in range(rounds):
         base_s = play(training, None, steps, Costs())
         alone_s.append(base_s / steps)
+        print(f"round {number + 1}: {steps} steps alone: {base_s:.3f} s", file=sys.stderr)
         for name, save in ways(training, folder).items():
             costs = found[name]
             costs.lost.append(play(training, save, steps, costs) - base_s)
@@ -184,22 +194,18 @@ def limits(training: Training, folder: Path, rounds: int) -> dict[str, float]:
         found["copy"].append(time.perf_counter() - started_s)
         started_s = time.perf_counter()
         with (folder / "bytes").open("wb") as file:
-            file.write(copy.numpy())
+            file.write(memoryview(copy.numpy()))  # type: ignore[arg-type]
             os.fsync(file.fileno())
         found["write"].append(time.perf_counter() - started_s)
     return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
 
 
-def memory_gb(name: str) -> float:
-    """VmRSS or VmHWM of this process, in GB."""
+def peak_gb(work: Callable[[], object]) -> float:
+    """The most memory that this process holds during some work."""
+    Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+    work()
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(name))
-
-
-def reset_peak() -> float:
-    """Begin a new peak; the memory held now, in GB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_gb("VmRSS")
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
 
 
 def tell(found: dict[str, Costs], alone_s: float, limit: dict[str, float], num_bytes: int) -> Iterator[str]:
@@ -228,6 +234,60 @@ def tell(found: dict[str, Costs], alone_s: float, limit: dict[str, float], num_b
     )
 
 
+# --- a resume ---------------------------------------------------------------------------------------------
+
+PHASES = {
+    "model and optimiser": (trainer, "build_training_state"),
+    "find the newest whole checkpoint: every byte hashed": (checkpoint, "find_latest"),
+    "check and read its state": (checkpoint, "read_state"),
+    "load weights and state": (TrainingState, "load"),
+    "write down that an attempt begins": (trainer, "start_attempt"),
+}
+
+
+class FirstStep(Exception):
+    """The training is ready."""
+
+
+def resume(run_dir: Path) -> dict[str, float]:
+    """Seconds from the call of `train` until its first step, phase by phase; for a process of its own."""
+    spent: dict[str, float] = {}
+
+    def timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started_s = time.perf_counter()
+            result = function(*arguments)
+            spent[phase] = time.perf_counter() - started_s
+            return result
+
+        return call
+
+    def first_step(*_: Any, **__: Any) -> Any:
+        raise FirstStep
+
+    importlib.import_module("torch._dynamo")  # as by the first optimizer that is made
+    for phase, (place, name) in PHASES.items():
+        setattr(place, name, timed(phase, getattr(place, name)))
+    setattr(trainer, "train_step", first_step)  # noqa: B010  (mypy)
+    started_s = time.perf_counter()
+    with suppress(FirstStep):
+        trainer.train(run_dir)
+    whole_s = time.perf_counter() - started_s
+    return {**spent, "all else": whole_s - sum(spent.values()), "**ready**": whole_s}
+
+
+def measure_resume(run_dir: Path, rounds: int, is_cold: bool) -> dict[str, float]:
+    """Medians of fresh processes; cold: nothing of the checkpoint is in the page cache."""
+    found = []
+    for _ in range(rounds):
+        for path in (run_dir / CHECKPOINTS_DIR).glob("*/*") if is_cold else ():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with get_context("spawn").Pool(1) as pool:
+            found.append(pool.apply(resume, (run_dir,)))
+    return {phase: statistics.median(times[phase] for times in found) for phase in found[0]}
+
+
 def main() -> None:
     """Measure and print."""
     flags = parser(__doc__)
@@ -248,7 +308,11 @@ def main() -> None:
             found, alone_s = measure(training, folder, chosen.rounds, chosen.window)
             limit = limits(training, folder, chosen.rounds)
             num_bytes = sum(tensor.nbytes for tensor in training.tensors)
+        del training
+        warm, cold = (measure_resume(folder / "run", chosen.rounds, is_cold) for is_cold in (False, True))
     print(*tell(found, alone_s, limit, num_bytes), sep="\n")
+    print("\n| resume: from the end of the imports | s | nothing in the page cache, s |\n| --- | --- | --- |")
+    print(*(row([phase, f"{warm[phase]:.2f}", f"{cold[phase]:.2f}"]) for phase in warm), sep="\n")
     print(f"\n{conditions('torch', 'safetensors')}")
     if chosen.plot:
         seconds = {name: costs.lost for name, costs in found.items()}

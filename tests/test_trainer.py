@@ -22,7 +22,6 @@ from vae.metrics import EpochLine, StartLine, StepLine, read_metrics
 from vae.run_dir import checkpoint_dirs, read_done
 from vae.study import is_trained, read_run
 from vae.training import checkpoint, trainer
-from vae.training.background_save import SaveClock
 from vae.training.trainer import train
 
 VARIANTS = ("linear", "direct", "spatial")
@@ -273,18 +272,6 @@ def test_run_yaml_replays_the_run(tmp_path: Path, unbroken: dict[str, Path]) -> 
     subprocess.run(command, cwd=REPOSITORY, env=child_environment(), check=True, stderr=subprocess.DEVNULL)
     assert read_run(run_dir) == read_run(unbroken["linear"])
     assert_same_result(run_dir, unbroken["linear"])
-
-
-def test_saves_are_due_by_time_and_by_epochs_worth_saving() -> None:
-    clock = SaveClock(every_min=1.0)
-    assert clock.is_due(ends_epoch=True)
-    assert not clock.is_due(ends_epoch=False)
-    clock.note(cost_s=5.0)
-    assert not clock.is_due(ends_epoch=True)  # 50 s of training must pass first
-    clock.last_s -= 51
-    assert clock.is_due(ends_epoch=True)
-    clock.last_s -= 10
-    assert clock.is_due(ends_epoch=False)
 
 
 def test_device_tier_sees_the_same_batches(tmp_path: Path, shards: Path, unbroken: dict[str, Path]) -> None:

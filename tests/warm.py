@@ -6,6 +6,7 @@ with real commands elsewhere.
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -119,3 +120,13 @@ def train_until_killed(run_dir: Path, at_call: int, saved_step: int) -> None:
 
     calls = 0
     train(run_dir, should_stop)
+
+
+def train_with_small_files(run_dir: Path, num_bytes: int) -> None:
+    """Train, and be killed by the system at that byte of the first file that becomes so large."""
+    from vae.training.trainer import train
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    train(run_dir)

@@ -40,6 +40,7 @@ class Spent:
     lost_s: float = 0.0
     """In steps that had to be done again."""
     save_s: float = 0.0
+    """Standing still to save; what is written beside the steps is not in it."""
     val_s: float = 0.0
     gpu_hours: float = 0.0
     cpu_hours: float | None = 0.0

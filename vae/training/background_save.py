@@ -35,16 +35,16 @@ class SaveClock:
 
     def __init__(self, every_min: float) -> None:
         self.every_s = 60 * every_min
-        self.last_s, self.cost_s = time.monotonic(), 0.0
+        self.last_s, self.stall_s = time.monotonic(), 0.0
 
     def is_due(self, ends_epoch: bool) -> bool:
         """Whether to save now."""
         elapsed_s = time.monotonic() - self.last_s
-        return elapsed_s >= self.every_s or (ends_epoch and elapsed_s * SAVING_TIME_SHARE >= self.cost_s)
+        return elapsed_s >= self.every_s or (ends_epoch and elapsed_s * SAVING_TIME_SHARE >= self.stall_s)
 
-    def note(self, cost_s: float) -> None:
-        """Note a save for which the training stood still for `cost_s` seconds, until now."""
-        self.last_s, self.cost_s = time.monotonic(), cost_s
+    def note(self, stall_s: float) -> None:
+        """Note a save for which the training stood still for so long, until now."""
+        self.last_s, self.stall_s = time.monotonic(), stall_s
 
 
 class StateCopy:

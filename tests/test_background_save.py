@@ -145,5 +145,7 @@ def test_saves_are_due_by_time_and_by_epochs_worth_saving() -> None:
     assert not clock.is_due(ends_epoch=True)  # 50 s of training must pass first
     clock.last_s -= 51
     assert clock.is_due(ends_epoch=True)
+    clock.note_beside(0.5)
+    assert not clock.is_due(ends_epoch=True)
     clock.last_s -= 10
     assert clock.is_due(ends_epoch=False)

@@ -24,7 +24,7 @@ from vae.training.training_state import TrainingState
 
 log = logging.getLogger(__name__)
 
-# Epochs are saved unless the training would stand still for more than this share of the time.
+# Epochs are saved unless that would take more than this share of the time (epochs of a second on a GPU).
 SAVING_TIME_SHARE = 0.1
 # The thread that writes has no hurry: the steps beside it go first. More would starve it on a full node.
 NICENESS = 10
@@ -35,16 +35,20 @@ class SaveClock:
 
     def __init__(self, every_min: float) -> None:
         self.every_s = 60 * every_min
-        self.last_s, self.stall_s = time.monotonic(), 0.0
+        self.last_s, self.cost_s = time.monotonic(), 0.0
 
     def is_due(self, ends_epoch: bool) -> bool:
         """Whether to save now."""
         elapsed_s = time.monotonic() - self.last_s
-        return elapsed_s >= self.every_s or (ends_epoch and elapsed_s * SAVING_TIME_SHARE >= self.stall_s)
+        return elapsed_s >= self.every_s or (ends_epoch and elapsed_s * SAVING_TIME_SHARE >= self.cost_s)
 
     def note(self, stall_s: float) -> None:
         """Note a save for which the training stood still for so long, until now."""
-        self.last_s, self.stall_s = time.monotonic(), stall_s
+        self.last_s, self.cost_s = time.monotonic(), stall_s
+
+    def note_beside(self, seconds: float) -> None:
+        """Note that it was written for so long on the cores that the steps need, too."""
+        self.cost_s += seconds
 
 
 class StateCopy:
@@ -157,7 +161,10 @@ class Saver:
         """Note what was written in the meantime, if it is; raises RunError if it could not be written."""
         if self._pending and self._pending.durable_s.done():
             pending, self._pending = self._pending, None
-            self._note(pending.step, pending.stall_s, pending.durable_s.result() - pending.begun_s)
+            beside_s = pending.durable_s.result() - pending.begun_s
+            self._note(pending.step, pending.stall_s, beside_s)
+            if self.state.accelerator.device.type == "cpu":
+                self.clock.note_beside(beside_s)
 
     def _content(self, step: int, epoch_sums: list[float]) -> StateDict:
         position = {"step": step, "epoch_sums": epoch_sums, "data_fingerprint": self.data_fingerprint}

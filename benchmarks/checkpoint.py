@@ -6,10 +6,10 @@ and what the steps lose to the writing beside them. The limits are measured in t
 copying the bytes in memory, and writing and fsyncing as many.
 
     python benchmarks/checkpoint.py --plot benchmarks/plots/checkpoint.svg
-
-Then, in fresh processes, what a resume takes from the end of the imports to its first step.
+    python benchmarks/checkpoint.py --resume     # instead: from the end of the imports to the first step
 """
 
+import argparse
 import importlib
 import os
 import shutil
@@ -288,11 +288,29 @@ def measure_resume(run_dir: Path, rounds: int, is_cold: bool) -> dict[str, float
     return {phase: statistics.median(times[phase] for times in found) for phase in found[0]}
 
 
+def compare(training: Training, folder: Path, flags: argparse.Namespace) -> None:
+    """Every way of saving."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    found, alone_s = measure(training, folder, flags.rounds, flags.window)
+    limit = limits(training, folder, flags.rounds)
+    num_bytes = sum(tensor.nbytes for tensor in training.tensors)
+    print(*tell(found, alone_s, limit, num_bytes), sep="\n")
+    if flags.plot:
+        seconds = {name: costs.lost for name, costs in found.items()}
+        draw(
+            flags.plot,
+            seconds,
+            f"{num_bytes / 1e6:,.0f} MB saved beside a training of `linear`",
+            "s lost a save",
+        )
+
+
 def main() -> None:
     """Measure and print."""
     flags = parser(__doc__)
+    flags.add_argument("--resume", action="store_true", help="measure a resume, in fresh processes")
     flags.add_argument("--shards", type=Path, help="packed images; default: phantoms")
-    flags.add_argument("--precision", default="fp32", help="of the training (%(default)s)")
+    flags.add_argument("--precision", default="auto", help="of the training (%(default)s)")
     flags.add_argument(
         "--window", type=float, default=5.0, help="seconds of steps behind a save (%(default)s)"
     )
@@ -300,28 +318,21 @@ def main() -> None:
     chosen = flags.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
         folder = Path(scratch)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # async_save wants one
-        training = Training(
-            chosen.shards or pack_phantoms(folder / "shards"), folder / "run", chosen.precision
-        )
+        shards = chosen.shards or pack_phantoms(folder / "shards")
+        training = Training(shards, folder / "run", chosen.precision)
         with training.saver:
-            found, alone_s = measure(training, folder, chosen.rounds, chosen.window)
-            limit = limits(training, folder, chosen.rounds)
-            num_bytes = sum(tensor.nbytes for tensor in training.tensors)
-        del training
-        warm, cold = (measure_resume(folder / "run", chosen.rounds, is_cold) for is_cold in (False, True))
-    print(*tell(found, alone_s, limit, num_bytes), sep="\n")
-    print("\n| resume: from the end of the imports | s | nothing in the page cache, s |\n| --- | --- | --- |")
-    print(*(row([phase, f"{warm[phase]:.2f}", f"{cold[phase]:.2f}"]) for phase in warm), sep="\n")
+            if not chosen.resume:
+                compare(training, folder, chosen)
+            else:
+                training.take(2)
+                training.saver.save(training.step, [0.0, 0.0])
+        if chosen.resume:
+            warm, cold = (
+                measure_resume(training.run_dir, chosen.rounds, is_cold) for is_cold in (False, True)
+            )
+            print("| from the end of the imports | s | nothing in the page cache, s |\n| --- | --- | --- |")
+            print(*(row([phase, f"{warm[phase]:.2f}", f"{cold[phase]:.2f}"]) for phase in warm), sep="\n")
     print(f"\n{conditions('torch', 'safetensors')}")
-    if chosen.plot:
-        seconds = {name: costs.lost for name, costs in found.items()}
-        draw(
-            chosen.plot,
-            seconds,
-            f"{num_bytes / 1e6:,.0f} MB saved beside a training of `linear`",
-            "s lost a save",
-        )
 
 
 if __name__ == "__main__":

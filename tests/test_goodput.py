@@ -123,6 +123,9 @@ def test_an_attempt_is_read_from_the_end_of_its_lines() -> None:
         7.0,
     )
     assert work_of(LINES[3:]) == whole
+    beside = work_of([step(30, 114.0), replace(LINES[3], beside_s=1.0)])  # written while steps went on
+    assert beside is not None
+    assert (beside.reached_step, beside.train_s) == (30, 10.0)
     assert until_save.train_s == 10.0
     assert work_of(LINES[4:]) is None
     assert work_of([SaveLine(step=10, time=115.0, seconds=2.0)]) is None  # by a version that noted no sums
@@ -210,7 +213,7 @@ def test_a_run_that_was_stopped_and_killed_accounts_for_every_step(tmp_path: Pat
     run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1000)
     stop = iter([False] * 4 + [True])
     assert train(run_dir, should_stop=lambda: next(stop)) is False
-    child = start_process(train_until_killed, run_dir, 9)
+    child = start_process(train_until_killed, run_dir, 9, 8)
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     killed = read_metrics(run_dir)

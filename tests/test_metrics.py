@@ -82,6 +82,11 @@ def test_progress_has_the_pace_of_the_newest_attempt(tmp_path: Path) -> None:
     assert read_progress(tmp_path) == Progress(20, 40, 2.0, 5.0, 8.0, eta_s=20 * 2.0)
 
 
+def test_a_save_that_was_written_beside_the_steps_is_no_step_back(tmp_path: Path) -> None:
+    write_lines(tmp_path, START, step(1, 101.0), step(2, 102.0), SaveLine(step=1, seconds=0.1, beside_s=0.5))
+    assert read_progress(tmp_path).step == 2
+
+
 def test_the_longest_stop_is_the_slowest_save_and_validation_together(tmp_path: Path) -> None:
     assert slowest_stop_s(tmp_path) == 0.0
     losses = {"train_loss": 1.0, "train_bce": 1.0, "train_kl": 0.0}
@@ -94,3 +99,5 @@ def test_the_longest_stop_is_the_slowest_save_and_validation_together(tmp_path: 
         step(4, 104.0),
     )
     assert slowest_stop_s(tmp_path) == 5.0
+    write_lines(tmp_path, SaveLine(step=1, seconds=0.5, beside_s=4.0), SaveLine(step=2, seconds=2.0))
+    assert slowest_stop_s(tmp_path) == 4.5

@@ -50,7 +50,7 @@ def test_first_of_several_bad_losses_is_named(tmp_path: Path, bad: float) -> Non
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     saves = [SaveLine(step=step, time=100.0 + step, seconds=0.1) for step in (1, 2, 3, 4)]
-    write_lines(tmp_path, *saves)
+    write_lines(tmp_path, *saves[:1], *saves[2:], saves[1])  # that of step 2 was whole only then
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kin')
     redone = make_metrics_log(tmp_path).start(2, [0.0, 0.0], restarts=1)

@@ -19,10 +19,10 @@ from warm import start_process
 from data_prep.errors import DataError, RunError, SettingsError
 from vae.config import RunConfig
 from vae.metrics import EpochLine, StartLine, StepLine, read_metrics
-from vae.run_dir import checkpoint_dir, read_done
+from vae.run_dir import checkpoint_dirs, read_done
 from vae.study import is_trained, read_run
 from vae.training import checkpoint, trainer
-from vae.training.trainer import SaveClock, train
+from vae.training.trainer import train
 
 VARIANTS = ("linear", "direct", "spatial")
 
@@ -142,13 +142,14 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(
     run_dir = make_run(tmp_path / "run", shards, checkpoint_every_min=1e-9)
     answers = iter([False] * 9 + [True])
     train(run_dir, should_stop=lambda: next(answers))
-    newest = checkpoint_dir(run_dir, 10)
+    (newest_step, newest), (step_before, _) = checkpoint_dirs(run_dir).items()
+    assert 0 < step_before < newest_step == 10
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (newest / "model.safetensors").write_bytes(content)
     assert train(run_dir) is True
     assert "skipping damaged checkpoint" in caplog.text
-    assert [line.step for line in read_metrics(run_dir) if isinstance(line, StartLine)] == [0, 9]
+    assert [line.step for line in read_metrics(run_dir) if isinstance(line, StartLine)] == [0, step_before]
     assert_same_result(run_dir, unbroken["linear"])
 
 
@@ -271,18 +272,6 @@ def test_run_yaml_replays_the_run(tmp_path: Path, unbroken: dict[str, Path]) -> 
     subprocess.run(command, cwd=REPOSITORY, env=child_environment(), check=True, stderr=subprocess.DEVNULL)
     assert read_run(run_dir) == read_run(unbroken["linear"])
     assert_same_result(run_dir, unbroken["linear"])
-
-
-def test_saves_are_due_by_time_and_by_epochs_worth_saving() -> None:
-    clock = SaveClock(every_min=1.0)
-    assert clock.is_due(ends_epoch=True)
-    assert not clock.is_due(ends_epoch=False)
-    clock.note(cost_s=5.0)
-    assert not clock.is_due(ends_epoch=True)  # 50 s of training must pass first
-    clock.last_s -= 51
-    assert clock.is_due(ends_epoch=True)
-    clock.last_s -= 10
-    assert clock.is_due(ends_epoch=False)
 
 
 def test_device_tier_sees_the_same_batches(tmp_path: Path, shards: Path, unbroken: dict[str, Path]) -> None:

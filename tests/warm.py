@@ -6,14 +6,18 @@ with real commands elsewhere.
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from tiny import child_environment
+
+from vae.run_dir import checkpoint_dir
 
 # torch._dynamo is imported by the first optimizer that is made.
 PRELOADED = ["torch._dynamo", "vae.scoring.evaluate", "vae.training.trainer", "slurm.node.task"]
@@ -96,14 +100,33 @@ def score_on_rank(run_dir: Path) -> None:
     destroy_process_group()
 
 
-def train_until_killed(run_dir: Path, at_call: int) -> None:
-    """Train, and be killed when the trainer asks for the `at_call`-th time whether to stop."""
+def train_until_killed(run_dir: Path, at_call: int, saved_step: int) -> None:
+    """Train, and be killed when the trainer asks for the `at_call`-th time whether to stop.
+
+    By then the checkpoint of `saved_step`, which was written beside the steps, is whole and noted.
+    """
     from vae.training.trainer import train
 
-    calls = iter(range(1, at_call))
-    train(run_dir, lambda: next(calls, None) is None and _die())
+    def should_stop() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
+            signal.raise_signal(signal.SIGKILL)
+        if calls == at_call - 1:
+            while not checkpoint_dir(run_dir, saved_step).exists():
+                time.sleep(0.001)
+            time.sleep(0.1)  # the thread has still to end; it is noted at the next step
+        return False
+
+    calls = 0
+    train(run_dir, should_stop)
 
 
-def _die() -> bool:
-    signal.raise_signal(signal.SIGKILL)
-    return True
+def train_with_small_files(run_dir: Path, num_bytes: int) -> None:
+    """Train, and be killed by the system at that byte of the first file that becomes so large."""
+    from vae.training.trainer import train
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    train(run_dir)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 
 from vae.events import AnyEvent, by_attempt
-from vae.metrics import MetricsLine, StartLine
+from vae.metrics import MetricsLine, StartLine, reached_step
 from vae.provenance import Attempt, Work, with_work
 
 # In what is suggested for the next launch: nodes and file systems differ from day to day.
@@ -40,6 +40,7 @@ class Spent:
     lost_s: float = 0.0
     """In steps that had to be done again."""
     save_s: float = 0.0
+    """Standing still to save; what is written beside the steps is not in it."""
     val_s: float = 0.0
     gpu_hours: float = 0.0
     cpu_hours: float | None = 0.0
@@ -167,7 +168,7 @@ def account(
 ) -> Account:
     """The account of one run; `attempts` and `lines` as for `attempts_spent`, with all lines."""
     total_steps = next((line.total_steps for line in lines if isinstance(line, StartLine)), 0)
-    left = 0 if is_done else total_steps - (lines[-1].step if lines else 0)
+    left = 0 if is_done else total_steps - reached_step(lines)
     spent = tuple(attempt for attempt in attempts_spent(attempts, lines) if attempt)
     return Account(run, spent, total_steps, max(0, left), scoring_gb, count_kills(attempts, events))
 

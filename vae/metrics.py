@@ -68,9 +68,15 @@ class EpochLine(Line, frozen=True, tag="epoch"):
 
 
 class SaveLine(Line, frozen=True, tag="save"):
-    """A checkpoint was saved; what the attempt has used so far."""
+    """A checkpoint was saved; what the attempt has used so far.
+
+    It stands behind the lines of the steps that were taken while the checkpoint was being written.
+    """
 
     seconds: float
+    """So long the training stood still."""
+    beside_s: float = 0.0
+    """... and went on until the checkpoint was on disk."""
     train_s: float | None = None
     save_s: float = 0.0
     saves: int = 0
@@ -90,10 +96,18 @@ def read_metrics(run_dir: Path) -> list[MetricsLine]:
     return read_lines(run_dir / METRICS_FILE, DECODER)
 
 
+def reached_step(lines: Sequence[MetricsLine]) -> int:
+    """The last step that lines tell of; 0 without any."""
+    return max((line.step for line in lines), default=0)
+
+
 def slowest_stop_s(run_dir: Path) -> float:
-    """Longest time a run has taken to save, and to validate beside it if that is due; 0 = unknown."""
+    """Longest time a run has taken to save, and to validate beside it if that is due; 0 = unknown.
+
+    A stop may have to wait for one checkpoint and write another: twice that.
+    """
     lines = read_metrics(run_dir)
-    saves = [line.seconds for line in lines if isinstance(line, SaveLine)]
+    saves = [line.seconds + line.beside_s for line in lines if isinstance(line, SaveLine)]
     validations = [line.val_seconds or 0.0 for line in lines if isinstance(line, EpochLine)]
     return max(saves, default=0.0) + max(validations, default=0.0)
 
@@ -119,7 +133,7 @@ def progress_of(start: StartLine | None, tail: Sequence[MetricsLine]) -> Progres
     """How far a training is, from the first line of metrics.jsonl and its last ones."""
     if start is None:
         return Progress()
-    step = tail[-1].step if tail else 0
+    step = reached_step(tail)
     steps = [line for line in tail if isinstance(line, StepLine)]
     loss, images_per_s = (steps[-1].loss, steps[-1].images_per_s) if steps else (None, None)
     epoch, eta_s = step / max(start.steps_per_epoch, 1), _eta_s(start.total_steps - step, tail)

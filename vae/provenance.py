@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from data_prep.json_records import Record, read_record, write_record
-from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, read_metrics
+from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, reached_step, read_metrics
 from vae.run_dir import PROVENANCE_FILE
 from vae.study import read_launches
 
@@ -142,7 +142,7 @@ def work_of(lines: Sequence[MetricsLine]) -> Work | None:
     val_s = sum(line.val_seconds or 0.0 for line in after if isinstance(line, EpochLine))
     train_s = round(sums.train_s + last.time - mark.time - val_s, 3)
     as_saved = {name: getattr(sums, name) for name in ("save_s", "saves", "cores", "host_gb", "gpu_gb")}
-    return Work(last.step, last.time, train_s, val_s=round(sums.val_s + val_s, 3), **as_saved)
+    return Work(reached_step(lines), last.time, train_s, val_s=round(sums.val_s + val_s, 3), **as_saved)
 
 
 def command_of(run_dir: Path, attempt: Attempt) -> tuple[str, ...]:

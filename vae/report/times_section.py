@@ -9,8 +9,8 @@ from vae.report.run_summary import RunSummary
 TIMES_TEXT = (
     "Useful is the share of the allocated time that went into training steps whose results survived (also "
     "called goodput or effective training time). The rest is start-up, steps that an interruption made the "
-    "run do again, saving, and validation. Time in the queue is not allocated time. What an interrupted "
-    "attempt did after its last line of metrics.jsonl is not counted, and neither is scoring."
+    "run do again, standing still to save, and validation. Time in the queue is not allocated time. What an "
+    "interrupted attempt did after its last line of metrics.jsonl is not counted, and neither is scoring."
 )
 # Columns of time, in seconds, and of hours; those that no row knows anything of are left out.
 TIMES = {

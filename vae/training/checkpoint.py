@@ -6,9 +6,13 @@ checkpoints/step_00000120/
     meta.json           step and the SHA-256 of both
 """
 
+import hashlib
+import io
 import logging
+import os
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.errors import DamagedFile, RunError, ToolkitError
-from data_prep.files import fsync_path, sha256_file, temporary_path
+from data_prep.files import BLOCK_BYTES, fsync_path, sha256_file, temporary_path
 from data_prep.json_records import Record, read_record, write_record
 from vae.digests import FileDigest, Files
 from vae.model import VAE, build_model
@@ -73,12 +77,10 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
     part = temporary_path(final)
     part.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part / WEIGHTS)
-        torch.save(state, part / STATE)
-        digests = {name: sha256_file(part / name) for name in (WEIGHTS, STATE)}
-        for name in digests:
-            fsync_path(part / name)
-        write_record(part / META, Meta(step, digests))
+        with ThreadPoolExecutor(1) as pool:  # two cores hash, and steps beside them lose half the time
+            weights_sha256 = pool.submit(save_weights, weights, part / WEIGHTS)
+            state_sha256 = save_state(state, part / STATE)
+        write_record(part / META, Meta(step, {WEIGHTS: weights_sha256.result(), STATE: state_sha256}))
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
         part.rename(final)
@@ -94,6 +96,55 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
     for stale in unfinished_checkpoints(run_dir):  # of killed saves: a run has one writer
         shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+class HashedFile(io.BufferedWriter):
+    """A new file that is hashed while it is written; closed, it is on disk. Other threads go on meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "xb"))
+        self.sha256 = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes | memoryview, /) -> int:  # type: ignore[override]  # torch writes these
+        view = memoryview(content).cast("B")
+        try:
+            for start in range(0, len(view), BLOCK_BYTES):
+                block = view[start : start + BLOCK_BYTES]
+                self.sha256.update(block)
+                super().write(block)  # from the processor's cache
+        except OSError as error:
+            self.failure = error
+            raise
+        return len(view)
+
+    def close(self) -> None:
+        try:
+            if not self.closed:
+                self.flush()
+                os.fsync(self.fileno())
+        finally:
+            super().close()
+
+
+def save_weights(weights: dict[str, Tensor], path: Path) -> str:
+    """Write weights as safetensors, durably; the SHA-256 of the file."""
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    fsync_path(path)
+    return sha256_file(path)
+
+
+def save_state(state: StateDict, path: Path) -> str:
+    """Have torch save a state, durably; the SHA-256 of the file."""
+    if hasattr(torch.serialization, "set_crc32_options"):  # from torch 2.6 on, and for this thread only
+        # it would take longer than all the rest, and nothing reads it: the file has its SHA-256
+        torch.serialization.set_crc32_options(False)
+    with HashedFile(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # in its words, a file has not the length that it should have
+            raise file.failure or error from error
+    return file.sha256.hexdigest()
 
 
 def read_meta(checkpoint: Path) -> Meta:
@@ -118,9 +169,11 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; None if all has its recorded SHA-256 and can be gone on from."""
     try:
         meta = read_meta(checkpoint)
-        for name, digest in meta.sha256.items():
-            if sha256_file(checkpoint / name) != digest:
-                return f"{name} does not have its recorded SHA-256"
+        with ThreadPoolExecutor() as pool:  # hashing one file leaves a core to the other
+            found = pool.map(lambda name: sha256_file(checkpoint / name), meta.sha256)
+            for (name, digest), own in zip(meta.sha256.items(), found, strict=True):
+                if own != digest:
+                    return f"{name} does not have its recorded SHA-256"
         check_header(checkpoint / WEIGHTS)
     except ToolkitError as error:
         return str(error)

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from data_prep.files import write_text
 from data_prep.json_records import append_line, encode_line
 from data_prep.progress import terminal_bar
 from vae.config import RunConfig, to_dict
-from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, read_metrics
+from vae.metrics import EpochLine, MetricsLine, SaveLine, StartLine, StepLine, reached_step, read_metrics
 from vae.run_dir import METRICS_FILE
 from vae.training import checkpoint
 from vae.training.collectives import reduce_sum
@@ -39,11 +40,13 @@ class MetricsLog:
     accelerator: Accelerator
     steps_per_epoch: int
     total_steps: int
+    before_failure: Callable[[], object] = lambda: None
+    """Called before the last good checkpoint is looked for; one may just be being written."""
 
     def __post_init__(self) -> None:
         self._unflushed: list[Tensor] = []  # (bce, kl) sums of the steps since the last flush
         self._epoch_sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        self._restart_pace()
+        self.restart_pace()
         is_hidden = not self.accelerator.is_main_process
         self._bar = terminal_bar("steps", "{task.fields[note]}", is_hidden)
         self._task = self._bar.add_task(self.run_dir.name, total=self.total_steps, note="")
@@ -67,7 +70,7 @@ class MetricsLog:
         settings = {name: str(value) for name, value in to_dict(self.config).items()}
         self.accelerator.init_trackers(self.run_dir.name, settings, own_folders(self.run_dir))
         self._bar.start()
-        self._restart_pace()
+        self.restart_pace()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,6 +97,7 @@ class MetricsLog:
         self._unflushed.clear()
         is_finite = losses.isfinite().all(dim=1)
         if not is_finite.all():
+            self.before_failure()
             bad_step, latest = first + int((~is_finite).nonzero()[0]), checkpoint.find_latest(self.run_dir)
             good = f"last good checkpoint: {latest}" if latest else "there is no checkpoint before it"
             raise RunError(
@@ -111,7 +115,7 @@ class MetricsLog:
         norm = math.inf if grad_norm is None else float(grad_norm) / self.config.batch_size
         # over all ranks since the last log line, save or validation
         pace = self._pace_steps * self.config.batch_size / max(time.monotonic() - self._pace_start, 1e-9)
-        self._restart_pace()
+        self.restart_pace()
         line = StepLine(
             step=step,
             time=time.time(),
@@ -144,10 +148,13 @@ class MetricsLog:
         val = f", val {line.val_loss:,.1f}" if validation else ""
         losses = f"train {line.train_loss:,.1f}{val} nats/image"
         self._publish(line, f"epoch {line.epoch} of {self.config.epochs}: {losses}", "epoch/")
-        self._restart_pace()  # validation is not training
+        self.restart_pace()  # validation is not training
 
-    def log_save(self, step: int, seconds: float) -> None:
-        """Note that a checkpoint was saved, what it cost, and what the attempt has used so far."""
+    def log_save(self, step: int, seconds: float, beside_s: float = 0.0) -> None:
+        """Note that the checkpoint of `step` is whole, what it cost, and what the attempt has used so far.
+
+        The training stood still for `seconds`, and went on for `beside_s` until the checkpoint was on disk.
+        """
         self._save_s, self._saves = self._save_s + seconds, self._saves + 1
         now_s = time.time()
         elapsed_s, cpu_s = now_s - self._start_s, time.process_time() - self._start_cpu_s
@@ -161,14 +168,15 @@ class MetricsLog:
         if self.accelerator.device.type == "cuda":
             used["gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
         rounded = {name: round(value, 3) for name, value in used.items()}
-        self._write(SaveLine(step=step, time=now_s, seconds=round(seconds, 3), saves=self._saves, **rounded))
-        self._restart_pace()
+        costs = {"seconds": round(seconds, 3), "beside_s": round(beside_s, 3)}
+        self._write(SaveLine(step=step, time=now_s, saves=self._saves, **costs, **rounded))
 
     def epoch_sums(self) -> list[float]:
         """(bce, kl) sums over all ranks of the epoch so far, for a checkpoint in the middle of it."""
         return reduce_sum(self._epoch_sums).tolist()
 
-    def _restart_pace(self) -> None:
+    def restart_pace(self) -> None:
+        """Leave the time until now out of the next line's images per second."""
         self._pace_start, self._pace_steps = time.monotonic(), 0
 
     def _publish(self, line: StepLine | EpochLine, text: str, prefix: str = "") -> None:
@@ -209,7 +217,7 @@ def drop_lines_after(run_dir: Path, step: int) -> tuple[int, float]:
     kept = b"".join(encode_line(line) for line in lines if line.step <= step)
     write_text(run_dir / METRICS_FILE, kept.decode())
     seconds = dropped[-1].time - dropped[0].time if dropped else 0.0
-    return lines[-1].step if lines else 0, seconds
+    return reached_step(lines), seconds
 
 
 def peak_memory_gb() -> float:

@@ -20,7 +20,7 @@ from data_prep.files import only_holder
 from data_prep.json_records import write_record
 from vae.config import RunConfig
 from vae.digests import note_trained
-from vae.events import Completed, Saved, StopSignalled, add_event
+from vae.events import Completed, StopSignalled, add_event
 from vae.losses import bce_per_image, kl_per_image
 from vae.provenance import Attempt, this_attempt
 from vae.run_dir import DONE_FILE, TRAINING_LOCK_FILE, WEIGHTS_FILE, Done, checkpoint_dir
@@ -28,6 +28,7 @@ from vae.study import is_trained, read_run
 from vae.training import checkpoint
 from vae.training.accelerator import start_accelerator
 from vae.training.attempt import start_attempt
+from vae.training.background_save import Saver
 from vae.training.collectives import any_rank, reduce_sum
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
 from vae.training.metrics_log import MetricsLog
@@ -36,8 +37,6 @@ from vae.training.training_state import TrainingState, build_training_state, che
 
 log = logging.getLogger(__name__)
 
-# Epochs are saved unless that would take more than this share of the time (epochs of a second on a GPU).
-SAVING_TIME_SHARE = 0.1
 # A requeued job may start while its previous process is still exiting: wait so long for the lock.
 LOCK_WAIT_S = 30.0
 
@@ -96,9 +95,9 @@ def run_to_end(
     metrics_log = MetricsLog(run_dir, config, accelerator, plan.steps_per_epoch, total_steps)
     if accelerator.is_main_process:
         start_attempt(metrics_log, step, epoch_sums, split.fingerprint, attempt)
-    saves = SaveClock(config.checkpoint_every_min)
 
-    with metrics_log, StepProfiler(run_dir, config, accelerator) as profiler:
+    profiler, saver = StepProfiler(run_dir, config, accelerator), Saver(state, metrics_log, split.fingerprint)
+    with metrics_log, profiler, saver:
         for batch in batches(split, plan, step, total_steps, accelerator.device, config.loader):
             # Take one optimiser step.
             profiler.begin(step + 1)
@@ -116,13 +115,13 @@ def run_to_end(
                 validation = validate(state, val_split) if is_validated else {}
                 metrics_log.log_epoch(step, validation)
 
-            # Save, and stop if any rank was asked to.
-            must_stop, save_is_due = any_rank(should_stop(), saves.is_due(ends_epoch))
+            # Save, beside the next steps unless this is the last, and stop if any rank was asked to.
+            saver.note_saved()
+            must_stop, save_is_due = any_rank(should_stop(), saver.is_due(ends_epoch))
             if must_stop or save_is_due or is_last:
                 metrics_log.flush_losses(step)  # a run that went wrong must not replace a good checkpoint
-                seconds = save(run_dir, state, step, metrics_log.epoch_sums(), split.fingerprint)
-                saves.note(seconds)
-                metrics_log.log_save(step, seconds)
+                save = saver.save if must_stop or is_last else saver.begin
+                save(step, metrics_log.epoch_sums())
             if must_stop and not is_last:
                 if accelerator.is_main_process:
                     add_event(run_dir, StopSignalled(step=step))
@@ -200,20 +199,6 @@ def noise_of(state: TrainingState, plan: BatchPlan, step: int) -> Tensor:
     return noise[plan.own_images].to(state.dtype)
 
 
-def save(
-    run_dir: Path, state: TrainingState, step: int, epoch_sums: list[float], data_fingerprint: str
-) -> float:
-    """Write the checkpoint of `step`; returns the seconds it took. Every rank calls this."""
-    started_s = time.monotonic()
-    if state.accelerator.is_main_process:
-        position = {"step": step, "epoch_sums": epoch_sums, "data_fingerprint": data_fingerprint}
-        weights, content = state.model.state_dict(), {**state.to_save(), **position}
-        checkpoint.save(run_dir, step, weights, content, state.config.keep_checkpoints)
-        add_event(run_dir, Saved(step=step, seconds=round(time.monotonic() - started_s, 3)))
-    state.accelerator.wait_for_everyone()
-    return time.monotonic() - started_s
-
-
 def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator) -> BatchPlan:
     """Which images this rank sees at which step; SettingsError if these do not fit the settings."""
     world_size = accelerator.num_processes
@@ -229,23 +214,6 @@ def plan_batches(config: RunConfig, split: ImageSplit, accelerator: Accelerator)
             "it must be at least ranks x accumulate and at most the number of training images",
         )
     return BatchPlan(len(split), config.batch_size, config.seed, accelerator.process_index, world_size)
-
-
-class SaveClock:
-    """When a checkpoint is due: by time, and at the end of an epoch unless saving would take over."""
-
-    def __init__(self, every_min: float) -> None:
-        self.every_s = 60 * every_min
-        self.last_s, self.cost_s = time.monotonic(), 0.0
-
-    def is_due(self, ends_epoch: bool) -> bool:
-        """Whether to save now."""
-        elapsed_s = time.monotonic() - self.last_s
-        return elapsed_s >= self.every_s or (ends_epoch and elapsed_s * SAVING_TIME_SHARE >= self.cost_s)
-
-    def note(self, cost_s: float) -> None:
-        """Note a save that took `cost_s` seconds and is over now."""
-        self.last_s, self.cost_s = time.monotonic(), cost_s
 
 
 def finish(run_dir: Path, accelerator: Accelerator, step: int, epoch: int, data_fingerprint: str) -> None:

@@ -47,18 +47,24 @@ def test_a_settings_file_that_is_not_there_is_told_with_what_would_be(tmp_path: 
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, shards: Path) -> None:
+    """And all this without torch.compile and DTensor, which nobody has asked for."""
     run_dir = make_run(tmp_path / "linear-s0", shards, epochs=10_000, max_steps=400, log_every_steps=1)
-    command = [sys.executable, str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
-    process = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, env=child_environment(), stderr=said)
     give_up = time.monotonic() + 60
     while len(read_metrics(run_dir)) < 10:
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
+    process.wait(timeout=60)
+    text = (tmp_path / "said").read_text()
     assert process.returncode == 128 + signal.SIGINT, text
     assert f"to go on: python jobs/train.py {run_dir}\n" in text
+    imported = {line.split("|")[-1].strip() for line in text.splitlines()}
+    assert "vae.training.eager_adam" in imported
+    assert not imported & {"torch._dynamo", "torch._inductor", "torch.distributed.tensor"}
     step = saved_step(run_dir)
     assert 0 < step < 400
     done = train(run_dir)

@@ -1,39 +1,51 @@
-"""Packing speed, fidelity and memory, side by side in one run.
+"""Packing speed, fidelity and memory, side by side in one run, from each format that radiographs come in.
 
-The yardstick is what is usually written: one process, Pillow to RGB, bilinear resize, then grey, into a
-growing gzip dataset. Every round packs everything once per case; medians and their ratio to the yardstick are
-printed.
+The yardstick is what is usually written: one process, Pillow to RGB, bilinear resize, then grey, or pydicom's
+pixels stretched to 8 bits, into a growing gzip dataset. Every round packs everything once per case. Pictures
+of 16 bits come as DICOM, uncompressed or JPEG 2000; PNGs of 16 bits are refused, for none says which greys
+are black and white.
 
-    python benchmarks/pack.py SOURCE      # a folder of X-rays; without it, phantom JPEGs made on the spot
+    python benchmarks/pack.py SOURCE      # a folder of X-rays as JPEG; without it, phantoms made on the spot
 """
 
-import argparse
 import io
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import h5py
 import numpy as np
+import pydicom
+import side_by_side
+from dicoms import write_dicom
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless
+from side_by_side import Case
 
+from data_prep import phantom
 from data_prep.items import unescape
+from data_prep.manifest import read_manifest
 from data_prep.pack_plan import PackOptions, plan
 from data_prep.packer import finalize, pack_part
 from data_prep.shard_reader import open_shard
 from data_prep.sources import find_items
-from vae.provenance import versions
 
-SIZE_PX = 256
+SIZE_PX, PHANTOM_PX = 256, 1200
 OPTIONS = PackOptions(max_bad=1.0)
+NUM_PHANTOMS = 60
+# A JPEG 2000 takes ten times as long as the others.
+PHANTOMS_PER_FORMAT = {"PNG, 8 bits": 60, "DICOM, 16 bits": 60, "DICOM, 16 bits, JPEG 2000": 16}
+
+
+# --- the ways ------------------------------------------------------------------------------------------
 
 
 def usual(paths: list[Path], out: Path) -> None:
@@ -43,9 +55,20 @@ def usual(paths: list[Path], out: Path) -> None:
             "images", (0, SIZE_PX, SIZE_PX), "u1", maxshape=(None, SIZE_PX, SIZE_PX), compression="gzip"
         )
         for number, path in enumerate(paths):
-            image = Image.open(path).convert("RGB").resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)
+            read = usual_dicom if path.suffix == ".dcm" else usual_picture
             images.resize(number + 1, axis=0)
-            images[number] = np.asarray(image.convert("L"))
+            images[number] = np.asarray(read(path))
+
+
+def usual_picture(path: Path) -> Image.Image:
+    image = Image.open(path).convert("RGB").resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)
+    return image.convert("L")
+
+
+def usual_dicom(path: Path) -> Image.Image:
+    greys = pydicom.dcmread(path).pixel_array.astype(float)
+    greys = 255 * (greys - greys.min()) / (greys.max() - greys.min())
+    return Image.fromarray(greys.astype(np.uint8)).resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)
 
 
 def ours(source: str, workers: int, out: Path) -> None:
@@ -53,6 +76,30 @@ def ours(source: str, workers: int, out: Path) -> None:
     plan(source, out, OPTIONS)
     pack_part(out, workers=workers)
     finalize(out)
+
+
+def cases(source: Path, name: str, peaks_mb: dict[str, float], scratch: Path) -> list[Case]:
+    """The three ways with the files of one format; notes the largest worker."""
+    paths = sorted(path for path in source.rglob("*") if path.is_file())
+    folders = (scratch / f"{name} {number}" for number in count())
+
+    def run(work: Callable[[Path], None]) -> float:
+        out = next(folders)
+        work(out)
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+        return len(paths)
+
+    def watched(out: Path) -> None:
+        with Memory() as memory:
+            ours(str(source), 2, out)
+        peaks_mb[name] = max(peaks_mb.get(name, 0.0), memory.peak_mb)
+
+    return [
+        Case(f"{name}: usual, 1 process", lambda: run(lambda out: usual(paths, out))),
+        Case(f"{name}: ours, 1 process", lambda: run(lambda out: ours(str(source), 1, out))),
+        Case(f"{name}: ours, 2 workers", lambda: run(watched)),
+    ]
 
 
 class Memory:
@@ -91,8 +138,6 @@ def resident_mb(pid: str) -> float:
 
 def fidelity_db(source: str, out: Path) -> list[float]:
     """PSNR of every packed image against a full decode with bicubic resize, in dB."""
-    from data_prep.manifest import read_manifest
-
     root, found = find_items(source, out).root, []
     for shards in read_manifest(out).splits.values():
         for shard in (open_shard(out, info) for info in shards):
@@ -104,76 +149,77 @@ def fidelity_db(source: str, out: Path) -> list[float]:
     return found
 
 
-def make_jpegs(folder: Path) -> str:
-    """Phantom radiographs of the size of real ones, as JPEG class folders."""
-    from data_prep import phantom
+# --- the files -----------------------------------------------------------------------------------------
 
-    for key, label, *_ in phantom.items(60):
-        place = folder / label
-        place.mkdir(parents=True, exist_ok=True)
+
+def make_phantoms(name: str, num_phantoms: int, folder: Path) -> Path:
+    """Phantom radiographs of the size of real ones, in class folders."""
+    for key, label, *_ in phantom.items(num_phantoms):
         number = int(key.rpartition("/")[2])
-        pixels = phantom.render(number, label == "PNEUMONIA", 1200)
-        Image.fromarray(pixels).save(place / f"{number}.jpeg", quality=92)
-    return str(folder)
+        place = folder / label / f"{number}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save(phantom.render(number, label == "PNEUMONIA", PHANTOM_PX), name, place)
+    return folder
 
 
-def repeated(source: str, times: int, folder: Path) -> str:
+def save(greys: np.ndarray, name: str, place: Path) -> None:
+    """Write 8-bit greys in a format; as DICOM, in 16 bits with the noise of a detector below the eighth."""
+    if not name.startswith("DICOM"):
+        suffix = ".jpeg" if name == "JPEG" else ".png"
+        Image.fromarray(greys).save(place.with_suffix(suffix), quality=92)
+        return
+    noise = np.random.default_rng(0).integers(0, 16, greys.shape, np.uint16)
+    path = write_dicom(place.with_suffix(".dcm"), greys.astype(np.uint16) * 16 + noise)
+    if name.endswith("JPEG 2000"):
+        data = pydicom.dcmread(path)
+        data.compress(JPEG2000Lossless)
+        data.save_as(path)
+
+
+def repeated(source: Path, times: int, folder: Path) -> Path:
     """A source of class folders in which every image is linked several times, split by none."""
-    listed = find_items(source, folder)
-    for item in listed.items:
+    for path in sorted(source.rglob("*.*")):
         for number in range(times):
-            place = folder / item.label / f"{number}-{item.key.replace('/', '-')}"
+            place = folder / path.parent.name / f"{number}-{'-'.join(path.relative_to(source).parts)}"
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(listed.root / unescape(item.key))
-    return str(folder)
+            place.symlink_to(path.resolve())
+    return folder
 
 
-def timed(work: Callable[..., None], *arguments: object) -> float:
-    """Seconds that `work(*arguments)` takes."""
-    start = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - start
+def make_sources(given: Path | None, times: int, scratch: Path) -> Iterator[tuple[str, Path]]:
+    """Each format and a folder of such files."""
+    yield (
+        "JPEG",
+        repeated(given or make_phantoms("JPEG", NUM_PHANTOMS, scratch / "JPEG"), times, scratch / "all"),
+    )
+    for name, num_phantoms in PHANTOMS_PER_FORMAT.items():
+        yield name, make_phantoms(name, num_phantoms, scratch / name)
 
 
 def main() -> None:
-    """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("source", nargs="?")
-    parser.add_argument(
-        "--repeat", type=int, default=4, help="times each file is listed; a real set is larger"
-    )
-    parser.add_argument("--rounds", type=int, default=3)
+    """Measure and print Markdown tables."""
+    parser = side_by_side.parser(__doc__, rounds=3)
+    parser.add_argument("source", nargs="?", type=Path)
+    text = "times each JPEG is listed; a real set is larger"
+    parser.add_argument("--repeat", type=int, default=4, help=text)
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, Memory() as memory:
-        source = flags.source or make_jpegs(Path(scratch) / "jpegs")
-        source = repeated(source, flags.repeat, Path(scratch) / "repeated")
-        listed = find_items(source, Path(scratch))
-        paths = [listed.root / unescape(item.key) for item in listed.items]
-        seconds: dict[str, list[float]] = {
-            "usual, 1 process": [],
-            "ours, 1 process": [],
-            "ours, 2 workers": [],
-        }
-        for number in range(flags.rounds):
-            out = Path(scratch) / str(number)
-            out.mkdir()
-            seconds["usual, 1 process"].append(timed(usual, paths, out / "usual.h5"))
-            seconds["ours, 1 process"].append(timed(ours, source, 1, out / "one"))
-            seconds["ours, 2 workers"].append(timed(ours, source, 2, out / "two"))
-            print(f"round {number + 1} of {flags.rounds}", file=sys.stderr)
-        psnr = sorted(fidelity_db(source, out / "two"))
-        shutil.rmtree(out)
-    speeds = {name: [len(paths) / took for took in found] for name, found in seconds.items()}
-    base = statistics.median(speeds["usual, 1 process"])
-    machine = platform.processor() or platform.machine()
-    print(f"\n{len(paths)} images, {machine}, {time.strftime('%Y-%m-%d')}, {versions()}\n")
-    print("| case | images/s, median | lowest - highest | x usual |\n| --- | --- | --- | --- |")
-    for name, found in speeds.items():
-        middle = statistics.median(found)
-        print(f"| {name} | {middle:,.0f} | {min(found):,.0f} - {max(found):,.0f} | {middle / base:.2f} |")
-    low = psnr[len(psnr) // 20]
-    print(f"\nPSNR to full bicubic: median {statistics.median(psnr):.1f} dB, 5th percentile {low:.1f} dB")
-    print(f"largest worker: {memory.peak_mb:.0f} MB resident")
+    peaks_mb: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        sources = dict(make_sources(flags.source, flags.repeat, scratch))
+        ways = [cases(source, kind, peaks_mb, scratch) for kind, source in sources.items()]
+        found = side_by_side.measure([case for three in ways for case in three], flags.rounds)
+        ours(str(sources["JPEG"]), 2, scratch / "last")
+        psnr = sorted(fidelity_db(str(sources["JPEG"]), scratch / "last"))
+    print(f"{side_by_side.conditions('pillow', 'pydicom', 'h5py', 'numpy')}\n")
+    for three in ways:
+        own = {case.name: found[case.name] for case in three}
+        print("\n".join(side_by_side.table(own, "images/s", three[0].name)), end="\n\n")
+    low, middle = psnr[len(psnr) // 20], statistics.median(psnr)
+    print(f"PSNR of JPEG to full bicubic: median {middle:.1f} dB, 5th percentile {low:.1f} dB")
+    print("largest worker, MB resident:", ", ".join(f"{kind} {mb:.0f}" for kind, mb in peaks_mb.items()))
+    if flags.plot:
+        side_by_side.draw(flags.plot, found, "Packing to 256 x 256", "images/s")
 
 
 if __name__ == "__main__":

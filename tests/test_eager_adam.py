@@ -1,4 +1,4 @@
-"""The optimiser that imports no torch.compile is torch's own to the bit. (What it imports: tests/test_train.py.)"""
+"""The optimiser that imports no torch.compile is torch's own to the bit; what it imports: test_train.py."""
 
 import torch
 

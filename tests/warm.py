@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tiny import child_environment
 
-# torch._dynamo is imported by the first optimizer that is made.
+# torch._dynamo is imported by DistributedDataParallel.
 PRELOADED = ["torch._dynamo", "vae.scoring.evaluate", "vae.training.trainer", "slurm.node.task"]
 
 
@@ -94,6 +95,14 @@ def score_on_rank(run_dir: Path) -> None:
 
     evaluate(run_dir, read_study(run_dir.parent))
     destroy_process_group()
+
+
+def accelerate_launch(*words: str) -> None:
+    """`accelerate launch WORDS`; what it starts is a Python of its own."""
+    from accelerate.commands.accelerate_cli import main
+
+    sys.argv = ["accelerate", "launch", *words]
+    main()
 
 
 def train_until_killed(run_dir: Path, at_call: int) -> None:

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny import child_environment
-
 from data_prep.decode_pool import Worker
 from data_prep.items import Item
 from data_prep.pack_plan import PackOptions, Plan
@@ -33,6 +31,8 @@ class Cost:
 @contextmanager
 def clerk() -> Iterator[Callable[[Path], Cost]]:
     """A function that has a file decoded as the packer does, elsewhere."""
+    from tiny import child_environment  # workers import this file, and need no more than packers do
+
     command = [sys.executable, __file__]
     with subprocess.Popen(
         command, env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -6,6 +6,7 @@ with real commands elsewhere.
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from tiny import child_environment
+from tiny import REPOSITORY, child_environment
 
 # torch._dynamo is imported by DistributedDataParallel.
 PRELOADED = ["torch._dynamo", "vae.scoring.evaluate", "vae.training.trainer", "slurm.node.task"]
@@ -95,6 +96,14 @@ def score_on_rank(run_dir: Path) -> None:
 
     evaluate(run_dir, read_study(run_dir.parent))
     destroy_process_group()
+
+
+def run_script(door: str, *words: str) -> None:
+    """`python jobs/DOOR.py WORDS`."""
+    folder = REPOSITORY / "jobs"
+    sys.path.insert(0, str(folder))
+    sys.argv = [str(folder / f"{door}.py"), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def accelerate_launch(*words: str) -> None:

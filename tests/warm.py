@@ -71,6 +71,22 @@ def on_ranks(world_size: int, function: Callable[..., object], *arguments: objec
     assert all(child.exitcode == 0 for child in children), "\n".join(texts)
 
 
+def run_script(door: str, *words: str) -> None:
+    """`python jobs/DOOR.py WORDS`."""
+    folder = REPOSITORY / "jobs"
+    sys.path.insert(0, str(folder))
+    sys.argv = [str(folder / f"{door}.py"), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def accelerate_launch(*words: str) -> None:
+    """`accelerate launch WORDS`; what it starts is a Python of its own."""
+    from accelerate.commands.accelerate_cli import main
+
+    sys.argv = ["accelerate", "launch", *words]
+    main()
+
+
 def train_on_rank(*runs: str) -> None:
     """Train runs (RUN_DIR or RUN_DIR@STOP_AT_STEP) one after another.
 
@@ -96,22 +112,6 @@ def score_on_rank(run_dir: Path) -> None:
 
     evaluate(run_dir, read_study(run_dir.parent))
     destroy_process_group()
-
-
-def run_script(door: str, *words: str) -> None:
-    """`python jobs/DOOR.py WORDS`."""
-    folder = REPOSITORY / "jobs"
-    sys.path.insert(0, str(folder))
-    sys.argv = [str(folder / f"{door}.py"), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def accelerate_launch(*words: str) -> None:
-    """`accelerate launch WORDS`; what it starts is a Python of its own."""
-    from accelerate.commands.accelerate_cli import main
-
-    sys.argv = ["accelerate", "launch", *words]
-    main()
 
 
 def train_until_killed(run_dir: Path, at_call: int) -> None:

@@ -45,7 +45,7 @@ SIZE_PX, PHANTOM_PX = 256, 1200
 OPTIONS = PackOptions(max_bad=1.0)
 NUM_PHANTOMS = 24
 # A JPEG 2000 takes twenty times as long as the others: a few, each listed once.
-NUM_SLOW = 8
+NUM_SLOW = 16
 FORMATS, SLOW_FORMAT = ("JPEG", "PNG, 8 bits", "DICOM, 16 bits"), "DICOM, 16 bits, JPEG 2000"
 
 

@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,8 @@ from data_prep.errors import DataError
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
+# Files that are made safe at once: a disk needs one round for them all.
+FILES_AT_ONCE = 8
 # What file systems without locks answer.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -48,6 +51,12 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def for_each_file(work: Callable[..., object], *arguments: Iterable[Any]) -> None:
+    """`map` for work that waits for the disk, some of it at once; raises the first error when all is done."""
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        list(pool.map(work, *arguments))
 
 
 def write_text(path: Path, text: str) -> None:

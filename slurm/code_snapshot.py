@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.files import fsync_path, temporary_path
+from data_prep.files import for_each_file, fsync_path, temporary_path
 from data_prep.json_records import write_record
 from slurm.private_folder import make_private
 from vae.provenance import REPOSITORY, SNAPSHOT_FILE, code_version
@@ -54,16 +54,19 @@ class Snapshot:
             log.info("the code differs from that of earlier launches: %s is new beside %s", name, earlier)
         part = temporary_path(self.folder)
         try:
-            for name, content in self.files.items():
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).write_bytes(content)
-                fsync_path(part / name)
+            for_each_file(_write_safely, [part / name for name in self.files], self.files.values())
             version = msgspec.structs.replace(code_version(), snapshot=self.folder.name)
             write_record(part / SNAPSHOT_FILE, version)
             part.rename(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         fsync_path(self.folder.parent)
+
+
+def _write_safely(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    fsync_path(path)
 
 
 def take_snapshot(study_dir: Path, repository: Path = REPOSITORY) -> Snapshot:

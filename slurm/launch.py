@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import SettingsError
+from data_prep.files import for_each_file
 from slurm.backends import LaunchBackend, backend_of, choose_backend
 from slurm.cancel_throttle import settle
 from slurm.code_snapshot import Snapshot, take_snapshot
@@ -150,9 +151,9 @@ def write_down(launch: Launch, requests: Sequence[JobRequest], command: Sequence
     """Write the plan of data to pack, study.yaml, run.yaml of every run not trained yet, and the command."""
     write_data_plan(launch.data)
     prepare_study(launch.study_dir, launch.study)
-    for name, config in launch.configs.items():
-        if not is_trained(launch.study_dir / name):
-            prepare_run(launch.study_dir / name, config)
+    folders = {launch.study_dir / name: config for name, config in launch.configs.items()}
+    untrained = {folder: config for folder, config in folders.items() if not is_trained(folder)}
+    for_each_file(prepare_run, untrained.keys(), untrained.values())
     tasks = chain.from_iterable(request.tasks.values() for request in requests if request.resources)
     runs = dict.fromkeys(Path(task.path).name for task in tasks)  # once each: a run is trained, then scored
     if requests:

@@ -101,8 +101,9 @@ def hub(inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in the tests even if they are run in the background of a script, where it is ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Make children like those of a user, whatever shell or script runs the tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # to compile all that is imported takes half a second
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 RAMP = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
 
@@ -12,7 +12,7 @@ RAMP = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
 def write_dicom(path: Path, pixels: np.ndarray = RAMP, bits: int = 12, **tags: object) -> Path:
     """A minimal uncompressed radiograph."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1")
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)

@@ -164,6 +164,27 @@ def run(tmp_path: Path, *words: str | Path, max_file_bytes: int = resource.RLIM_
     return done.stdout + done.stderr
 
 
+def run_all(tmp_path: Path, *commands: tuple[str | Path, ...]) -> list[str]:
+    """The same of several in one process, one after another."""
+    code = """
+import json, sys
+from pathlib import Path
+from doors import run_door
+for door, *words in json.loads(sys.argv[1]):
+    done = run_door(door, *words, cwd=Path.cwd())
+    print(done.stdout + done.stderr, end="\\0", flush=True)
+"""
+    here = tmp_path / "here"
+    (here / "tmp").mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", code, json.dumps([list(map(str, words)) for words in commands])]
+    environment = {**child_environment(), "TMPDIR": str(here / "tmp")}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    said = done.stdout.split("\0")
+    assert len(said) == len(commands) + 1
+    assert "Traceback" not in done.stdout + done.stderr
+    return [*said, done.stderr]
+
+
 def crash(source: Path, out: Path) -> str:
     """What is said when the packer itself ends with a traceback, in the middle."""
     code = """
@@ -202,10 +223,10 @@ def test_secret_of_30_files_is_in_no_file_and_no_stream(tmp_path: Path, source: 
     assert "File too large" in said[1]
     said.append(run(tmp_path, "pack", source, out, *small, "--max-bad", "1"))
     assert "packed:" in said[2], said[2]
-    said += [run(tmp_path, "pack", out, flag) for flag in ("--audit", "--verify")]
+    other = ("pack", source, out, "--size", "64")
+    said += run_all(tmp_path, *(("pack", out, flag) for flag in ("--audit", "--verify")), other)
+    assert "belongs to another pack" in said[5]
     said.append(crash(source, tmp_path / "here" / "crashed"))
-    said.append(run(tmp_path, "pack", source, out, "--size", "64"))
-    assert "belongs to another pack" in said[-1]
     assert [text for text in said if SECRET.lower() in text.lower()] == []
     assert told(tmp_path / "here", quarantine=False) == []
     paths = [json.loads(line)["path"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
@@ -219,7 +240,7 @@ def test_secret_of_30_files_is_in_no_file_and_no_stream(tmp_path: Path, source: 
 
 def test_with_hash_names_the_secret_is_not_even_in_the_quarantine(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "here" / "out"
-    words = ("--size", "32", "--max-bad", "1", "--hash-names")
+    words = ("--size", "32", "--max-bad", "1", "--hash-names", "--workers", "1")
     said = run(tmp_path, "pack", source, out, *words)
     assert "packed:" in said
     assert SECRET not in said
@@ -234,15 +255,17 @@ def test_launching_or_listing_it_wrongly_tells_nothing_either(tmp_path: Path, so
     odd = [f'{SECRET}.dcm,A,"{SECRET}', f"{SECRET}.dcm,A,{SECRET},1", f"{SECRET}.dcm,A,test,x,y", rows[0]]
     odd.append(rows[0].replace("train", "test").replace(SECRET, f"./{SECRET}", 1))
     odd += [f"{SECRET}.dcm,{SECRET * 20},test,1", f"{SECRET}\0.dcm,A,test,1"]
-    said = []
-    for number, line in enumerate(odd):
-        table = source / "list.csv"
-        table.write_text("\n".join(["path,label,split,patient", *rows, line]))
-        said.append(run(tmp_path, "pack", table, tmp_path / "here" / f"csv{number}"))
-        assert "line" in said[-1]
-    table.write_text("\n".join([SECRET, *rows]))
-    said.append(run(tmp_path, "pack", table, tmp_path / "here" / "header"))
-    table.unlink()
+    commands: list[tuple[str | Path, ...]] = []
+    for number, lines in enumerate(
+        [["path,label,split,patient", *rows, line] for line in odd] + [[SECRET, *rows]]
+    ):
+        table = source / f"list{number}.csv"
+        table.write_text("\n".join(lines))
+        commands.append(("pack", table, tmp_path / "here" / f"csv{number}"))
+    said = run_all(tmp_path, *commands)
+    assert all("line" in text for text in said[: len(odd)])
+    for table in source.glob("*.csv"):
+        table.unlink()
     said.append(run(tmp_path, "launch", *("--variant", "both", "--data"), source, "--dry-run"))
     for split in ("train", "test"):
         write_named(0, source / SECRET / split / f"{SECRET}.dcm")
@@ -258,12 +281,11 @@ def test_launching_or_listing_it_wrongly_tells_nothing_either(tmp_path: Path, so
 def test_label_from_folder_is_asked_for_and_warned_of(tmp_path: Path) -> None:
     for number in range(24):
         write_dicom(tmp_path / "s" / "AB"[number % 2] / f"{number}.dcm", RAMP, PatientID=str(number))
-    silent = run(tmp_path, "pack", tmp_path / "s", tmp_path / "here" / "a", "--size", "32")
+    small = ("--size", "32", "--workers", "1")
+    silent = run(tmp_path, "pack", tmp_path / "s", tmp_path / "here" / "a", *small)
     assert "the names of 2 folders of DICOM files are not used" in silent
     assert "--label-from folder" in silent
-    asked = run(
-        tmp_path, "pack", tmp_path / "s", tmp_path / "here" / "b", "--size", "32", "--label-from", "folder"
-    )
+    asked = run(tmp_path, "pack", tmp_path / "s", tmp_path / "here" / "b", *small, "--label-from", "folder")
     assert "the names of 2 folders go into the shards as class names" in asked
     names = [
         json.loads((tmp_path / "here" / out / "manifest.json").read_text())["class_names"] for out in "ab"
@@ -278,7 +300,7 @@ def test_hash_names_hides_the_files_of_pictures_too(tmp_path: Path) -> None:
         write_bytes(jpeg(grey(number)), path)
     (tmp_path / "s" / "A" / f"{SECRET}.jpeg").write_text(SECRET)
     out = tmp_path / "here" / "out"
-    words = ("--size", "32", "--hash-names", "--max-bad", "0.5")
+    words = ("--size", "32", "--hash-names", "--max-bad", "0.5", "--workers", "1")
     said = run(tmp_path, "pack", tmp_path / "s", out, *words)
     assert "quarantined: files/" in said
     assert SECRET not in said

@@ -302,9 +302,22 @@ def test_three_hundred_queued_runs_are_left_alone_quickly(folder: Path, fake_slu
 # --- on this machine -----------------------------------------------------------------------------
 
 
-def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_do(folder: Path) -> None:
-    words = ("--variant", "both", "--gpus", "1", *DEBUG)
-    done = launch(folder, *words)
+BOTH = ("--variant", "both", "--gpus", "1", *DEBUG)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> tuple[Path, Result]:
+    """A folder in which a study was launched and is done, and what was said. Take a copy to write into."""
+    folder = tmp_path_factory.mktemp("launched")
+    (folder / "shards").mkdir()
+    (folder / "shards" / "tiny").symlink_to(shards)
+    return folder, launch(folder, *BOTH)
+
+
+def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_do(
+    launched: tuple[Path, Result],
+) -> None:
+    folder, done = launched
     assert done.returncode == 0, done.stderr
     assert re.search(r"^linear-s0 +done", done.stdout, re.M)
     assert re.search(r"^direct-s0 +done", done.stdout, re.M)
@@ -314,24 +327,26 @@ def test_a_study_runs_to_its_report_in_this_process_and_then_nothing_is_left_to_
     assert report.exists()
 
     (started,) = read_launches(report.parent)
-    assert started.command == ["python", "jobs/launch.py", *words]
+    assert started.command == ["python", "jobs/launch.py", *BOTH]
     assert started.runs == ["linear-s0", "direct-s0"]
     assert list(read_provenance(report.parent / "linear-s0").command) == started.command
 
     before = file_times(report.parent)
-    again = launch(folder, *words, "--dry-run")
+    again = launch(folder, *BOTH, "--dry-run")
     assert again.stdout.endswith("\nnothing is missing\n")
-    again = launch(folder, *words)
+    again = launch(folder, *BOTH)
     assert again.returncode == 0
     assert file_times(report.parent) == before
 
-    other = launch(folder, *words, "--run.lr", "0.01")
+    other = launch(folder, *BOTH, "--run.lr", "0.01")
     assert other.returncode == 2
     assert "holds a run with other settings: lr: 0.001 -> 0.01" in other.stderr
 
 
-def test_the_same_command_makes_lost_weights_again_and_nothing_else(folder: Path) -> None:
-    assert launch(folder, "--variant", "both", *DEBUG).returncode == 0
+def test_the_same_command_makes_lost_weights_again_and_nothing_else(
+    launched: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(launched[0], tmp_path / "copy", symlinks=True)
     (study_dir,) = (folder / "runs").iterdir()
     lost, kept = study_dir / "linear-s0", study_dir / "direct-s0"
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
@@ -339,7 +354,7 @@ def test_the_same_command_makes_lost_weights_again_and_nothing_else(folder: Path
     shutil.rmtree(lost / "checkpoints")  # as a scratch file system purges what nobody reads
     shown = run_door("status", study_dir).stdout
     assert re.search(r"^linear-s0 +damaged .*model\.safetensors is lost; launch again", shown, re.M)
-    again = launch(folder, "--variant", "both", *DEBUG)
+    again = launch(folder, *BOTH)
     assert again.returncode == 0, again.stderr
     assert read_done(lost) == done
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()} == before

@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from bombs import (
     scans_jpeg,
     tiff,
 )
-from costs import Cost, cost_of, plan_of
+from costs import Cost, clerk, plan_of
 from pictures import grey, jpeg, kaggle
 from PIL import Image
 from tiny import REPOSITORY, child_environment
@@ -33,8 +34,17 @@ from data_prep.items import Item
 pytest.importorskip("pydicom")
 
 
+CostOf = Callable[[Path], Cost]
+
+
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cost]:
+def cost_of() -> Iterator[CostOf]:
+    with clerk() as cost_of:
+        yield cost_of
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, cost_of: CostOf) -> dict[str, Cost]:
     """What it costs to start a worker and decode a small picture, by kind."""
     folder = tmp_path_factory.mktemp("honest")
     (folder / "a.jpeg").write_bytes(jpeg(grey(0)))
@@ -47,7 +57,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cost]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_crafted_file_costs_more_than_two_seconds_and_512_mb(
-    tmp_path: Path, start: dict[str, Cost], name: str
+    tmp_path: Path, start: dict[str, Cost], cost_of: CostOf, name: str
 ) -> None:
     make, reason = FILES[name]
     (tmp_path / name).write_bytes(make())
@@ -57,14 +67,14 @@ def test_no_crafted_file_costs_more_than_two_seconds_and_512_mb(
     assert cost.memory_mb < 512
 
 
-def test_the_largest_honest_picture_fits(tmp_path: Path) -> None:
+def test_the_largest_honest_picture_fits(tmp_path: Path, cost_of: CostOf) -> None:
     Image.new("RGB", (6_300, 6_300), "grey").save(tmp_path / "a.png", compress_level=1)
     cost = cost_of(tmp_path / "a.png")
     assert cost.reason == ""
     assert cost.memory_mb < 512
 
 
-def test_the_largest_honest_radiograph_fits(tmp_path: Path) -> None:
+def test_the_largest_honest_radiograph_fits(tmp_path: Path, cost_of: CostOf) -> None:
     """40 megapixels of 16 bits, rescaled: floats are made of a few rows at a time."""
     values = np.arange(6_300 * 6_300, dtype=np.uint16)
     rescale = element(0x00281052, b"DS", b"0") + element(0x00281053, b"DS", b"1.5")

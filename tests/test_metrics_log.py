@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import REPOSITORY, child_environment, make_run, write_lines
+from warm import run_script, start_process
 
 from data_prep.errors import RunError
 from vae.config import RunConfig
@@ -82,12 +83,13 @@ def test_tensorboard_gets_every_logged_value(tmp_path: Path, shards: Path) -> No
 
 
 def test_terminal_gets_a_bar_and_a_log_file_gets_plain_lines(tmp_path: Path, shards: Path) -> None:
-    plain = run_command(make_run(tmp_path / "plain", shards, max_steps=4))
+    run_command(make_run(tmp_path / "plain", shards, max_steps=4), tmp_path / "log")
+    plain = (tmp_path / "log").read_text()
     assert "plain: step 4 of 4: loss " in plain
     assert "nats/image" in plain
     assert "\x1b" not in plain
     main, side = pty.openpty()
-    run_command(make_run(tmp_path / "bar", shards, max_steps=4), stderr=side)
+    run_command(make_run(tmp_path / "bar", shards, max_steps=4), Path(os.ttyname(side)))
     os.close(side)
     shown = os.read(main, 1 << 16).decode()
     os.close(main)
@@ -95,16 +97,11 @@ def test_terminal_gets_a_bar_and_a_log_file_gets_plain_lines(tmp_path: Path, sha
     assert "\x1b" in shown
 
 
-def run_command(run_dir: Path, stderr: int = subprocess.PIPE) -> str:
-    done = subprocess.run(
-        [sys.executable, "jobs/train.py", str(run_dir)],
-        cwd=REPOSITORY,
-        env={**child_environment(), "TERM": "xterm", "COLUMNS": "100"},
-        stderr=stderr,
-        check=True,
-        text=True,
-    )
-    return done.stderr or ""
+def run_command(run_dir: Path, stderr: Path) -> None:
+    variables = {"TERM": "xterm", "COLUMNS": "100"}
+    process = start_process(run_script, "train", str(run_dir), variables=variables, stderr=stderr)
+    process.join(120)
+    assert process.exitcode == 0
 
 
 # A library that does with its folder as wandb does.

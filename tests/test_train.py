@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from doors import Result, run_door
 from tiny import REPOSITORY, child_environment, make_run
+from warm import accelerate_launch, start_process
 
 from vae.metrics import read_metrics
 from vae.provenance import read_attempts
@@ -47,18 +48,24 @@ def test_a_settings_file_that_is_not_there_is_told_with_what_would_be(tmp_path: 
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, shards: Path) -> None:
+    """And all this without torch.compile and DTensor, which nobody has asked for."""
     run_dir = make_run(tmp_path / "linear-s0", shards, epochs=10_000, max_steps=400, log_every_steps=1)
-    command = [sys.executable, str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
-    process = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, env=child_environment(), stderr=said)
     give_up = time.monotonic() + 60
     while len(read_metrics(run_dir)) < 10:
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
+    process.wait(timeout=60)
+    text = (tmp_path / "said").read_text()
     assert process.returncode == 128 + signal.SIGINT, text
     assert f"to go on: python jobs/train.py {run_dir}\n" in text
+    imported = {line.split("|")[-1].strip() for line in text.splitlines()}
+    assert "vae.training.eager_adam" in imported
+    assert not imported & {"torch._dynamo", "torch._inductor", "torch.distributed.tensor"}
     step = saved_step(run_dir)
     assert 0 < step < 400
     done = train(run_dir)
@@ -79,17 +86,19 @@ def test_the_images_say_how_large_they_are(tmp_path: Path, shards: Path) -> None
 @pytest.mark.slow
 def test_accelerate_launch_that_starts_one_process_of_two_is_refused(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "linear-s0", shards, epochs=1)
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
     door = [str(REPOSITORY / "jobs" / "train.py"), str(run_dir)]
 
-    def launch(count: int) -> subprocess.CompletedProcess[str]:
-        command = [*accelerate, "--num_processes", str(count), *door]
-        return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
+    def launch(count: int) -> tuple[int | None, str]:
+        """Its exit code and its talk."""
+        said = tmp_path / str(count)
+        process = start_process(accelerate_launch, "--cpu", "--num_processes", str(count), *door, stderr=said)
+        process.join(120)
+        return process.exitcode, said.read_text()
 
-    done = launch(2)
-    assert done.returncode != 0
-    assert "error: accelerate launch has started one process and not --num_processes" in done.stderr
-    assert "hint: torchrun --nproc-per-node N jobs/train.py" in done.stderr
+    exit_code, said = launch(2)
+    assert exit_code == 1
+    assert "error: accelerate launch has started one process and not --num_processes" in said
+    assert "hint: torchrun --nproc-per-node N jobs/train.py" in said
     assert read_attempts(run_dir) == ()
-    done = launch(1)
-    assert done.returncode == 0, done.stderr
+    exit_code, said = launch(1)
+    assert exit_code == 0, said

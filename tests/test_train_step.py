@@ -82,6 +82,7 @@ def test_compiled_model_takes_the_same_step(tmp_path: Path, shards: Path) -> Non
     split = load_split(shards, "train")
     plan, batch = BatchPlan(len(split), 8, 0), split.take(np.arange(8))
     plain, compiled = make_state(tmp_path), make_state(tmp_path, compile=True)
+    assert type(compiled.optimizer.optimizer) is torch.optim.Adam  # type: ignore[attr-defined]
     for step in range(2):
         expected = train_step(plain, batch, plan, step, wants_norm=False)[0]
         assert train_step(compiled, batch, plan, step, wants_norm=False)[0].tolist() == pytest.approx(

@@ -7,19 +7,21 @@ with real commands elsewhere.
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from tiny import child_environment
+from tiny import REPOSITORY, child_environment
 
 from vae.run_dir import checkpoint_dir
 
-# torch._dynamo is imported by the first optimizer that is made.
+# torch._dynamo is imported by DistributedDataParallel.
 PRELOADED = ["torch._dynamo", "vae.scoring.evaluate", "vae.training.trainer", "slurm.node.task"]
 
 
@@ -71,6 +73,22 @@ def on_ranks(world_size: int, function: Callable[..., object], *arguments: objec
             child.join(300)
         texts = [log.read_text() for log in logs]
     assert all(child.exitcode == 0 for child in children), "\n".join(texts)
+
+
+def run_script(door: str, *words: str) -> None:
+    """`python jobs/DOOR.py WORDS`."""
+    folder = REPOSITORY / "jobs"
+    sys.path.insert(0, str(folder))
+    sys.argv = [str(folder / f"{door}.py"), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def accelerate_launch(*words: str) -> None:
+    """`accelerate launch WORDS`; what it starts is a Python of its own."""
+    from accelerate.commands.accelerate_cli import main
+
+    sys.argv = ["accelerate", "launch", *words]
+    main()
 
 
 def train_on_rank(*runs: str) -> None:

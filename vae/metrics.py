@@ -162,9 +162,15 @@ def read_ends(run_dir: Path) -> tuple[StartLine | None, list[MetricsLine]]:
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}", "see who may read it") from error
     start = decode(first, DECODER, f"{path}, line 1,") if first.endswith(b"\n") else None
-    idle = set([number for number, line in enumerate(tail) if line.startswith(STEPS)][:-2])
-    lines = [decode(line, DECODER, str(path)) for number, line in enumerate(tail) if number not in idle]
+    lines = [decode(line, DECODER, str(path)) for line in _newest(tail)]
     return start if isinstance(start, StartLine) else None, lines
+
+
+def _newest(lines: list[bytes]) -> list[bytes]:
+    """These lines with no more than the last two steps among them."""
+    steps = (number for number in reversed(range(len(lines))) if lines[number].startswith(STEPS))
+    begin = next(islice(steps, 1, None), 0)
+    return [line for line in lines[:begin] if not line.startswith(STEPS)] + lines[begin:]
 
 
 def _last_lines(file: BinaryIO) -> list[bytes]:

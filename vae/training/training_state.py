@@ -13,6 +13,7 @@ from vae.config import RunConfig
 from vae.model import VAE, build_model
 from vae.run_dir import WEIGHTS_FILE
 from vae.training.checkpoint import REMOVE_IT, StateDict, first_words, load_weights
+from vae.training.eager_adam import EagerAdam
 
 
 @dataclass
@@ -43,8 +44,8 @@ class TrainingState:
         if not (self.config.clip_norm or wants_norm):
             return None
         limit = self.config.clip_norm * self.config.batch_size or math.inf  # infinity changes nothing
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return norm
+        self.accelerator.unscale_gradients()
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def to_save(self) -> StateDict:
         """Everything beside the weights that the next step depends on."""
@@ -89,8 +90,11 @@ def build_training_state(config: RunConfig, accelerator: Accelerator, total_step
     model = build_model(config).to(accelerator.device, dtype)
     model.to(memory_format=torch.channels_last)  # 1.5 times faster on a CPU
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    network, prepared = accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
+    adam = torch.optim.Adam if config.compile else EagerAdam
+    optimizer = adam(model.parameters(), lr=config.lr, fused=True)
+    called = torch.compile(model) if config.compile else model
+    # both are where they belong; to find that out, accelerate would import DTensor for half a second
+    network, prepared = accelerator.prepare(called, optimizer, device_placement=[True, True])
     return TrainingState(config, accelerator, total_steps, dtype, model, network, prepared)
 
 

@@ -121,6 +121,7 @@ def epochs(
     yield f"{OURS}, first epoch: every image is checked", unchecked
     for name, epoch_with in peers.items():
         for workers in (0, 2):
+            print(f"{name}, {workers} workers", file=sys.stderr)
             yield f"{name}, {workers} workers", checked(epoch_with(batch, workers), mean)
 
 

@@ -13,6 +13,8 @@ import torch
 import webdataset
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
+datasets.disable_progress_bars()
+
 Images = npt.NDArray[np.uint8]
 Epoch = Callable[[], Iterator[torch.Tensor]]
 EpochWith = Callable[[int, int], Epoch]

@@ -112,13 +112,13 @@ def epochs(
         first = next(starts)
         return batches(split, plan, first, first + EPOCHS * plan.steps_per_epoch, CPU)
 
-    def unchecked() -> Iterator[torch.Tensor]:
+    def first_epoch() -> Iterator[torch.Tensor]:
         fresh = replace(split, checked=np.zeros_like(split.checked))
         return batches(fresh, plan, 0, plan.steps_per_epoch, CPU)
 
     yield LIMIT, lambda: memcpy(split, batch)
     yield OURS, checked(ours, mean)
-    yield f"{OURS}, first epoch: every image is checked", unchecked
+    yield f"{OURS}, first epoch: every image is checked", first_epoch
     for name, epoch_with in peers.items():
         for workers in (0, 2):
             print(f"{name}, {workers} workers", file=sys.stderr)
@@ -127,7 +127,7 @@ def epochs(
 
 def memcpy(split: ImageSplit, batch: int) -> Iterator[torch.Tensor]:
     """The images in order, copied into a ring of buffers."""
-    ring = cycle([np.empty((batch, SIZE_PX, SIZE_PX), np.uint8) for _ in range(RING_BUFFERS)])
+    ring = cycle([np.empty((batch, *split.images[0].shape[1:]), np.uint8) for _ in range(RING_BUFFERS)])
     for shard in split.images * EPOCHS:
         for start in range(0, len(shard) - batch + 1, batch):
             buffer = next(ring)
@@ -150,13 +150,8 @@ def counted(epoch: Epoch) -> Callable[[], float]:
 def ffcv(python: Path, scratch: Path, batch: int, threads: int) -> tuple[Case, "subprocess.Popen[str]"]:
     """FFCV in a process of its own, which reads the images once for every line it is sent."""
     script = Path(__file__).with_name("loader_ffcv.py")
-    command = [
-        python,
-        script,
-        scratch / "images.npy",
-        scratch / "images.beton",
-        *map(str, (batch, threads, EPOCHS)),
-    ]
+    files = scratch / "images.npy", scratch / "images.beton"
+    command = [str(word) for word in (python, script, *files, batch, threads, EPOCHS)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None
     assert child.stdout is not None

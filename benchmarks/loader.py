@@ -150,7 +150,7 @@ def counted(epoch: Epoch) -> Callable[[], float]:
 def ffcv(python: Path, scratch: Path, batch: int, threads: int) -> tuple[Case, "subprocess.Popen[str]"]:
     """FFCV in a process of its own, which reads the images once for every line it is sent."""
     script = Path(__file__).with_name("loader_ffcv.py")
-    files = scratch / "images.npy", scratch / "images.beton"
+    files = scratch / "images.npy", scratch / f"{threads}.beton"
     command = [str(word) for word in (python, script, *files, batch, threads, EPOCHS)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None

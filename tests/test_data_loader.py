@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import COUNTS, SIZE_PX, blob
+from tiny import COUNTS, SIZE_PX, blob, make_shards
 
 from data_prep.errors import DataError
+from data_prep.manifest import read_manifest
+from vae.training import data_loader
 from vae.training.data_loader import (
     BatchPlan,
     batches,
@@ -55,6 +57,47 @@ def test_an_epoch_over_all_ranks_is_the_permutation(shards: Path, loader: str, w
     assert len(seen) == 64  # 8 full batches; the ragged 6 are left out
     for image, index in zip(seen, order, strict=False):
         assert np.array_equal(image[0].numpy(), blob(int(index)))
+
+
+def damage(folder: Path, index: int) -> None:
+    """Flip a bit of a training image on the disk."""
+    shard = read_manifest(folder).splits["train"][0]
+    with (folder / shard.name).open("r+b") as file:
+        file.seek(shard.data_offset + index * SIZE_PX**2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("loader", ["host", "device"])
+def test_a_damaged_image_ends_the_epoch_before_it_is_seen(tmp_path: Path, loader: str) -> None:
+    split = load_split(make_shards(tmp_path), "train")
+    seen: list[torch.Tensor] = []
+    damage(tmp_path, 17)
+    plan = BatchPlan(len(split), 8, 5)
+    step = next(step for step, indices in enumerate(plan.indices(0, 8)) if 17 in indices)
+    with pytest.raises(DataError, match="image 'train/17' is damaged"):
+        seen.extend(batches(split, plan, 0, 8, CPU, loader))
+    assert len(seen) == (step if loader == "host" else 0)
+
+
+def test_an_image_is_checked_once_by_a_process_and_by_all_that_is_kept_on_a_device(tmp_path: Path) -> None:
+    split, plan = load_split(make_shards(tmp_path), "train"), BatchPlan(COUNTS["train"], 8, 5)
+    assert len(list(batches(split, plan, 0, 16, CPU, "host"))) == 16
+    damage(tmp_path, 17)
+    assert split.take(np.array([17]))[0, 0, 0, 0] == blob(17)[0, 0] ^ 1
+    with pytest.raises(DataError, match="image 'train/17' is damaged"):
+        batches(split, plan, 0, 8, CPU, "device")
+    with pytest.raises(DataError, match="image 'train/17' is damaged"):
+        load_split(tmp_path, "train").take(np.arange(COUNTS["train"]))
+
+
+def test_images_go_to_a_device_in_parts(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_loader, "UPLOAD_IMAGES", 16)
+    split = load_split(shards, "train")
+    plan = BatchPlan(len(split), 8, 5)
+    for batch, indices in zip(batches(split, plan, 0, 8, CPU, "device"), plan.indices(0, 8), strict=True):
+        assert torch.equal(batch, split.take(indices))
 
 
 def test_order_depends_on_seed_and_epoch_and_repeats() -> None:

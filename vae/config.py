@@ -85,7 +85,7 @@ class RunConfig:
     """Run the model through torch.compile."""
 
     loader: Literal["auto", "device", "host"] = "auto"
-    """device: all images in GPU memory; host: memory map and a prefetch thread; auto: by size."""
+    """device: all images in GPU memory; host: memory map and prefetch threads; auto: by size."""
 
     gradient_exchange: Literal["full", "bf16"] = "full"
     """What ranks exchange gradients in; bf16 halves the traffic and rounds them."""

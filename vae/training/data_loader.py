@@ -21,8 +21,12 @@ from data_prep.errors import DataError
 from data_prep.manifest import read_manifest
 from data_prep.shard_reader import open_shard
 
-# Buffers of the host tier: one being filled, two waiting, one being copied or used.
-RING_BUFFERS = 4
+# Threads of the host tier that fill batches: where the training waits for data, one core cannot copy faster.
+READERS = 2
+# Its buffers: two being filled, two waiting, one being copied or used.
+RING_BUFFERS = 5
+# The device tier takes its images through host memory in parts of so many.
+UPLOAD_IMAGES = 256
 # The device tier takes at most this share of the free GPU memory; the rest is for the model.
 DEVICE_MEMORY_SHARE = 0.25
 # Separate random streams of one seed, so that order and noise never share numbers.
@@ -31,7 +35,13 @@ ORDER_STREAM, NOISE_STREAM = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
-    """All images of one split, memory-mapped over its shards and checked against their CRC when read."""
+    """All images of one split, memory-mapped over its shards.
+
+    An image is checked against its CRC when this process reads it for the first time, in the copy that is
+    handed out; after that it is only copied. So whatever was damaged before a job, or its next attempt, came
+    to it is found. What changes later is found by the next process only: a file overwritten in place, or a
+    page that was dropped from memory and comes back wrong from the disk in a later epoch.
+    """
 
     fingerprint: str
     """Of the whole data set."""
@@ -45,6 +55,8 @@ class ImageSplit:
     """One uint8 [n, H, W] memory map per shard, in order."""
     first: np.ndarray
     """Index of each shard's first image."""
+    checked: np.ndarray
+    """Which images this process found undamaged. No lock is needed: at worst two threads check the same."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,13 +64,22 @@ class ImageSplit:
     def read_into(self, buffer: np.ndarray, indices: np.ndarray) -> None:
         """Copy the images at `indices` into `buffer`, uint8 [n, H, W]; DataError where one is damaged."""
         shard_of = np.searchsorted(self.first, indices, side="right") - 1
-        for row, (index, shard) in enumerate(zip(indices, shard_of, strict=True)):
-            buffer[row] = self.images[shard][index - self.first[shard]]
+        # plain integers: indexing with NumPy's costs as much as a tenth of an image
+        places = zip(shard_of.tolist(), (indices - self.first[shard_of]).tolist(), strict=True)
+        for row, (shard, index) in zip(buffer, places, strict=True):
+            row[:] = self.images[shard][index]
+        self._check(buffer, indices)
+
+    def _check(self, buffer: np.ndarray, indices: np.ndarray) -> None:
+        """Raise DataError if an image that is new to this process is not what was packed."""
+        for row in np.flatnonzero(~self.checked[indices]):
+            index = indices[row]
             if zlib.crc32(buffer[row]) != self.crc32[index]:
                 raise DataError(
                     f"image {self.keys[index]!r} is damaged: its checksum is not the one it was packed with",
                     "find the shard with `python jobs/pack.py SHARDS --verify`, delete it and pack again",
                 )
+        self.checked[indices] = True
 
     def take(self, indices: np.ndarray | Tensor) -> Tensor:
         """The images at `indices` as a fresh uint8 tensor [len(indices), 1, H, W]."""
@@ -84,6 +105,7 @@ def load_split(data: Path, split: str) -> ImageSplit:
         # plain arrays over the maps: indexing np.memmap itself costs more than copying an image
         images=[np.asarray(shard.images) for shard in shards],
         first=np.cumsum([0, *(len(shard.labels) for shard in shards)])[:-1],
+        checked=np.zeros(sum(len(shard.labels) for shard in shards), bool),
     )
 
 
@@ -162,9 +184,20 @@ def batches(
     """This rank's batches of steps [first, last), uint8 [b, 1, H, W] on `device`, valid until the next."""
     steps, part = plan.indices(first, last), plan.own_images
     if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
-        images = split.take(np.arange(len(split))).to(device)  # all of them, once; a batch is a gather there
+        images = _upload(split, device)  # a batch is a gather there
         return (images.index_select(0, indices.to(device, non_blocking=True)) for indices in steps)
     return _host_batches(split, steps, part.stop - part.start, device)
+
+
+def _upload(split: ImageSplit, device: torch.device) -> Tensor:
+    """All images, uint8 [n, 1, H, W] on the device, every one checked: nothing reads them again."""
+    split.checked.fill(False)
+    shape = (len(split), 1, split.image_size_px, split.image_size_px)
+    images = torch.empty(shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(split), UPLOAD_IMAGES):
+        rows = np.arange(start, min(start + UPLOAD_IMAGES, len(split)))
+        images[start : start + len(rows)] = split.take(rows)
+    return images
 
 
 class _Slot:
@@ -174,12 +207,10 @@ class _Slot:
         self.tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.copied = torch.cuda.Event() if device.type == "cuda" else None
 
-    def fill(self, split: ImageSplit, steps: Iterator[Tensor]) -> "_Slot | None":
-        """Itself with the images of the next step; None after the last step."""
+    def fill(self, split: ImageSplit, indices: Tensor) -> "_Slot":
+        """Itself with these images."""
         if self.copied is not None:
-            self.copied.synchronize()  # in the helper thread: the training never waits here
-        if (indices := next(steps, None)) is None:
-            return None
+            self.copied.synchronize()  # in a helper thread: the training never waits here
         split.read_into(self.tensor.numpy(), indices.numpy())
         return self
 
@@ -193,14 +224,19 @@ class _Slot:
 def _host_batches(
     split: ImageSplit, steps: Iterator[Tensor], images_per_step: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Batches that a thread gathers from the memory map into a ring of pinned buffers, ahead of the training.
+    """Batches that threads gather from the memory map into a ring of pinned buffers, ahead of the training.
 
-    A thread, not worker processes: handing a batch to another process costs more than gathering it.
+    Threads, not worker processes: handing a batch to another process costs more than gathering it.
     """
     shape = (images_per_step, split.image_size_px, split.image_size_px)
     slots = [_Slot(shape, device) for _ in range(RING_BUFFERS)]
-    with ThreadPoolExecutor(1, "read-ahead") as reader:
-        filled = deque(reader.submit(slot.fill, split, steps) for slot in slots)
-        while slot := filled.popleft().result():
+    with ThreadPoolExecutor(READERS, "read-ahead") as readers:
+        # indices are drawn here, so that every step gets its own whichever thread is faster
+        filled = deque(
+            readers.submit(slot.fill, split, step) for slot, step in zip(slots, steps, strict=False)
+        )
+        while filled:
+            slot = filled.popleft().result()
             yield slot.to_device(device)
-            filled.append(reader.submit(slot.fill, split, steps))
+            if (indices := next(steps, None)) is not None:
+                filled.append(readers.submit(slot.fill, split, indices))

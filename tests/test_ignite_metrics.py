@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.metrics import FID, InceptionScore
+from ignite.metrics.gan import fid as ignite_fid
 from pictures import smooth_images
 from PIL import Image
 from torchvision import transforms
@@ -66,7 +67,7 @@ def test_a_ragged_last_batch_counts_like_any_other(count: int) -> None:
         rows = slice(start, start + 16)
         metric.update((real.probabilities[rows], fake.probabilities[rows]))
     paper = frechet_scores("rfid", real, fake, ScoreCard())["rfid_paper"]
-    assert paper.value == pytest.approx(metric.compute(), rel=1e-9)
+    assert paper.value == pytest.approx(metric.compute(), rel=1e-7)  # what its square root leaves
     assert paper.card.exact_value == pytest.approx(metric.compute(), rel=1e-6)
 
 
@@ -98,12 +99,12 @@ def test_the_exact_distance_stands_in_where_ignite_fails(
 ) -> None:
     """An error, no number, and the wrong number that its diagonal formula may give."""
 
-    def compute(_self: FID) -> float:
+    def compute(*_moments: torch.Tensor) -> float:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(FID, "compute", compute)
+    monkeypatch.setattr(ignite_fid, "fid_score", compute)
     paper = frechet_scores("rfid", drawn(0, 9), drawn(1, 9), ScoreCard())["rfid_paper"]
     assert paper.value == paper.card.exact_value != 0.25
     assert "because pytorch-ignite" in paper.card.computed_by

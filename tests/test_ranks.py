@@ -12,10 +12,19 @@ from tiny import child_environment, make_run
 from warm import on_ranks, train_on_rank
 
 from data_prep.errors import RunError, SettingsError
+from data_prep.json_records import write_record
 from vae.config import RunConfig
 from vae.metrics import StartLine, StepLine, read_metrics
+from vae.provenance import Attempt, Provenance
+from vae.run_dir import PROVENANCE_FILE
 from vae.study import is_trained
-from vae.training.accelerator import check_world_size, choose_precision, first_loss_scale, start_accelerator
+from vae.training.accelerator import (
+    check_world_size,
+    choose_precision,
+    first_loss_scale,
+    first_precision,
+    start_accelerator,
+)
 from vae.training.collectives import any_rank
 from vae.training.trainer import train
 
@@ -23,6 +32,7 @@ VARIANTS = ("linear", "direct")
 # Relative difference of the losses: fp64 leaves only the order of sums; fp32 grows it over 50 Adam steps.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
 STEPS = 50
+LENGTH = {"max_steps": STEPS, "epochs": STEPS}
 STOPPED_AT = 20
 
 
@@ -34,7 +44,7 @@ def losses(run_dir: Path) -> list[float]:
 def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """Both variants, both precisions, 50 steps, on 1, 2 and 4 gloo ranks."""
     root = tmp_path_factory.mktemp("ranks")
-    moved = make_run(root / "moved", shards, precision="fp64", max_steps=STEPS, epochs=STEPS)
+    moved = make_run(root / "moved", shards, precision="fp64", **LENGTH)
     for world_size in (1, 2, 4):
         folders = [
             make_run(
@@ -42,8 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
                 shards,
                 variant=variant,
                 precision=precision,
-                max_steps=STEPS,
-                epochs=STEPS,
+                **LENGTH,
             )
             for variant in VARIANTS
             for precision in TOLERANCE
@@ -54,7 +63,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
                 train(folder)
         else:
             part = f"{moved}@{STOPPED_AT}" if world_size == 2 else str(moved)
-            on_ranks(world_size, train_on_rank, *map(str, folders), part)
+            rounded = make_run(root / f"bf16-x{world_size}", shards, gradient_exchange="bf16", **LENGTH)
+            on_ranks(world_size, train_on_rank, *map(str, (*folders, rounded)), part)
     return root
 
 
@@ -68,6 +78,13 @@ def test_ranks_follow_the_same_trajectory(runs: Path, variant: str, precision: s
     assert len(alone) == STEPS
     assert together == pytest.approx(alone, rel=TOLERANCE[precision], abs=0)
     assert alone[-1] < 0.9 * alone[0]  # it is a training, not a constant
+
+
+@pytest.mark.slow
+def test_gradients_exchanged_in_bf16_are_rounded_and_no_more(runs: Path) -> None:
+    exact, rounded = losses(runs / "linear-fp32-x2"), losses(runs / "bf16-x2")
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
 
 
 @pytest.mark.slow
@@ -88,11 +105,33 @@ def test_fewer_ranks_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pyt
 
 
 def test_precisions_are_chosen_or_refused() -> None:
-    assert choose_precision("auto", on_gpu=False) == "no"
-    assert choose_precision("bf16", on_gpu=False) == "bf16"
-    assert choose_precision("fp64", on_gpu=True) == "no"
+    assert choose_precision("bf16", on_gpu=False)[0] == "bf16"
+    assert choose_precision("fp64", on_gpu=True)[0] == "no"
     with pytest.raises(SettingsError, match="fp16 needs a GPU"):
         choose_precision("fp16", on_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "chosen"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", ("bf16", "the CPU has AMX")),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", ("no", "the CPU is not faster in bf16")),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", ("bf16", "the CPU has AVX512-BF16")),
+        ("vendor_id : AuthenticAMD\nflags : avx2", ("no", "the CPU is not faster in bf16")),
+        ("Features : asimd bf16\nCPU implementer : 0x41", ("bf16", "the CPU has ARM's bf16")),
+        ("", ("no", "the CPU is not faster in bf16")),
+    ],
+)
+def test_auto_is_bf16_on_cpus_that_are_faster_in_it(cpuinfo: str, chosen: tuple[str, str]) -> None:
+    assert choose_precision("auto", on_gpu=False, cpuinfo=cpuinfo) == chosen
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in_whatever_the_machine(tmp_path: Path) -> None:
+    fast = "vendor_id : AuthenticAMD\nflags : avx512_bf16"
+    for began in (Attempt(device="cpu"), Attempt(device="cuda", precision="no")):
+        write_record(tmp_path / PROVENANCE_FILE, Provenance(attempts=(began, Attempt(precision="bf16"))))
+        earlier = first_precision(tmp_path)
+        assert choose_precision("auto", on_gpu=False, earlier=earlier, cpuinfo=fast)[0] == "no"
 
 
 def test_unknown_tracker_is_refused(tmp_path: Path) -> None:

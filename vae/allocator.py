@@ -26,5 +26,5 @@ def keep_freed_memory() -> str:
     if not sys.platform.startswith("linux") or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return "allocator as it is: not glibc's"
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES, M_TOP_PAD: PAD_BYTES}
-    is_set = all([library.mallopt(name, value) for name, value in settings.items()])
+    is_set = all(library.mallopt(name, value) for name, value in settings.items())
     return "allocator keeps freed memory" if is_set else "allocator as it is: glibc refused"

@@ -87,6 +87,12 @@ class RunConfig:
     loader: Literal["auto", "device", "host"] = "auto"
     """device: all images in GPU memory; host: memory map and a prefetch thread; auto: by size."""
 
+    gradient_exchange: Literal["full", "bf16"] = "full"
+    """What ranks exchange gradients in; bf16 halves the traffic and rounds them."""
+
+    profile_steps: str = ""
+    """Record steps A to B, as A:B, for TensorBoard or Perfetto, and log the slowest operations."""
+
     trackers: tuple[str, ...] = ("tensorboard",)
     """accelerate trackers (tensorboard, wandb, ...); metrics.jsonl is always written."""
 
@@ -116,6 +122,14 @@ class RunConfig:
         shrink = 2 ** len(self.widths)
         allowed = f"a multiple of {shrink} (one halving per layer)"
         self._require("image_size_px", self.image_size_px % shrink == 0, allowed)
+        is_range = re.fullmatch(r"[1-9]\d{0,8}:[1-9]\d{0,8}", self.profile_steps) and self.profiled_steps
+        self._require("profile_steps", bool(is_range or not self.profile_steps), "A:B, 1 <= A <= B")
+
+    @property
+    def profiled_steps(self) -> range:
+        """The optimiser steps to profile, 1-based; empty for none."""
+        first, _, last = self.profile_steps.partition(":")
+        return range(int(first), int(last) + 1) if last else range(0)
 
     def _require(self, name: str, is_allowed: bool, allowed: str) -> None:
         if not is_allowed:
@@ -123,7 +137,7 @@ class RunConfig:
 
 
 # May change between launches of one run: they steer how it runs, not what comes out.
-OPERATIONAL = {"accumulate", "compile", "loader", "trackers"}
+OPERATIONAL = {"accumulate", "compile", "loader", "trackers", "profile_steps"}
 OPERATIONAL |= {"log_every_steps", "checkpoint_every_min", "keep_checkpoints"}
 
 Settings = TypeVar("Settings")
@@ -143,7 +157,7 @@ class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
 
 
 YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
 )
 
 

@@ -71,6 +71,8 @@ class Attempt(Record, frozen=True, kw_only=True, omit_defaults=True):
     ends_s: float | None = None
     world_size: int = 1
     device: str = ""
+    precision: str = ""
+    """What it computed in, as accelerate calls it: no (fp32 or fp64), bf16 or fp16."""
     from_step: int | None = None
     work: Work | None = None
     """What it did; written down when the next attempt begins."""

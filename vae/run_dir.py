@@ -35,6 +35,7 @@ EVENTS_FILE = "events.jsonl"
 PROVENANCE_FILE = "provenance.json"
 TRAINING_LOCK_FILE = ".training"
 TENSORBOARD_DIR = "tensorboard"
+PROFILE_DIR = "profile"
 CHECKPOINTS_DIR = "checkpoints"
 FIGURES_DIR = "figures"
 LOGS_DIR = "logs"
@@ -151,6 +152,11 @@ def is_saving(run_dir: Path) -> bool:
 def figure_path(run_dir: Path, name: str) -> Path:
     """Where the figure `name` lies."""
     return run_dir / FIGURES_DIR / f"{name}.png"
+
+
+def profile_path(run_dir: Path, steps: str, rank: int) -> Path:
+    """Where the trace of the profiled steps `steps`, as A:B, of one rank lies."""
+    return run_dir / PROFILE_DIR / f"steps-{steps.replace(':', '-')}-rank{rank}.pt.trace.json.gz"
 
 
 def log_path(run_dir: Path, kind: str, attempt: str, rank: int) -> Path:

@@ -17,7 +17,7 @@ def start_attempt(
     """Write down that an attempt begins at `step`; rank 0 does."""
     run_dir, accelerator = metrics_log.run_dir, metrics_log.accelerator
     ranks = {"world_size": accelerator.num_processes, "device": accelerator.device.type, "from_step": step}
-    attempt = msgspec.structs.replace(attempt, **ranks)
+    attempt = msgspec.structs.replace(attempt, **ranks, precision=accelerator.mixed_precision)
     add_missing_start(run_dir)
     # reads the lines of the attempt before, which the metrics log is about to drop
     restarts = record_attempt(run_dir, data_fingerprint, attempt)

@@ -31,6 +31,7 @@ from vae.training.attempt import start_attempt
 from vae.training.collectives import any_rank, reduce_sum
 from vae.training.data_loader import BatchPlan, ImageSplit, batches, load_split, step_noise, to_unit
 from vae.training.metrics_log import MetricsLog
+from vae.training.profiler import StepProfiler
 from vae.training.training_state import TrainingState, build_training_state, check_fingerprint
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,10 @@ def run_to_end(
         start_attempt(metrics_log, step, epoch_sums, split.fingerprint, attempt)
     saves = SaveClock(config.checkpoint_every_min)
 
-    with metrics_log:
+    with metrics_log, StepProfiler(run_dir, config, accelerator) as profiler:
         for batch in batches(split, plan, step, total_steps, accelerator.device, config.loader):
             # Take one optimiser step.
+            profiler.begin(step + 1)
             is_logged = (step + 1) % config.log_every_steps == 0
             losses, grad_norm = train_step(state, batch, plan, step, wants_norm=is_logged)
             step += 1

@@ -51,12 +51,13 @@ def test_the_paper_protocol_is_that_of_ignite_from_pixels_to_numbers(
     extractor = load_extractor(Study("x", inception_weights=str(inception_weights)), torch.device("cpu"))
     features = extractor(real), extractor(to_8bit(fake))
     ours, expected = frechet_scores("rfid", *features, ScoreCard())["rfid_paper"], theirs.compute()
-    assert ours.value == pytest.approx(expected, rel=1e-6)
-    assert ours.card.exact_value == pytest.approx(expected, rel=1e-6)
+    # the network's order of computing leaves more than the distance
+    assert ours.value == pytest.approx(expected, rel=1e-5)
+    assert ours.card.exact_value == pytest.approx(expected, rel=1e-5)
     assert ours.value is not None
     assert ours.value > 0.01  # far above what rounding leaves
     is_ours = inception_scores("reconstructions", features[1], ScoreCard())["is_reconstructions"]
-    assert is_ours.value == pytest.approx(their_score.compute(), rel=1e-6)
+    assert is_ours.value == pytest.approx(their_score.compute(), rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [30, 37])

@@ -1,5 +1,6 @@
 """Score a finished run: load it, check it, score it, draw what it does, write scores.json."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from data_prep.errors import DataError
 from data_prep.json_records import write_record
 from vae import figures
+from vae.allocator import keep_freed_memory
 from vae.digests import note_scored
 from vae.metrics import read_metrics
 from vae.provenance import versions
@@ -26,6 +28,8 @@ from vae.training.data_loader import ImageSplit, load_split, to_unit
 from vae.training.metrics_log import peak_memory_gb
 from vae.training.training_state import check_fingerprint
 
+log = logging.getLogger(__name__)
+
 GRID_IMAGES = 32
 
 
@@ -40,6 +44,8 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     started = time.monotonic()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=RENDEZVOUS_TIME_LIMIT)
     check_world_size(state)
+    if state.device.type == "cpu":
+        log.info("scoring on a CPU: %s", keep_freed_memory())
 
     # load the run and the images it was trained on
     model, done = load_trained(run_dir)

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Subject:
     card: ScoreCard
     """What the cards of all its scores say: which split, weights and data."""
     cache: Path
-    """Folder of the features of real images: a study computes them once, the same for every run."""
+    """Folder of the features of real images: computed once, the same for every run of the study, and copied
+    from a study beside it that has them."""
     features_used: list[Path] = field(default_factory=list)
     """Files there that its scores rest on."""
 
@@ -64,7 +66,9 @@ class Subject:
 
     def real_features(self, split: ImageSplit, name: str, indices: np.ndarray) -> Features:
         """Features of some images of the split `name`, from the cache if they are there and fit."""
-        network = (self.extractor.name, self.extractor.weights_sha256, self.extractor.input)
+        extractor = self.extractor
+        network = [extractor.name, extractor.weights_sha256, extractor.input]
+        network += filter(None, [extractor.arithmetic])
         facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
         made_from = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         path = self.cache / f"{made_from[:32]}.safetensors"
@@ -104,7 +108,8 @@ def cached(path: Path, made_from: str, count: int, compute: Callable[[], Feature
     on), and if its content has the digest in it; else it is made again, with a line in the log.
     """
     is_main = PartialState().is_main_process
-    kept: Features | None = broadcast_object_list([find(path, made_from, count) if is_main else None])[0]
+    found = (find(path, made_from, count) or adopt(path, made_from, count)) if is_main else None
+    kept: Features | None = broadcast_object_list([found])[0]
     if kept is not None:
         return kept
     features = compute()
@@ -122,6 +127,20 @@ def find(path: Path, made_from: str, count: int) -> Features | None:
         log.warning("%s does not fit and is made again: %s", path, error)
         path.unlink(missing_ok=True)
         return None
+
+
+def adopt(path: Path, made_from: str, count: int) -> Features | None:
+    """A copy of the features that a study beside this one keeps, in a file of this one; None if none does.
+
+    A copy, so that each study holds all that its scores rest on, whatever becomes of the other.
+    """
+    study_dir = path.parent.parent
+    for name in study_dir.parent.glob(f"*/{path.parent.name}/{path.name}"):
+        with suppress(OSError, SafetensorError, ToolkitError):  # of no use, but not ours to remove
+            features = read_features(name, made_from, count)
+            log.info("features of real images as in %s", name)
+            return keep(path, made_from, features)
+    return None
 
 
 def keep(path: Path, made_from: str, features: Features) -> Features:

@@ -137,7 +137,7 @@ def other_study(work: Path) -> dict[str, float]:
 
 
 def ignite_way(work: Path, with_2048: bool = True) -> dict[str, float]:
-    """The metrics of pytorch-ignite as its article uses them: each with a network of its own, batch by batch."""
+    """The metrics of pytorch-ignite as its article uses them, batch by batch; each has its own network."""
     import numpy as np
     from ignite.metrics import FID, PSNR, SSIM, InceptionScore, Metric
     from ignite.metrics.gan.utils import InceptionModel
@@ -222,7 +222,7 @@ def ours_of_folders(work: Path) -> dict[str, float]:
     for split in ("test", "train"):
         batches = read_folder(work / "flat" / split)[:, :1].split(BATCH)
         found.append(Features(*map(torch.cat, zip(*map(extractor, batches), strict=True))))
-    scores = frechet_scores("floor", *found, ScoreCard())
+    scores = frechet_scores("floor", found[0], found[1], ScoreCard())
     scores |= inception_scores("real", found[1], ScoreCard())
     return {key: score.value or 0.0 for key, score in scores.items()}
 

@@ -44,14 +44,14 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     started = time.monotonic()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=RENDEZVOUS_TIME_LIMIT)
     check_world_size(state)
-    if state.device.type == "cpu":
-        log.info("scoring on a CPU: %s", keep_freed_memory())
 
     # load the run and the images it was trained on
     model, done = load_trained(run_dir)
     config = read_run(run_dir)
     test, train = load_images(Path(config.data), done.data_fingerprint)
     extractor = load_extractor(study, state.device)
+    if state.device.type == "cpu":
+        log.info("scoring on a CPU: %s", keep_freed_memory())
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
     cache = run_dir.parent / FEATURES_DIR
     subject = Subject(run_dir.name, model.to(state.device), config.seed, test, extractor, card, cache)

@@ -137,7 +137,7 @@ def for_cpu(network: Inception) -> None:
     for part in network.modules():
         if isinstance(part, BasicConv2d):
             part.conv = fuse_conv_bn_eval(part.conv, part.bn)
-            part.bn = nn.Identity()  # type: ignore[assignment]
+            part.bn = nn.Identity()
     network.to(memory_format=torch.channels_last)
 
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import inspect
 import math
 import warnings
-from itertools import chain
 
 import numpy as np
 import scipy.linalg
@@ -57,11 +56,11 @@ def _ignite_fid(real: Features, fake: Features, exact: float) -> tuple[float, st
     formula without a word. It gets means and covariances: its own way to them is one outer product after
     another.
     """
-    moments = zip(_moments(real.probabilities), _moments(fake.probabilities), strict=True)
+    means, covariances = zip(_moments(real.probabilities), _moments(fake.probabilities), strict=True)
     try:
         with warnings.catch_warnings():  # fewer images than probabilities is the usual case here
             warnings.filterwarnings("ignore", "Matrix is ", scipy.linalg.LinAlgWarning)
-            value = ignite_fid.fid_score(*chain.from_iterable(moments))
+            value = ignite_fid.fid_score(*means, *covariances)
         problem = f"it gives {value:.9g}"
     except (ValueError, np.linalg.LinAlgError) as error:
         value, problem = math.nan, str(error)

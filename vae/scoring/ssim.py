@@ -23,7 +23,8 @@ def ssim_per_image(images: Tensor, targets: Tensor) -> Tensor:
     mean_x, mean_y, squares, product = down @ maps @ across.T
     means, mean_squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     structure = (2 * (product - means) + C2) / (squares - mean_squares + C2)
-    return (structure * (2 * means + C1) / (mean_squares + C1)).mean((1, 2, 3))
+    similarity: Tensor = structure * (2 * means + C1) / (mean_squares + C1)
+    return similarity.mean((1, 2, 3))
 
 
 @cache

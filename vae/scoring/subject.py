@@ -23,6 +23,7 @@ from data_prep.files import fsync_path, temporary_path
 from data_prep.progress import terminal_bar
 from vae.model import VAE
 from vae.provenance import versions
+from vae.run_dir import FEATURES_DIR
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.score_cards import ScoreCard
 from vae.training.checkpoint import check_header
@@ -134,8 +135,8 @@ def adopt(path: Path, made_from: str, count: int) -> Features | None:
 
     A copy, so that each study holds all that its scores rest on, whatever becomes of the other.
     """
-    study_dir = path.parent.parent
-    for name in study_dir.parent.glob(f"*/{path.parent.name}/{path.name}"):
+    runs_dir = path.parent.parent.parent
+    for name in runs_dir.glob(f"*/{FEATURES_DIR}/{path.name}"):
         with suppress(OSError, SafetensorError, ToolkitError):  # of no use, but not ours to remove
             features = read_features(name, made_from, count)
             log.info("features of real images as in %s", name)
@@ -152,7 +153,7 @@ def keep(path: Path, made_from: str, features: Features) -> Features:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(path)
     try:
-        part.write_bytes(save(features._asdict(), facts))
+        part.write_bytes(in_order(save(features._asdict(), facts)))
         fsync_path(part)
         try:
             path.hardlink_to(part)  # unlike a renaming it fails where there is a file already
@@ -163,6 +164,14 @@ def keep(path: Path, made_from: str, features: Features) -> Features:
     finally:
         part.unlink(missing_ok=True)
     return features
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file whose header is sorted: else the same features made again are another file."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def read_features(path: Path, made_from: str, count: int) -> Features:

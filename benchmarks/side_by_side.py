@@ -4,12 +4,16 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -22,8 +26,44 @@ class Case:
     """One way of doing a piece of work."""
 
     name: str
-    run: Callable[[], float]
-    """Does the work once and returns how many units (images, files) that was."""
+    run: Callable[[], Any]
+    """Does the work once and returns how many units (images, files) that was; or that, and the seconds."""
+
+
+class Apart:
+    """A case in a process of its own: the allocator, threads and memory of one do not meet another.
+
+    `make(*arguments)`, a function of a script, is called there and gives the case's `run`, which may return
+    the seconds beside the units where starting is not to be counted. Use as a context manager.
+    """
+
+    def __init__(self, name: str, make: Callable[..., Callable[[], Any]], *arguments: object) -> None:
+        context = get_context("spawn")
+        self.pipe, end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(end, make, arguments))
+        self.process.start()
+        self.case = Case(name, self._run)
+        self.peak_mb = 0.0
+        """Resident memory at most, so far."""
+
+    def _run(self) -> Any:
+        self.pipe.send(True)
+        units, self.peak_mb = self.pipe.recv()
+        return units
+
+    def __enter__(self) -> Case:
+        return self.case
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe.send(False)
+        self.process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: tuple[object, ...]) -> None:
+    run = make(*arguments)
+    while pipe.recv():
+        units = run()
+        pipe.send((units, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 Found = dict[str, list[float]]
@@ -39,8 +79,9 @@ def measure(cases: Sequence[Case], rounds: int, warm_up: int = 1) -> Found:
     for number in range(rounds):
         for case in cases:
             start = time.perf_counter()
-            units = case.run()
-            found[case.name].append(units / (time.perf_counter() - start))
+            done = case.run()
+            units, seconds = done if isinstance(done, tuple) else (done, time.perf_counter() - start)
+            found[case.name].append(units / seconds)
             print(f"round {number + 1}: {case.name}: {found[case.name][-1]:,.4g}", file=sys.stderr)
     return found
 

@@ -1,16 +1,24 @@
 """Features of real images: computed once, kept in a file, and again unless it is just the one wanted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from tiny import TINY
 from torch import Tensor
 
-from vae.scoring.extractors import Features
-from vae.scoring.subject import cached, content_digest
+from vae.config import RunConfig
+from vae.model import VAE
+from vae.run_dir import FEATURES_DIR
+from vae.scoring.extractors import Features, load_extractor
+from vae.scoring.score_cards import ScoreCard
+from vae.scoring.subject import Subject, cached, content_digest
+from vae.study import Study
+from vae.training.data_loader import load_split
 
 KEY = "a" * 64
 OURS = Features(torch.full((2, 3), 0.25), torch.arange(8.0).reshape(2, 4))
@@ -93,6 +101,48 @@ def test_of_two_runs_that_are_scored_at_once_the_first_to_end_is_believed_by_bot
     assert is_ours(cached(path, KEY, 2, slower))
     assert is_ours(cached(path, KEY, 2, slower))
     assert [p.name for p in tmp_path.iterdir()] == ["key.safetensors"]
+
+
+@pytest.fixture
+def two_studies(tmp_path: Path) -> tuple[Path, Path]:
+    """Files of the same features in two studies side by side; the first is there."""
+    mine, other = (tmp_path / "runs" / name / FEATURES_DIR / "key.safetensors" for name in ("mine", "other"))
+    cached(other, KEY, 2, Made())
+    return mine, other
+
+
+def test_a_study_beside_that_has_the_features_is_copied_from(two_studies: tuple[Path, Path]) -> None:
+    mine, other = two_studies
+    made = Made()
+    assert is_ours(cached(mine, KEY, 2, made))
+    assert made.times == 0
+    assert mine.read_bytes() == other.read_bytes()
+    other.write_bytes(b"")  # whatever becomes of it
+    assert is_ours(cached(mine, KEY, 2, made))
+    assert made.times == 0
+
+
+@pytest.mark.parametrize("change", ["cut off", "made from other images", "of another type"])
+def test_a_damaged_file_of_another_study_is_neither_used_nor_removed(
+    two_studies: tuple[Path, Path], change: str
+) -> None:
+    mine, other = two_studies
+    other.write_bytes(damaged := CHANGES[change](other.read_bytes()))
+    made = Made()
+    assert is_ours(cached(mine, KEY, 2, made))
+    assert (made.times, other.read_bytes()) == (1, damaged)
+
+
+def test_features_computed_in_another_order_are_not_mixed(shards: Path, tmp_path: Path) -> None:
+    """They differ by rounding, and a distance of two sets must not see that."""
+    split, model = load_split(shards, "test"), VAE(RunConfig(**TINY))
+    extractor = load_extractor(Study("x", extractor="smoke"), torch.device("cpu"))
+    for arithmetic in ("", "another order", ""):
+        changed = replace(extractor, arithmetic=arithmetic)
+        Subject("x", model, 0, split, changed, ScoreCard(), tmp_path).real_features(
+            split, "test", np.arange(3)
+        )
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_without_hard_links_features_are_kept_all_the_same(

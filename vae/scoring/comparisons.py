@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from accelerate import PartialState
-from ignite.metrics import PSNR, SSIM
+from ignite.metrics import PSNR
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -12,12 +12,13 @@ from vae.model import NO_SAMPLES, VAE, Output
 from vae.scoring.extractors import Features, to_8bit
 from vae.scoring.ignite_metrics import IGNITE, compute_alone, frechet_scores, inception_scores
 from vae.scoring.score_cards import Score, no_score, score
+from vae.scoring.ssim import WINDOW_PX, ssim_per_image
 from vae.scoring.subject import Subject
 from vae.training.collectives import reduce_sum
 from vae.training.data_loader import ImageSplit, mix, to_unit
 
 COMPUTED_BY = {
-    "ssim": f"{IGNITE} SSIM, 11 px Gaussian window",
+    "ssim": f"SSIM as of {IGNITE} in float64, {WINDOW_PX} px Gaussian window in two passes",
     "psnr": f"{IGNITE} PSNR, mean over images",
     "bce": "binary cross-entropy summed over pixels",
     "kl": "KL divergence from N(0, I)",
@@ -68,12 +69,14 @@ def reconstruction_scores(subject: Subject, real: Features) -> dict[str, Score]:
 
 def paired_sums(output: Output, images: Tensor, targets: Tensor) -> Tensor:
     """Sums over a batch of ssim, psnr, bce and kl, float64 [4], on the CPU."""
-    sums = []
-    for metric in (SSIM(data_range=1.0), PSNR(data_range=1.0)):
-        metric.update((images.cpu(), targets.cpu()))
-        sums.append(compute_alone(metric) * len(images))
-    sums.append(bce_per_image(output.logits, targets).sum().item())
-    sums.append(kl_per_image(output.mean, output.log_variance).sum().item())
+    psnr = PSNR(data_range=1.0)
+    psnr.update((images, targets))
+    sums = [
+        ssim_per_image(images, targets).sum().item(),
+        compute_alone(psnr) * len(images),
+        bce_per_image(output.logits, targets).sum().item(),
+        kl_per_image(output.mean, output.log_variance).sum().item(),
+    ]
     return torch.tensor(sums, dtype=torch.float64)
 
 

@@ -1,5 +1,6 @@
 """Score a finished run: load it, check it, score it, draw what it does, write scores.json."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from data_prep.errors import DataError
 from data_prep.json_records import write_record
 from vae import figures
+from vae.allocator import keep_freed_memory
 from vae.digests import note_scored
 from vae.metrics import read_metrics
 from vae.provenance import versions
@@ -25,6 +27,8 @@ from vae.training.checkpoint import load_trained
 from vae.training.data_loader import ImageSplit, load_split, to_unit
 from vae.training.metrics_log import peak_memory_gb
 from vae.training.training_state import check_fingerprint
+
+log = logging.getLogger(__name__)
 
 GRID_IMAGES = 32
 
@@ -46,6 +50,8 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     config = read_run(run_dir)
     test, train = load_images(Path(config.data), done.data_fingerprint)
     extractor = load_extractor(study, state.device)
+    if state.device.type == "cpu":
+        log.info("scoring on a CPU: %s", keep_freed_memory())
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
     cache = run_dir.parent / FEATURES_DIR
     subject = Subject(run_dir.name, model.to(state.device), config.seed, test, extractor, card, cache)

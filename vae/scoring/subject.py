@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from data_prep.files import fsync_path, temporary_path
 from data_prep.progress import terminal_bar
 from vae.model import VAE
 from vae.provenance import versions
+from vae.run_dir import FEATURES_DIR
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.score_cards import ScoreCard
 from vae.training.checkpoint import check_header
@@ -46,7 +48,8 @@ class Subject:
     card: ScoreCard
     """What the cards of all its scores say: which split, weights and data."""
     cache: Path
-    """Folder of the features of real images: a study computes them once, the same for every run."""
+    """Folder of the features of real images: computed once, the same for every run of the study, and copied
+    from a study beside it that has them."""
     features_used: list[Path] = field(default_factory=list)
     """Files there that its scores rest on."""
 
@@ -64,7 +67,9 @@ class Subject:
 
     def real_features(self, split: ImageSplit, name: str, indices: np.ndarray) -> Features:
         """Features of some images of the split `name`, from the cache if they are there and fit."""
-        network = (self.extractor.name, self.extractor.weights_sha256, self.extractor.input)
+        extractor = self.extractor
+        network = [extractor.name, extractor.weights_sha256, extractor.input]
+        network += filter(None, [extractor.arithmetic])
         facts = (split.fingerprint, name, indices.tolist(), *network, sorted(versions().items()))
         made_from = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         path = self.cache / f"{made_from[:32]}.safetensors"
@@ -104,7 +109,8 @@ def cached(path: Path, made_from: str, count: int, compute: Callable[[], Feature
     on), and if its content has the digest in it; else it is made again, with a line in the log.
     """
     is_main = PartialState().is_main_process
-    kept: Features | None = broadcast_object_list([find(path, made_from, count) if is_main else None])[0]
+    found = (find(path, made_from, count) or adopt(path, made_from, count)) if is_main else None
+    kept: Features | None = broadcast_object_list([found])[0]
     if kept is not None:
         return kept
     features = compute()
@@ -124,6 +130,20 @@ def find(path: Path, made_from: str, count: int) -> Features | None:
         return None
 
 
+def adopt(path: Path, made_from: str, count: int) -> Features | None:
+    """A copy of the features that a study beside this one keeps, in a file of this one; None if none does.
+
+    A copy, so that each study holds all that its scores rest on, whatever becomes of the other.
+    """
+    runs_dir = path.parent.parent.parent
+    for name in runs_dir.glob(f"*/{FEATURES_DIR}/{path.name}"):
+        with suppress(OSError, SafetensorError, ToolkitError):  # of no use, but not ours to remove
+            features = read_features(name, made_from, count)
+            log.info("features of real images as in %s", name)
+            return keep(path, made_from, features)
+    return None
+
+
 def keep(path: Path, made_from: str, features: Features) -> Features:
     """Write features to a file, unless another run of the study was faster; returns what is in it then.
 
@@ -133,7 +153,7 @@ def keep(path: Path, made_from: str, features: Features) -> Features:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(path)
     try:
-        part.write_bytes(save(features._asdict(), facts))
+        part.write_bytes(in_order(save(features._asdict(), facts)))
         fsync_path(part)
         try:
             path.hardlink_to(part)  # unlike a renaming it fails where there is a file already
@@ -144,6 +164,14 @@ def keep(path: Path, made_from: str, features: Features) -> Features:
     finally:
         part.unlink(missing_ok=True)
     return features
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file whose header is sorted: else the same features made again are another file."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def read_features(path: Path, made_from: str, count: int) -> Features:

@@ -67,7 +67,7 @@ def test_nothing_comes_back_after_a_cancel_at_any_moment(site: Site, is_plain: b
             else:
                 lines = site.order("cancel", f"{name}/{run_dir.name}")
                 assert re.search(rf"^cancelled: {kind} {run_dir.name} \(job {job}\)$", lines, re.M), moment
-                assert job not in site.cluster.run("squeue", "-rh"), moment
+                assert job not in site.cluster.run("squeue", "-rh", "-o", "%i").split(), moment
 
     def left() -> list[str]:
         queued = site.cluster.run("squeue", "-rh", "-o", "%i").split()

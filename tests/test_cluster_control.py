@@ -102,4 +102,4 @@ def test_a_running_study_saves_when_cancelled_and_goes_on_and_its_logs_are_shown
     assert site.look("logs", "ended/linear-s0", "--list").startswith(
         f"1  train, job {train}_0; rank 0; last written"
     )
-    assert f"{train}_0" not in site.cluster.run("squeue", "-rh")
+    assert f"{train}_0" not in site.cluster.run("squeue", "-rh", "-o", "%i").split()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -59,10 +60,10 @@ def start(tmp_path_factory: pytest.TempPathFactory, cost_of: CostOf) -> dict[str
 def test_no_crafted_file_costs_more_than_two_seconds_and_512_mb(
     tmp_path: Path, start: dict[str, Cost], cost_of: CostOf, name: str
 ) -> None:
-    make, reason = FILES[name]
+    make, pattern = FILES[name]
     (tmp_path / name).write_bytes(make())
     cost = cost_of(tmp_path / name)
-    assert reason in cost.reason
+    assert re.search(pattern, cost.reason)
     assert cost.seconds - start[".dcm" if name.endswith(".dcm") else ".jpeg"].seconds < 2
     assert cost.memory_mb < 512
 

@@ -66,9 +66,7 @@ def run(flags: argparse.Namespace, scratch: Path) -> None:
     print(side_by_side.conditions("torch", "numpy", "h5py", "webdataset", "mosaicml-streaming", "datasets"))
     peers = {name: make(images, scratch) for name, make in PEERS.items()}
     for batch in flags.batch:
-        cases = [
-            Case(name, counted(epoch)) for name, epoch in epochs(split, peers, float(images.mean()), batch)
-        ]
+        cases = [Case(name, counted(epoch)) for name, epoch in epochs(split, peers, images, batch)]
         children = [ffcv(flags.ffcv, scratch, batch, threads) for threads in (1, 2)] if flags.ffcv else []
         found = side_by_side.measure([*cases[:3], *(case for case, _ in children), *cases[3:]], flags.rounds)
         for _, child in children:
@@ -102,10 +100,10 @@ def make_shards(folder: Path, num_images: int) -> Path:
 
 
 def epochs(
-    split: ImageSplit, peers: Mapping[str, EpochWith], mean: float, batch: int
+    split: ImageSplit, peers: Mapping[str, EpochWith], images: np.ndarray, batch: int
 ) -> Iterator[tuple[str, Epoch]]:
     """Every case but FFCV: its name, and what gives its batches; the limit and ours first."""
-    plan = BatchPlan(len(split), batch, seed=0)
+    mean, plan = float(images.mean()), BatchPlan(len(split), batch, seed=0)
     starts = count(0, EPOCHS * plan.steps_per_epoch)
 
     def ours() -> Iterator[torch.Tensor]:
@@ -116,7 +114,7 @@ def epochs(
         fresh = replace(split, checked=np.zeros_like(split.checked))
         return batches(fresh, plan, 0, plan.steps_per_epoch, CPU)
 
-    yield LIMIT, lambda: memcpy(split, batch)
+    yield LIMIT, lambda: memcpy(images, batch)
     yield OURS, checked(ours, mean)
     yield f"{OURS}, first epoch: every image is checked", first_epoch
     for name, epoch_with in peers.items():
@@ -125,13 +123,14 @@ def epochs(
             yield f"{name}, {workers} workers", checked(epoch_with(batch, workers), mean)
 
 
-def memcpy(split: ImageSplit, batch: int) -> Iterator[torch.Tensor]:
+def memcpy(images: np.ndarray, batch: int) -> Iterator[torch.Tensor]:
     """The images in order, copied into a ring of buffers."""
-    ring = cycle([np.empty((batch, *split.images[0].shape[1:]), np.uint8) for _ in range(RING_BUFFERS)])
-    for shard in split.images * EPOCHS:
-        for start in range(0, len(shard) - batch + 1, batch):
+    shape = batch, *images.shape[1:]
+    ring = cycle([np.empty(shape, np.uint8) for _ in range(RING_BUFFERS)])
+    for _ in range(EPOCHS):
+        for start in range(0, len(images) - batch + 1, batch):
             buffer = next(ring)
-            np.copyto(buffer, shard[start : start + batch])
+            np.copyto(buffer, images[start : start + batch])
             yield torch.from_numpy(buffer)
 
 

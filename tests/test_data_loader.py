@@ -1,5 +1,8 @@
 """Batches: every image once an epoch, the same order for everyone, whichever way they are stored."""
 
+import gc
+import mmap
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from vae.training.data_loader import (
     step_noise,
     to_unit,
 )
+from vae.training.gather import OneByOne, SideBySide, gather_from
 
 CPU = torch.device("cpu")
 
@@ -35,6 +39,75 @@ def test_split_reads_over_shards_in_any_order(shards: Path) -> None:
         assert np.array_equal(image[0].numpy(), blob(index))
     assert split.keys[40] == "train/40"
     assert split.labels[:4].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("size_px", [48, 256])
+@pytest.mark.parametrize("counts", [(1,), (5, 1, 7)])
+def test_both_ways_to_gather_give_the_same_bytes(
+    tmp_path: Path, size_px: int, counts: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    maps = []
+    for number, count in enumerate(counts):
+        path = tmp_path / f"{number}"
+        pixels = rng.integers(0, 256, (count, size_px, size_px), np.uint8)
+        path.write_bytes(bytes(mmap.PAGESIZE) + pixels.tobytes())
+        maps.append(np.memmap(path, np.uint8, "r", mmap.PAGESIZE, pixels.shape))
+    indices = rng.integers(0, sum(counts), 40)
+    expected = np.concatenate(maps)[indices]
+    for gather in (SideBySide(maps), OneByOne(maps)):
+        found = np.zeros_like(expected)
+        gather.copy_into(found, indices)
+        assert np.array_equal(found, expected)
+
+
+def test_the_way_to_gather_and_its_reason_are_logged(
+    shards: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = load_split(shards, "train")
+    plan = BatchPlan(len(split), 8, 5)
+    with caplog.at_level("INFO"):
+        fast = [batch.clone() for batch in batches(split, plan, 0, 8, CPU)]
+    assert "host tier; a batch of images is one gather" in caplog.text
+    monkeypatch.setattr("sys.platform", "darwin")
+    split = load_split(shards, "train")
+    with caplog.at_level("INFO"):
+        plain = [batch.clone() for batch in batches(split, plan, 0, 8, CPU)]
+    assert "images copied one by one: this is not Linux" in caplog.text
+    assert torch.equal(torch.stack(fast), torch.stack(plain))
+
+
+def test_without_addresses_or_page_borders_images_are_copied_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(mmap.PAGESIZE + 100))
+    one = np.memmap(path, np.uint8, "r", 100, (1, 64, 64))
+    assert "no border of this machine's pages" in gather_from([one]).how
+    whole = np.memmap(path, np.uint8, "r", 0, (1, 64, 64))
+    used = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 20, used[1]))
+    try:
+        gather = gather_from([whole])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, used)
+    assert "cannot map them side by side: [Errno 12] Cannot allocate memory" in gather.how
+
+
+def test_the_addresses_of_a_gather_are_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(64 * 64))
+
+    def maps_of_the_file() -> int:
+        return Path("/proc/self/maps").read_text().count(f"{path}\n")
+
+    gather = SideBySide([np.memmap(path, np.uint8, "r", 0, (1, 64, 64))])
+    images = gather.images[:1]
+    del gather
+    gc.collect()
+    assert maps_of_the_file() == 1
+    assert images[0, 0, 0] == 0
+    del images
+    gc.collect()
+    assert maps_of_the_file() == 0
 
 
 def test_missing_split_names_those_that_are_there(shards: Path) -> None:

@@ -5,6 +5,7 @@ rank takes its part of the slice, so the number of GPUs and interruptions change
 one permutation.
 """
 
+import logging
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from torch import Tensor
 from data_prep.errors import DataError
 from data_prep.manifest import read_manifest
 from data_prep.shard_reader import open_shard
+from vae.training.gather import Gather, gather_from
+
+log = logging.getLogger(__name__)
 
 # Threads of the host tier that fill batches: where the training waits for data, one core cannot copy faster.
 READERS = 2
@@ -51,10 +55,8 @@ class ImageSplit:
     labels: np.ndarray
     """uint8 [num_images] class indices."""
     crc32: np.ndarray
-    images: list[np.ndarray]
-    """One uint8 [n, H, W] memory map per shard, in order."""
-    first: np.ndarray
-    """Index of each shard's first image."""
+    images: Gather
+    """What copies images together from the shards' maps."""
     checked: np.ndarray
     """Which images this process found undamaged. No lock is needed: at worst two threads check the same."""
 
@@ -63,11 +65,7 @@ class ImageSplit:
 
     def read_into(self, buffer: np.ndarray, indices: np.ndarray) -> None:
         """Copy the images at `indices` into `buffer`, uint8 [n, H, W]; DataError where one is damaged."""
-        shard_of = np.searchsorted(self.first, indices, side="right") - 1
-        # plain integers: indexing with NumPy's costs as much as a tenth of an image
-        places = zip(shard_of.tolist(), (indices - self.first[shard_of]).tolist(), strict=True)
-        for row, (shard, index) in zip(buffer, places, strict=True):
-            row[:] = self.images[shard][index]
+        self.images.copy_into(buffer, indices)
         self._check(buffer, indices)
 
     def _check(self, buffer: np.ndarray, indices: np.ndarray) -> None:
@@ -102,9 +100,7 @@ def load_split(data: Path, split: str) -> ImageSplit:
         keys=list(chain.from_iterable(shard.keys for shard in shards)),
         labels=np.concatenate([shard.labels for shard in shards]),
         crc32=np.concatenate([shard.crc32 for shard in shards]),
-        # plain arrays over the maps: indexing np.memmap itself costs more than copying an image
-        images=[np.asarray(shard.images) for shard in shards],
-        first=np.cumsum([0, *(len(shard.labels) for shard in shards)])[:-1],
+        images=gather_from([shard.images for shard in shards if isinstance(shard.images, np.memmap)]),
         checked=np.zeros(sum(len(shard.labels) for shard in shards), bool),
     )
 
@@ -183,7 +179,10 @@ def batches(
 ) -> Iterator[Tensor]:
     """This rank's batches of steps [first, last), uint8 [b, 1, H, W] on `device`, valid until the next."""
     steps, part = plan.indices(first, last), plan.own_images
-    if choose_loader(loader, len(split) * split.image_size_px**2, device) == "device":
+    tier = choose_loader(loader, len(split) * split.image_size_px**2, device)
+    if plan.rank == 0:
+        log.info("%d images, %s tier; %s", len(split), tier, split.images.how)
+    if tier == "device":
         images = _upload(split, device)  # a batch is a gather there
         return (images.index_select(0, indices.to(device, non_blocking=True)) for indices in steps)
     return _host_batches(split, steps, part.stop - part.start, device)

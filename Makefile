@@ -41,7 +41,8 @@ check: $(READY)  ## lint, format and type checks
 	touch $@
 
 bench: .venv-bench/.ready  ## measure every stage beside its peers and the machine's limit (see benchmarks/README.md)
-	for stage in $(STAGES); do .venv-bench/bin/python benchmarks/$$stage.py || exit 1; done
+	missed=0; for stage in $(STAGES); do echo "# $$stage"; \
+	  .venv-bench/bin/python benchmarks/$$stage.py --plot benchmarks/plots/$$stage.svg || missed=1; done; exit $$missed
 
 fuzz: $(READY)  ## play made-up inputs at every reader and command for MINUTES=30 (see benchmarks/README.md)
 	$(RUN) benchmarks/fuzz.py --minutes $(MINUTES)

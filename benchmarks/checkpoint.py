@@ -5,8 +5,9 @@ the yardstick. What a save costs is the time by which they take longer: the stal
 and what the steps lose to the writing beside them. The limits are measured in the same run:
 copying the bytes in memory, and writing and fsyncing as many.
 
+Then a resume, in fresh processes: from the end of the imports to the first step.
+
     python benchmarks/checkpoint.py --plot benchmarks/plots/checkpoint.svg
-    python benchmarks/checkpoint.py --resume     # instead: from the end of the imports to the first step
 """
 
 import argparse
@@ -308,7 +309,6 @@ def compare(training: Training, folder: Path, flags: argparse.Namespace) -> None
 def main() -> None:
     """Measure and print."""
     flags = parser(__doc__)
-    flags.add_argument("--resume", action="store_true", help="measure a resume, in fresh processes")
     flags.add_argument("--shards", type=Path, help="packed images; default: phantoms")
     flags.add_argument("--precision", default="auto", help="of the training (%(default)s)")
     flags.add_argument(
@@ -321,17 +321,11 @@ def main() -> None:
         shards = chosen.shards or pack_phantoms(folder / "shards")
         training = Training(shards, folder / "run", chosen.precision)
         with training.saver:
-            if not chosen.resume:
-                compare(training, folder, chosen)
-            else:
-                training.take(2)
-                training.saver.save(training.step, [0.0, 0.0])
-        if chosen.resume:
-            warm, cold = (
-                measure_resume(training.run_dir, chosen.rounds, is_cold) for is_cold in (False, True)
-            )
-            print("| from the end of the imports | s | nothing in the page cache, s |\n| --- | --- | --- |")
-            print(*(row([phase, f"{warm[phase]:.2f}", f"{cold[phase]:.2f}"]) for phase in warm), sep="\n")
+            compare(training, folder, chosen)
+            training.saver.save(training.step, [0.0, 0.0])
+        warm, cold = (measure_resume(training.run_dir, chosen.rounds, is_cold) for is_cold in (False, True))
+        print("\n| from the end of the imports | s | nothing in the page cache, s |\n| --- | --- | --- |")
+        print(*(row([phase, f"{warm[phase]:.2f}", f"{cold[phase]:.2f}"]) for phase in warm), sep="\n")
     print(f"\n{conditions('torch', 'safetensors')}")
 
 

@@ -1,6 +1,6 @@
 """Do the fast ways learn as the report's loop does? Loss curves of several seeds, side by side.
 
-    python benchmarks/curves.py [--shards DIR] [--steps 60] [--seeds 3]
+    python benchmarks/curves.py [--shards DIR] [--steps 40] [--seeds 3]
 
 All train on the same batches of packed images. Prints the mean loss of each third of the training, in nats
 per image, with the lowest and highest seed: the curves agree where the ranges overlap.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
@@ -52,7 +53,11 @@ def our_losses(precision: str, variant: str, split: ImageSplit, seed: int, steps
         yield (bce + config.beta * kl) / BATCH
 
 
-def show(name: str, curves: list[list[float]]) -> str:
+Curves = list[list[float]]
+"""The loss of each step, for each seed."""
+
+
+def show(name: str, curves: Curves) -> str:
     """One row of the table: each part's mean over the seeds, and their range."""
     parts = np.array([[part.mean() for part in np.array_split(np.array(curve), PARTS)] for curve in curves])
     cells = [
@@ -62,15 +67,31 @@ def show(name: str, curves: list[list[float]]) -> str:
     return row([name, *cells])
 
 
+def draw_curves(path: Path, found: dict[str, dict[str, Curves]]) -> None:
+    """The mean of the seeds and their range at each step, a panel for each variant."""
+    plt.rcParams["svg.hashsalt"] = path.name  # the same figures give the same file
+    figure, panels = plt.subplots(1, len(found), figsize=(8, 3.5), layout="constrained")
+    for axes, (variant, ways) in zip(panels, found.items(), strict=True):
+        for name, curves in ways.items():
+            values = np.array(curves)
+            steps = np.arange(1, values.shape[1] + 1)
+            axes.plot(steps, values.mean(0), label=name, linewidth=1)
+            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.25)
+        axes.set(title=variant, xlabel="step", ylabel="loss, nats per image", yscale="log")
+    panels[0].legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--shards", type=Path, help="packed images; default: phantoms")
-    flags.add_argument("--steps", type=int, default=60)
+    flags.add_argument("--steps", type=int, default=40)
     flags.add_argument("--seeds", type=int, default=3)
     given = flags.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         split = load_split(given.shards or pack_phantoms(Path(scratch) / "shards"), "train")
         print(f"{conditions('torch')}; {given.steps} steps of {BATCH}, {given.seeds} seeds")
+        found: dict[str, dict[str, Curves]] = {}
         for variant in VARIANTS:
             ways: dict[str, Callable[[str, ImageSplit, int, int], Iterator[float]]] = {
                 "report's loop": report_losses,
@@ -79,11 +100,13 @@ def main() -> None:
             }
             print(f"\n{row([variant, *(f'part {n + 1} of {PARTS}' for n in range(PARTS))])}")
             print(row(["---"] * (PARTS + 1)))
+            found[variant] = {}
             for name, way in ways.items():
-                print(
-                    show(name, [list(way(variant, split, seed, given.steps)) for seed in range(given.seeds)]),
-                    flush=True,
-                )
+                curves = [list(way(variant, split, seed, given.steps)) for seed in range(given.seeds)]
+                found[variant][name] = curves
+                print(show(name, curves), flush=True)
+        if given.plot:
+            draw_curves(given.plot, found)
 
 
 if __name__ == "__main__":

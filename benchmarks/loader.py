@@ -10,6 +10,7 @@ The limit is a memcpy of the same bytes, in order, into as many buffers as ours 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,10 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, help="packed images; default: phantoms")
     parser.add_argument("--images", type=int, default=2 * SHARD_IMAGES, help="phantoms to make (%(default)s)")
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 256], help="images in a batch (32 256)")
-    parser.add_argument("--ffcv", type=Path, metavar="PYTHON", help="an interpreter that can import ffcv")
+    help_text = "an interpreter that can import ffcv (default: what $FFCV_PYTHON says)"
+    parser.add_argument(
+        "--ffcv", type=Path, metavar="PYTHON", default=os.environ.get("FFCV_PYTHON"), help=help_text
+    )
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run(flags, Path(scratch))

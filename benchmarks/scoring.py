@@ -113,7 +113,8 @@ def ours(work: Path, study: str) -> dict[str, float]:
     from vae.study import Study
 
     weights = str(work / HUB / TORCHVISION_FILE)
-    result = evaluate(work / "runs" / study / RUN, Study(study, (RUN,), inception_weights=weights))
+    asked = Study(study, (RUN,), inception_weights=weights, scores="fast")
+    result = evaluate(work / "runs" / study / RUN, asked)
     return {key: score.value for key, score in result.scores.items() if score.value is not None}
 
 
@@ -205,7 +206,8 @@ def ours_of_folders(work: Path) -> dict[str, float]:
     """Both FIDs and the Inception score."""
     from vae.allocator import keep_freed_memory
     from vae.scoring.extractors import Features, load_extractor
-    from vae.scoring.ignite_metrics import frechet_scores, inception_scores
+    from vae.scoring.feature_scores import distance_scores, inception_scores
+    from vae.scoring.resampling import NO_HALVES
     from vae.scoring.score_cards import ScoreCard
     from vae.study import Study
 
@@ -216,9 +218,9 @@ def ours_of_folders(work: Path) -> dict[str, float]:
     for split in ("test", "train"):
         batches = read_folder(work / "flat" / split)[:, :1].split(BATCH)
         found.append(Features(*map(torch.cat, zip(*map(extractor, batches), strict=True))))
-    scores = frechet_scores("floor", found[0], found[1], ScoreCard())
-    scores |= inception_scores("real", found[1], ScoreCard())
-    return {key: score.value or 0.0 for key, score in scores.items()}
+    scores = distance_scores("floor", found[0], found[1], ScoreCard())
+    scores |= inception_scores("is_real", found[1], ScoreCard(), NO_HALVES)
+    return {key: entry.score.value or 0.0 for key, entry in scores.items()}
 
 
 def torch_fidelity(work: Path) -> dict[str, float]:

@@ -61,6 +61,12 @@ def open_shard(folder: Path, info: ShardInfo) -> Shard:
     return Shard(images, labels, crc32, keys)
 
 
+def read_groups(folder: Path, info: ShardInfo) -> list[str]:
+    """The patient of each image of a shard, empty where nobody knows; DataError as `open_shard`."""
+    with _checked(folder, info) as file:
+        return file.texts("group")
+
+
 def check_shard(folder: Path, info: ShardInfo) -> None:
     """Raise DataError if a shard is not whole, or not as `info` describes it; its digest is not computed."""
     with _checked(folder, info):

@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import SUPPRESS, Action, RawTextHelpFormatter
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -76,7 +77,9 @@ class Parser(jsonargparse.ArgumentParser):
         text = "where studies are kept"
         self.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=text)
 
-    def add_target(self, metavar: str = "STUDY|STUDY/RUN", nargs: Literal["?"] | None = None) -> "Parser":
+    def add_target(
+        self, metavar: str = "STUDY|STUDY/RUN", nargs: Literal["?", "+"] | None = None
+    ) -> "Parser":
         """Add the study or run to work on, as `what`, and --runs-dir; returns the parser."""
         kinds = {"STUDY": "name of a study, or its folder", "STUDY/RUN": "a run of a study, or its folder"}
         text = kinds.get(metavar, "a study or one of its runs, or the folder")
@@ -100,7 +103,15 @@ class Parser(jsonargparse.ArgumentParser):
         if missing := re.search("(?<=arguments are required: ).*", line):
             line = line[: missing.start()] + ", ".join(map(self._typed, missing[0].split(", ")))
         hints = [hint for flag, hint in self.instead.items() if re.search(rf"{flag}\b", line)]
+        hints = hints or self._meant(line)
         fail(line, "; ".join(hints) or f"python jobs/{self.prog} --help")
+
+    def _meant(self, line: str) -> list[str]:
+        """The flag that comes closest to one that does not exist."""
+        unknown = re.findall(r"--[\w.-]+", line) if "nrecognized arguments" in line else []
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = [name for word in unknown for name in get_close_matches(word, flags, 1)]
+        return [f"did you mean {name}?" for name in near]
 
     def _typed(self, name: str) -> str:
         """An argument as one would type it."""

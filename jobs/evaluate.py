@@ -20,7 +20,7 @@ import _front
 from vae.report.report import score_table
 from vae.report.run_summary import read_summary
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
-from vae.study import Study, find_target, read_study
+from vae.study import Study, check_replacement, find_target, read_study
 
 
 def is_due(run_dir: Path, study: Study) -> bool:
@@ -30,39 +30,55 @@ def is_due(run_dir: Path, study: Study) -> bool:
         return False  # the table of scores says why
     if run.scores is None or run.scores.extractor != study.extractor:
         return True
+    if study.scores == "full" != run.scores.extent:
+        return True
     weights = locate(study.inception_weights)
     return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
 
 
-def main() -> None:
-    """Score what the command line names; the table tells of runs of a study that are not ready."""
+def main() -> int:
+    """Score what the command line names; 1 if a run has no scores then, of which the table tells."""
     parser = _front.Parser(__doc__).add_target()
     text = "inception: torchvision's Inception v3, as published; smoke: tiny seeded network\n"
     text += "(default: what study.yaml says, else inception)"
     parser.add_argument("--extractor", choices=EXTRACTORS, help=text)
     text = "file with Inception v3 weights\n(default: what study.yaml says, else torch's hub cache)"
     parser.add_argument("--inception-weights", metavar="PATH", help=text)
+    text = "fast leaves out what takes long: sampled latents, and how sure the floors are\n"
+    text += "(default: what study.yaml says, else full)"
+    parser.add_argument("--scores", choices=("full", "fast"), help=text)
+    text = "let scores by the smoke network take the place of others"
+    parser.add_argument("--replace", action="store_true", help=text)
     flags = parser.parse_args()
 
     # which runs, and by what
     study_dir, run = find_target(flags.what, flags.runs_dir)
-    changes = {"extractor": flags.extractor, "inception_weights": flags.inception_weights}
+    names = ("extractor", "inception_weights", "scores")
+    changes = {name: getattr(flags, name) for name in names}
     given = {name: value for name, value in changes.items() if value}
     study = dataclasses.replace(read_study(study_dir), **given)
     check(study)
-    names = [run] if run else [name for name in study.runs if is_due(study_dir / name, study)]
+    due = [run] if run else [name for name in study.runs if is_due(study_dir / name, study)]
+    if not flags.replace:
+        check_replacement(study_dir, study, due)
 
     # score them, and show what there is
-    if names:
+    if due:
         # these import torch: seconds that a typing error need not wait for
         from vae.scoring.evaluate import evaluate
         from vae.training.collectives import destroy_process_group
 
-        for name in names:
+        for name in due:
             evaluate(study_dir / name, study)
         destroy_process_group()
-    if os.environ.get("RANK", "0") == "0":
-        print(score_table(study_dir, [run] if run else study.runs))
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    wanted = [run] if run else study.runs
+    print(score_table(study_dir, wanted))
+    without = [name for name in wanted if read_summary(study_dir / name).scores is None]
+    if without:
+        _front.log.warning("%d of %d runs have no scores: %s", len(without), len(wanted), ", ".join(without))
+    return int(bool(without))
 
 
 if __name__ == "__main__":

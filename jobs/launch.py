@@ -58,6 +58,8 @@ def build_parser() -> _front.Parser:
     add("--dry-run", action="store_true", help="show the runs and the exact sbatch texts; change nothing")
     add("--wait", action="store_true", help="on SLURM: stay until the report is there and print the scores")
     add("--extractor", choices=EXTRACTORS, default="inception", help="network behind FID and IS")
+    text = "fast leaves out what takes long: sampled latents, and how sure the floors are"
+    add("--scores", choices=("full", "fast"), default="full", help=text)
     add("--inception-weights", default="", metavar="PATH", help="its weights (default: torch's hub cache)")
     parser.add_runs_dir()
     parser.add_class_arguments(RunConfig, "run", skip=set(ELSEWHERE))

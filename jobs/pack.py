@@ -37,6 +37,8 @@ from data_prep.progress import shown_progress
 from data_prep.sources import Naming
 from data_prep.verify import not_compared, verify
 
+MODEL_MULTIPLE_PX = 16  # four layers halve the side each
+
 
 def build_parser() -> _front.Parser:
     default = PackOptions()
@@ -92,6 +94,9 @@ def main() -> int:
     options = PackOptions(
         flags.size, flags.aspect, flags.val_fraction, flags.shard_images, flags.seed, flags.max_bad
     )
+    if flags.size % MODEL_MULTIPLE_PX:
+        text = "%d px: only images of a multiple of %d px can be trained on with the study's four layers"
+        _front.log.warning(text, flags.size, MODEL_MULTIPLE_PX)
     naming = Naming(flags.label_from or "", flags.hash_names)
     shards = plan(flags.source, flags.out, options, naming=naming).shards
     sizes = f"{count_images(shards)} images for {len(shards)} shards"

@@ -11,6 +11,7 @@ examples:
 """
 
 import os
+import re
 import shutil
 import signal
 from contextlib import suppress
@@ -22,8 +23,8 @@ import _front
 from data_prep.errors import SettingsError, ToolkitError
 from data_prep.manifest import read_manifest
 from slurm.node.signals import StopFlag
-from vae.config import RunConfig, read_settings, to_dict
-from vae.run_dir import METRICS_FILE, RUN_FILE
+from vae.config import VARIANTS, RunConfig, read_settings, to_dict
+from vae.run_dir import METRICS_FILE, RUN_FILE, run_name
 from vae.study import prepare_run
 
 
@@ -56,10 +57,23 @@ def refuse_lone_process() -> None:
         raise SettingsError(alone, "torchrun --nproc-per-node N jobs/train.py ... starts N")
 
 
+def refuse_misnomer(run_dir: Path, config: RunConfig) -> None:
+    """Raise SettingsError for a new run whose folder is named after another variant or seed."""
+    own_name = run_name(config.variant, config.seed)
+    is_like_ours = re.fullmatch(rf"({'|'.join(VARIANTS)})-s\d+", run_dir.name)
+    if is_like_ours and run_dir.name != own_name and not (run_dir / RUN_FILE).exists():
+        variant, seed = run_dir.name.rsplit("-s", 1)
+        raise SettingsError(
+            f"{run_dir.name} is the name of a run of another kind: the settings are those of {own_name}",
+            f"add --run.variant {variant} --run.seed {seed}, or name the folder {own_name}, or otherwise",
+        )
+
+
 def main() -> int:
     # what to train, and on what
     refuse_lone_process()
     run_dir, config = read_command()
+    refuse_misnomer(run_dir, config)
     if not config.data:
         raise SettingsError("no data to train on", "set --run.data to a folder that jobs/pack.py made")
     config = replace(config, data=str(Path(config.data).resolve()))

@@ -29,6 +29,7 @@ from vae.scoring import inception_weights
 from vae.study import (
     Study,
     add_launch,
+    check_replacement,
     check_run,
     is_trained,
     prepare_run,
@@ -104,7 +105,8 @@ def read_launch(flags: Any) -> Launch:
         for variant, seed in product(VARIANT_GROUPS[flags.variant], flags.seeds)
     }
     weights_path = str(Path(flags.inception_weights).resolve()) if flags.inception_weights else ""
-    study = with_earlier_runs(study_dir, Study(name, tuple(configs), flags.extractor, weights_path))
+    own = Study(name, tuple(configs), flags.extractor, weights_path, flags.scores)
+    study = with_earlier_runs(study_dir, own)
     return Launch(study_dir, study, configs, data, resources, backend, take_snapshot(study_dir))
 
 
@@ -117,6 +119,7 @@ def check(launch: Launch, is_dry: bool) -> None:
         check_run(launch.study_dir / name, config)
         check_batch(config, launch.resources.gpus, launch.data.num_train_images)
     inception_weights.check(launch.study)
+    check_replacement(launch.study_dir, launch.study, launch.study.runs)
     check_writable(launch.study_dir)
     if launch.data.plan is not None:
         check_writable(launch.data.folder)

@@ -101,7 +101,7 @@ def run_state(
     job = handle_of(record).state(index, scheduler) if record else None
     if not is_trained:
         state, detail = merge_training(run_dir, job, losses.weights)
-    elif summary and done and summary.is_of(done, study.extractor) and not losses.scores:
+    elif summary and done and summary.is_of(done, study.extractor, study.scores) and not losses.scores:
         state, detail = RunState.DONE, ""
     else:
         state, detail = merge_scoring(job, losses.scores)

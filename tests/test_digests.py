@@ -25,6 +25,7 @@ from vae.run_dir import (
     CHECKPOINTS_DIR,
     DIGESTS_FILE,
     DONE_FILE,
+    DRAWS_FILE,
     FEATURES_DIR,
     SCORES_FILE,
     WEIGHTS_FILE,
@@ -65,9 +66,9 @@ def test_the_list_holds_all_that_a_result_consists_of(study_dir: Path) -> None:
     names = {re.sub(r"\w{32}", "KEY", name) for name in listed(study_dir / RUN)}
     checkpoint = f"{CHECKPOINTS_DIR}/step_00000024"
     assert names == {
-        *(DONE_FILE, SCORES_FILE, f"{FEATURES_DIR}/KEY.safetensors"),
+        *(DONE_FILE, SCORES_FILE, DRAWS_FILE, f"{FEATURES_DIR}/KEY.safetensors"),
         *(f"{checkpoint}/{name}" for name in (WEIGHTS_FILE, "state.pt", "meta.json")),
-        *(f"figures/{name}.png" for name in ("loss", "originals", "reconstructions", "samples")),
+        *(f"figures/{name}.png" for name in ("loss", "originals", "reconstructions", "samples", "worst")),
     }
     assert len(listed(study_dir / RUN)) == 11  # features of test images, and of training images
 
@@ -77,8 +78,8 @@ def test_a_whole_study_is_called_whole_and_writes_nothing(study_dir: Path, fake_
     shown = run_door("status", study_dir, "--verify")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert re.findall(r"^(\S+)  +(\d+)  (.*)$", shown.stdout, re.M) == [
-        ("linear-s0", "11", "whole"),
-        ("direct-s0", "10", "whole"),
+        ("linear-s0", "17", "whole"),
+        ("direct-s0", "16", "whole"),
         ("linear-s1", "0", "is not trained to the end"),
         ("direct-s1", "0", "is not trained to the end"),
     ]

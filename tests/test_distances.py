@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from ignite.metrics import FID, InceptionScore
 
-from vae.scoring.distances import Array, frechet_distance, inception_score
+from vae.scoring.distances import KERNEL_IMAGES, Array, frechet_distance, inception_score, kernel_distance
 
 
 def draw(seed: int, n: int, d: int) -> Array:
@@ -86,3 +86,25 @@ def test_inception_score_matches_ignite() -> None:
     metric = InceptionScore(num_features=100)
     metric.update(torch.from_numpy(p))
     assert inception_score(p) == pytest.approx(metric.compute(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(12, 9, 5), (3, 2, 40)])
+def test_the_kernel_distance_is_the_mean_over_pairs_of_different_images(n: int, m: int, d: int) -> None:
+    real, fake = draw(0, n, d), draw(1, m, d) + 0.3
+
+    def kernel(x: Array, y: Array) -> float:
+        return float((x @ y / d + 1) ** 3)
+
+    among_real = np.mean([kernel(real[i], real[j]) for i in range(n) for j in range(n) if i != j])
+    among_fake = np.mean([kernel(fake[i], fake[j]) for i in range(m) for j in range(m) if i != j])
+    between = np.mean([kernel(x, y) for x in real for y in fake])
+    assert kernel_distance(real, fake) == pytest.approx(among_real + among_fake - 2 * between, rel=1e-12)
+
+
+def test_the_kernel_distance_of_one_law_is_0_on_average_and_never_needs_all_of_many_images() -> None:
+    values = [kernel_distance(draw(k, 40, 6), draw(1000 + k, 40, 6)) for k in range(200)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values))
+    many = np.repeat(draw(0, KERNEL_IMAGES, 2), 2, axis=0)
+    assert kernel_distance(many, many + 1) > 0
+    with pytest.raises(ValueError, match="at least 2 images, given 1 and 3"):
+        kernel_distance(draw(0, 1, 4), draw(1, 3, 4))

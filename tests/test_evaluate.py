@@ -1,5 +1,6 @@
 """Scoring a run, and jobs/evaluate.py: what is due is scored, the rest is told."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -25,8 +26,10 @@ from vae.run_dir import (
 )
 from vae.scoring.evaluate import evaluate
 from vae.scoring.score_cards import RunScores, read_scores
+from vae.scoring.ssim import ssim_per_image
 from vae.study import Study, is_scored, prepare_study, read_study
-from vae.training.data_loader import load_split
+from vae.training.checkpoint import load_trained
+from vae.training.data_loader import load_split, to_unit
 from vae.training.trainer import train
 
 NUM_TEST = COUNTS["test"]
@@ -46,8 +49,13 @@ def test_every_score_is_there_with_its_card(scored_study: Path) -> None:
     result, done = scores_of(scored_study / "linear-s0"), read_done(scored_study / "linear-s0")
     assert done is not None
     assert set(result.scores) == {
-        *("rfid_paper", "rfid_2048", "is_reconstructions", "ssim", "psnr", "bce", "kl"),
-        *("gfid_paper", "gfid_2048", "is_samples", "floor_paper", "floor_2048", "is_real"),
+        *("rfid_paper", "rfid_2048", "rfid_kid", "is_reconstructions", "ssim", "psnr", "bce", "kl"),
+        *("rfid_sampled_paper", "rfid_sampled_2048", "rfid_sampled_kid", "is_reconstructions_sampled"),
+        *("ssim_sampled", "psnr_sampled", "bce_sampled"),
+        *("bce_excess", "latent_ratio", "active_units", "posterior_gap"),
+        *("gfid_paper", "gfid_2048", "gfid_kid", "is_samples", "is_real"),
+        *("floor_paper", "floor_2048", "floor_kid"),
+        *("floor_train_paper", "floor_train_2048", "floor_train_kid"),
     }
     assert (result.extractor, result.label) == ("smoke", "smoke, not comparable")
     assert result.checkpoint_sha256 == done.weights_sha256
@@ -58,8 +66,12 @@ def test_every_score_is_there_with_its_card(scored_study: Path) -> None:
         assert math.isfinite(score.value)
         assert card.checkpoint_sha256 == done.weights_sha256
         assert card.data_fingerprint == done.data_fingerprint
-        assert card.split == "test"
-        assert (card.n if card.n_fake is None else card.n_fake) == NUM_TEST
+        assert card.split == ("train" if key.startswith("floor_train") else "test")
+        counts = {card.n, card.n_real, card.n_fake, card.n_train} - {None}
+        assert counts == (set() if key == "latent_ratio" else {NUM_TEST})
+        if key not in ("latent_ratio", "active_units", "posterior_gap"):
+            assert (score.low or 0) <= score.value <= (score.high or 0)
+            assert card.interval
         if key.startswith(("rfid", "gfid", "floor", "is_")):
             assert card.label == "smoke, not comparable"
             assert card.extractor_sha256 == result.extractor_sha256
@@ -72,7 +84,8 @@ def test_a_run_in_double_precision_is_scored_in_it(tmp_path: Path, shards: Path)
     prepare_study(tmp_path, study)
     train(make_run(tmp_path / "linear-s0", shards, precision="fp64", epochs=1))
     evaluate(tmp_path / "linear-s0", study)
-    assert all(math.isfinite(value or math.nan) for value in values_of(tmp_path / "linear-s0").values())
+    values = values_of(tmp_path / "linear-s0").values()
+    assert all(value is not None and math.isfinite(value) for value in values)
 
 
 def test_two_ranks_score_every_image_once(scored_study: Path, tmp_path: Path) -> None:
@@ -87,7 +100,7 @@ def test_two_ranks_score_every_image_once(scored_study: Path, tmp_path: Path) ->
         other = together.scores[key].card
         assert (score.card.n, score.card.n_real, score.card.n_fake) == (other.n, other.n_real, other.n_fake)
         assert score.card.noise_seed == other.noise_seed
-    assert len(list((copy / "linear-s0" / FIGURES_DIR).glob("*.png"))) == 4
+    assert len(list((copy / "linear-s0" / FIGURES_DIR).glob("*.png"))) == 5
 
 
 def test_grids_show_the_test_images_in_order(scored_study: Path, shards: Path) -> None:
@@ -98,7 +111,28 @@ def test_grids_show_the_test_images_in_order(scored_study: Path, shards: Path) -
         top, left = number // 8 * step, number % 8 * step
         assert np.array_equal(grid[top : top + SIZE_PX, left : left + SIZE_PX], image)
     names = {path.name for path in (scored_study / "direct-s0" / FIGURES_DIR).iterdir()}
-    assert names == {"loss.png", "originals.png", "reconstructions.png"}
+    assert names == {"loss.png", "originals.png", "reconstructions.png", "worst.png"}
+
+
+def test_the_worst_images_stand_above_their_reconstructions_and_errors(
+    scored_study: Path, shards: Path
+) -> None:
+    model, _ = load_trained(scored_study / "linear-s0")
+    packed = load_split(shards, "test").take(np.arange(NUM_TEST))
+    images = to_unit(packed)
+    reconstructions = model.reconstruct(images)
+    worst = ssim_per_image(reconstructions, images).argsort(stable=True)[:10]
+    grid = np.asarray(Image.open(figure_path(scored_study / "linear-s0", "worst"))).astype(int)
+    step = SIZE_PX + 2
+    assert grid.shape == (3 * step - 2, 10 * step - 2)
+    for column, index in enumerate(worst.tolist()):
+        left = column * step
+        original, reconstruction, error = (
+            grid[top : top + SIZE_PX, left : left + SIZE_PX] for top in (0, step, 2 * step)
+        )
+        assert np.array_equal(original, packed[index, 0].numpy())
+        assert np.abs(reconstruction - (255 * reconstructions[index, 0]).numpy()).max() <= 1
+        assert np.array_equal(error, np.abs(original - reconstruction))
 
 
 def test_inception_scores_carry_the_digest_of_their_weights(inception_weights: Path, tmp_path: Path) -> None:
@@ -143,7 +177,7 @@ def test_one_run_is_scored_anew_with_the_kept_features_and_the_same_scores(study
     """Named as everywhere else; nothing but its own folder changes."""
     again, other = study_dir / "direct-s0" / SCORES_FILE, study_dir / "linear-s0" / SCORES_FILE
     kept = [other, *(study_dir / FEATURES_DIR).iterdir()]
-    assert len(kept) == 3  # beside the scores: test images and the training images of the floor
+    assert len(kept) == 7  # beside the scores: test images and the training images of 5 floors
     before, values = again.stat().st_mtime_ns, values_of(study_dir / "direct-s0")
     modified = [path.stat().st_mtime_ns for path in kept]
     done = run_door("evaluate", "tiny/direct-s0", "--runs-dir", study_dir.parent)
@@ -151,7 +185,7 @@ def test_one_run_is_scored_anew_with_the_kept_features_and_the_same_scores(study
     assert again.stat().st_mtime_ns > before
     assert values_of(study_dir / "direct-s0") == values
     assert [path.stat().st_mtime_ns for path in kept] == modified
-    assert len(list((study_dir / FEATURES_DIR).iterdir())) == 2
+    assert len(list((study_dir / FEATURES_DIR).iterdir())) == 6
     assert "linear-s0" not in done.stdout
 
 
@@ -160,11 +194,12 @@ def test_of_a_study_what_lacks_scores_is_scored_and_the_table_is_printed(study_d
     before, modified = values_of(study_dir / "direct-s0"), kept.stat().st_mtime_ns
     lost.unlink()
     done = run_door("evaluate", "tiny", "--runs-dir", study_dir.parent)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # for of two runs there are none
+    assert "2 of 4 runs have no scores: linear-s1, direct-s1" in done.stderr
     assert values_of(study_dir / "direct-s0") == before
     assert kept.stat().st_mtime_ns == modified
     assert "linear-s1: stopped: training is at step 6 of 24" in done.stdout
-    assert done.stdout.count("smoke, not comparable") == 6
+    assert done.stdout.count("smoke, not comparable") == 10
     assert "direct-s0: reconstructions: 13 of 13 images" in done.stderr
 
 
@@ -200,6 +235,39 @@ def test_scores_by_other_inception_weights_are_due(study_dir: Path, inception_we
         changed = {**scores, "extractor": "inception", "extractor_sha256": extractor_sha256}
         (run_dir / SCORES_FILE).write_text(json.dumps(changed))
         assert door.is_due(run_dir, study) == is_due
+
+
+def test_fast_leaves_out_what_takes_long_and_full_adds_it(study_dir: Path) -> None:
+    run_dir, study = study_dir / "linear-s0", read_study(study_dir)
+    before = values_of(run_dir)
+    (run_dir / SCORES_FILE).unlink()
+    done = run_door("evaluate", run_dir, "--scores", "fast")
+    assert done.returncode == 0, done.stderr
+    fast = values_of(run_dir)
+    left_out = {key for key in before if "_sampled" in key or key.startswith("floor_train")}
+    assert set(before) - set(fast) == left_out
+    assert {key: fast[key] for key in fast if not key.startswith("floor")} == {
+        key: before[key] for key in fast if not key.startswith("floor")
+    }
+    assert not is_scored(run_dir, study)  # the study wants them all
+    assert is_scored(run_dir, dataclasses.replace(study, scores="fast"))
+    assert load_door("evaluate").is_due(run_dir, study)
+    done = run_door("evaluate", "tiny", "--runs-dir", study_dir.parent)
+    assert done.returncode == 1, done.stderr  # other runs of this study are not trained
+    assert values_of(run_dir) == before
+
+
+def test_smoke_scores_take_the_place_of_others_only_if_asked(study_dir: Path) -> None:
+    path = study_dir / "linear-s0" / SCORES_FILE
+    content = path.read_text().replace('"extractor": "smoke"', '"extractor": "inception"', 1)
+    path.write_text(content)
+    done = run_door("evaluate", study_dir / "linear-s0")
+    assert (done.returncode, path.read_text()) == (2, content)
+    assert "has scores by inception; smoke scores would replace them" in done.stderr.splitlines()[0]
+    assert "--replace" in done.stderr
+    done = run_door("evaluate", study_dir / "linear-s0", "--replace")
+    assert done.returncode == 0, done.stderr
+    assert scores_of(study_dir / "linear-s0").extractor == "smoke"
 
 
 @pytest.mark.parametrize(

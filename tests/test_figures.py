@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vae.figures import COLOURS, draw_loss_curves, write_grid, write_loss_curves
+from vae.figures import (
+    COLOURS,
+    Interval,
+    Panel,
+    draw_loss_curves,
+    write_grid,
+    write_intervals,
+    write_loss_curves,
+)
 from vae.metrics import EpochLine, StartLine, StepLine
 
 
@@ -102,3 +110,19 @@ def test_no_losses_make_no_figure(tmp_path: Path) -> None:
     start = StartLine(step=0, total_steps=8, steps_per_epoch=4)
     assert not write_loss_curves(tmp_path / "loss.png", {"a": [start], "b": []})
     assert not (tmp_path / "loss.png").exists()
+
+
+def test_intervals_are_drawn_with_a_band_for_real_images(tmp_path: Path) -> None:
+    """A wide band is more grey than none, and more runs make a higher picture."""
+    runs = [Interval("linear-s0", 4.0, 3.5, 4.5), Interval("direct-s0", 2.0, 1.9, 2.1)]
+    sizes, greys = [], []
+    for number, (chosen, band) in enumerate(((runs, (1.0, 3.0)), (runs, None), (runs[:1], None))):
+        path = tmp_path / f"{number}.png"
+        write_intervals(path, [Panel("FID", chosen, band)] * 4)
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        sizes.append(pixels.shape)
+        # of the band's own shade, with or without a grid line in it
+        greys.append(int((np.abs(pixels - 214).max(axis=2) < 3).sum()))
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] > sizes[2][0]
+    assert greys[0] > 20 * max(greys[1], 1)

@@ -38,6 +38,23 @@ def test_a_switch_and_what_has_no_default_show_none() -> None:
         assert "default" not in texts[flag]
 
 
+@pytest.mark.parametrize(
+    ("door", "words", "hint"),
+    [
+        ("launch", ["--variant", "both", "--run.epocs", "3"], "did you mean --run.epochs?"),
+        ("train", ["x", "--run.batchsize", "3"], "did you mean --run.batch_size?"),
+        ("pack", ["x", "y", "--sise", "64"], "did you mean --size?"),
+        ("pack", ["x", "y", "--zzz", "64"], "python jobs/pack.py --help"),
+    ],
+)
+def test_a_flag_that_does_not_exist_names_the_one_that_was_meant(
+    door: str, words: list[str], hint: str
+) -> None:
+    done = run_door(door, *words)
+    assert done.returncode == 2
+    assert f"hint: {hint}" in done.stderr
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.ENAMETOOLONG, errno.ENOTDIR])
 def test_a_disk_or_path_that_refuses_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -94,7 +111,7 @@ def run_front(error: OSError) -> None:
         (
             "launch",
             ("--variant", "both", "--run.seeds=3"),
-            "error: unrecognized arguments: --run.seeds=3\nhint: python",
+            "error: unrecognized arguments: --run.seeds=3\nhint: did you mean --seeds?",
         ),
         ("train", ("run", f"--run={'9' * 5000}"), "error: Exceeds the limit"),
         (

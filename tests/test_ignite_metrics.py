@@ -11,10 +11,12 @@ from pictures import smooth_images
 from PIL import Image
 from torchvision import transforms
 
+from vae.scoring import ignite_metrics
 from vae.scoring.distances import frechet_distance
 from vae.scoring.extractors import Features, load_extractor, to_8bit
-from vae.scoring.ignite_metrics import frechet_scores, inception_scores
-from vae.scoring.score_cards import ScoreCard
+from vae.scoring.feature_scores import distance_scores, inception_scores
+from vae.scoring.resampling import NO_HALVES
+from vae.scoring.score_cards import Score, ScoreCard
 from vae.study import Study
 
 
@@ -22,6 +24,15 @@ def drawn(seed: int, count: int, classes: int = 200) -> Features:
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(count, classes, generator=generator)
     return Features(torch.softmax(logits, 1), torch.randn(count, 2 * classes, generator=generator))
+
+
+def frechet_scores(name: str, real: Features, fake: Features, card: ScoreCard) -> dict[str, Score]:
+    """Without intervals."""
+    return {key: entry.score for key, entry in distance_scores(name, real, fake, card).items()}
+
+
+def inception_score_of(features: Features, card: ScoreCard) -> Score:
+    return inception_scores("is_reconstructions", features, card, NO_HALVES)["is_reconstructions"].score
 
 
 def blur(images: torch.Tensor) -> torch.Tensor:
@@ -56,7 +67,7 @@ def test_the_paper_protocol_is_that_of_ignite_from_pixels_to_numbers(
     assert ours.card.exact_value == pytest.approx(expected, rel=1e-5)
     assert ours.value is not None
     assert ours.value > 0.01  # far above what rounding leaves
-    is_ours = inception_scores("reconstructions", features[1], ScoreCard())["is_reconstructions"]
+    is_ours = inception_score_of(features[1], ScoreCard())
     assert is_ours.value == pytest.approx(their_score.compute(), rel=1e-5)
 
 
@@ -82,16 +93,27 @@ def test_the_2048_distance_is_exact_and_agrees_with_ignite() -> None:
 
 
 def test_every_number_carries_its_card() -> None:
-    card = ScoreCard(split="test", extractor="x")
+    card = ScoreCard(split="test", extractor="x", n_real=9, n_fake=9)
     scores = frechet_scores("rfid", drawn(0, 9), drawn(1, 9), card)
-    scores |= inception_scores("reconstructions", drawn(1, 9), card)
-    assert list(scores) == ["rfid_paper", "rfid_2048", "is_reconstructions"]
+    scores["is_reconstructions"] = inception_score_of(drawn(1, 9), card)
+    assert list(scores) == ["rfid_paper", "rfid_2048", "rfid_kid", "is_reconstructions"]
     for entry in scores.values():
         assert entry.value is not None
         assert math.isfinite(entry.value)
         assert (entry.card.split, entry.card.extractor, entry.card.n_fake) == ("test", "x", 9)
         assert {"layer", "computed_by", "note"} <= set(entry.card.facts())
-    assert scores["rfid_paper"].card.n_real == 9
+
+
+@pytest.mark.parametrize("count", [9, 120])
+def test_few_images_are_scored_in_the_space_that_they_span_with_the_same_result(count: int) -> None:
+    """9 + 9 images of 200 probabilities span 18 dimensions; 120 + 120 span them all."""
+    real, fake = drawn(0, count), drawn(1, count)
+    means = [features.probabilities.double().mean(0) for features in (real, fake)]
+    covariances = [features.probabilities.double().T.cov() for features in (real, fake)]
+    expected = ignite_fid.fid_score(*means, *covariances)
+    value, computed_by = ignite_metrics.ignite_fid(real.probabilities, fake.probabilities, expected)
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert computed_by.startswith("pytorch-ignite")
 
 
 @pytest.mark.parametrize("answer", [ValueError("Imaginary component 0.5"), float("nan"), 0.25])

@@ -11,6 +11,6 @@ def test_seeds_have_a_mean_and_a_deviation() -> None:
 def test_scores_are_listed_in_words() -> None:
     assert in_words(["ssim"]) == "SSIM"
     assert in_words(["gfid_paper", "is_samples", "kl"]) == (
-        "FID of samples, Inception score of samples and KL divergence"
+        "FID-1000 of samples, Inception score of samples and KL divergence"
     )
     assert in_words(["of a later version"]) == "of a later version"

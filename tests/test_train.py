@@ -30,6 +30,16 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, shards: P
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["direct-s0", "linear-s3"])
+def test_a_new_run_named_after_another_kind_is_refused(tmp_path: Path, shards: Path, name: str) -> None:
+    done = train(tmp_path / name, "--run.data", shards)
+    assert done.returncode == 2
+    assert f"error: {name} is the name of a run of another kind" in done.stderr
+    variant, seed = name.split("-s")
+    assert f"add --run.variant {variant} --run.seed {seed}" in done.stderr
+    assert not (tmp_path / name).exists()
+
+
 def test_a_run_that_was_there_before_stays(tmp_path: Path, shards: Path) -> None:
     run_dir = make_run(tmp_path / "linear-s0", shards, batch_size=500)
     done = train(run_dir)

@@ -1,7 +1,7 @@
 """digests.json: size and SHA-256 of every file that a run's result consists of, to find what is lost.
 
     trained    done.json and the final checkpoint
-    scored     scores.json, the figures, and the features of real images that the study keeps
+    scored     scores.json, draws.json, the figures, and the features of real images that the study keeps
 
 It is written just before done.json and again just before scores.json. Runs of older code have none.
 """
@@ -23,6 +23,7 @@ from vae.run_dir import (
     CHECKPOINTS_DIR,
     DIGESTS_FILE,
     DONE_FILE,
+    DRAWS_FILE,
     FEATURES_DIR,
     FIGURES_DIR,
     SCORES_FILE,
@@ -33,7 +34,7 @@ from vae.run_dir import (
 
 # What may stand in the list: it must lead nowhere else.
 LISTED = re.compile(
-    rf"{DONE_FILE}|{SCORES_FILE}|{CHECKPOINTS_DIR}/step_\d{{8,}}/\w+\.\w+|{FIGURES_DIR}/\w+\.png"
+    rf"{DONE_FILE}|{SCORES_FILE}|{DRAWS_FILE}|{CHECKPOINTS_DIR}/step_\d{{8,}}/\w+\.\w+|{FIGURES_DIR}/\w+\.png"
     rf"|{re.escape(FEATURES_DIR)}/\w+\.\w+"
 )
 # What to do about the files of a training, and about those of a scoring.

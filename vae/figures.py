@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID_COLUMNS = 8
+PANEL_COLUMNS = 3
 GAP_PX = 2
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; line styles repeat the difference.
@@ -25,10 +26,10 @@ STYLES = ("-", "--", "-.", ":")
 Points = list[tuple[float, float]]
 
 
-def write_grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
-    """Write images [n, H, W] as one PNG, pixel for pixel, row by row, 8 to a row."""
+def write_grid(path: Path, images: npt.NDArray[np.uint8], columns: int = GRID_COLUMNS) -> None:
+    """Write images [n, H, W] as one PNG, pixel for pixel, row by row, so many to a row."""
     count, height, width = images.shape
-    columns = min(GRID_COLUMNS, count)
+    columns = min(columns, count)
     rows = -(-count // columns)
     # each with a white gap at its right and its lower edge; the last ones fall away
     cells = np.pad(images, ((0, rows * columns - count), (0, GAP_PX), (0, GAP_PX)), constant_values=255)
@@ -80,6 +81,53 @@ def draw_loss_curves(metrics: Mapping[str, Sequence[MetricsLine]]) -> "Figure | 
     margin = 0.05 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)
     return figure
+
+
+class Interval(NamedTuple):
+    """A number of a run, and the ends of what is known of its uncertainty."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+class Panel(NamedTuple):
+    """One score of several runs; `band`, if any, is what real images score."""
+
+    title: str
+    intervals: Sequence[Interval]
+    band: tuple[float, float] | None = None
+
+
+def write_intervals(path: Path, panels: Sequence[Panel]) -> None:
+    """Plot each panel's numbers with their intervals, a row for each name, real images as a grey band."""
+    from matplotlib.figure import Figure
+
+    columns = min(PANEL_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    names = list(dict.fromkeys(entry.name for panel in panels for entry in panel.intervals))
+    height_in = rows * (0.9 + 0.25 * len(names))
+    figure = Figure(figsize=(8, height_in), dpi=120, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for number, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        for entry in panel.intervals:
+            place = names.index(entry.name)
+            ends = [[entry.value - entry.low], [entry.high - entry.value]]
+            colour = COLOURS[place % len(COLOURS)]
+            axes.errorbar(entry.value, place, xerr=ends, fmt="o", color=colour, capsize=3, markersize=4)
+        if panel.band:
+            axes.axvspan(*panel.band, color="#999999", alpha=0.4, linewidth=0)
+        axes.set_title(panel.title, fontsize=9)
+        axes.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names), fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
 
 
 def _curves(lines: Sequence[MetricsLine]) -> tuple[Points, Points]:

@@ -26,6 +26,12 @@ def bce_per_image(logits: Tensor, images: Tensor) -> Tensor:
     return losses.flatten(1).sum(1)
 
 
+def entropy_per_image(images: Tensor) -> Tensor:
+    """What `bce_per_image` is at its least, for logits that give the very grey values; in nats, [b]."""
+    grey = images.double().flatten(1)
+    return -(torch.xlogy(grey, grey) + torch.xlogy(1 - grey, 1 - grey)).sum(1)
+
+
 def kl_per_image(mean: Tensor, log_variance: Tensor | None) -> Tensor:
     """KL(q(z|x) || N(0, I)) in nats, [b]; 0 where there is no distribution (`direct`).
 

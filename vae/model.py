@@ -22,6 +22,10 @@ NO_SAMPLES = (
     "so there is no latent distribution and no prior to sample from"
 )
 
+NO_DISTRIBUTION = (
+    "the direct variant has no latent distribution: its encoder's map goes straight into the decoder"
+)
+
 
 class Output(NamedTuple):
     """What one forward pass returns."""

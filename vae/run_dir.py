@@ -30,6 +30,8 @@ DONE_FILE = "done.json"
 # Size and SHA-256 of all that the result consists of; see vae/digests.py.
 DIGESTS_FILE = "digests.json"
 SCORES_FILE = "scores.json"
+# The scores on random halves of the test patients.
+DRAWS_FILE = "draws.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 PROVENANCE_FILE = "provenance.json"
@@ -97,6 +99,7 @@ class ScoresSummary(Record, frozen=True, forbid_unknown_fields=False):
     checkpoint_sha256: str
     extractor: str
     extractor_sha256: str = ""
+    extent: str = "full"
     label: str = ""
     """What the scores must carry with them, as in `smoke, not comparable`."""
     scores: dict[str, ScoreValue] = msgspec.field(default_factory=dict)
@@ -106,9 +109,10 @@ class ScoresSummary(Record, frozen=True, forbid_unknown_fields=False):
         """The scores that could be had, by key."""
         return {name: score.value for name, score in self.scores.items() if score.value is not None}
 
-    def is_of(self, done: Done, extractor: str) -> bool:
-        """Whether they belong to the finished weights, and were computed by that extractor."""
-        return (self.checkpoint_sha256, self.extractor) == (done.weights_sha256, extractor)
+    def is_of(self, done: Done, extractor: str, extent: str) -> bool:
+        """Whether they belong to the finished weights, are by that extractor, and all that is asked for."""
+        is_all = extent in ("fast", self.extent)
+        return is_all and (self.checkpoint_sha256, self.extractor) == (done.weights_sha256, extractor)
 
 
 def read_scores_summary(run_dir: Path) -> ScoresSummary | None:

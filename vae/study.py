@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product, starmap
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -60,6 +61,9 @@ class Study:
 
     inception_weights: str = ""
     """File with Inception v3 weights; empty = torch's hub cache."""
+
+    scores: Literal["full", "fast"] = "full"
+    """fast leaves out what takes long: sampled latents, and the draws that tell how sure the floor is."""
 
 
 def is_study(folder: Path) -> bool:
@@ -131,6 +135,18 @@ def with_earlier_runs(study_dir: Path, study: Study) -> Study:
     return replace(study, runs=earlier + tuple(run for run in study.runs if run not in earlier))
 
 
+def check_replacement(study_dir: Path, study: Study, names: Sequence[str]) -> None:
+    """Raise SettingsError where scores that say something would give way to those of the smoke network."""
+    for name in names if study.extractor == "smoke" else ():
+        with suppress(DamagedFile):  # nothing is lost then
+            summary = read_scores_summary(study_dir / name)
+            if summary and summary.extractor != "smoke":
+                raise SettingsError(
+                    f"{study_dir / name} has scores by {summary.extractor}; smoke scores would replace them",
+                    "use another study; or, to lose them, jobs/evaluate.py with --replace",
+                )
+
+
 def is_trained(run_dir: Path) -> bool:
     """Whether the run is complete, done.json being its last, atomic act, and its weights are still there."""
     done = read_done(run_dir)
@@ -140,7 +156,9 @@ def is_trained(run_dir: Path) -> bool:
 def is_scored(run_dir: Path, study: Study) -> bool:
     """Whether scores.json belongs to the finished weights and the study's extractor, and nothing is lost."""
     done, summary = read_done(run_dir), read_scores_summary(run_dir)
-    has_scores = done is not None and summary is not None and summary.is_of(done, study.extractor)
+    has_scores = (
+        done is not None and summary is not None and summary.is_of(done, study.extractor, study.scores)
+    )
     return has_scores and find_losses(run_dir, done) == Losses()
 
 

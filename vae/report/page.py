@@ -1,6 +1,7 @@
 """A page of plain blocks and what its cells say; as one HTML file, as Markdown, or as text for a terminal."""
 
 import base64
+import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -138,7 +139,7 @@ def _markdown(block: Block, folder: Path) -> str:
         rows = [[markdown_text(cell) for cell in row] for row in (block.head, *block.rows)]
         return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
     if isinstance(block, Picture):
-        link = quote(block.path.relative_to(folder).as_posix())
+        link = quote(Path(os.path.relpath(block.path, folder)).as_posix())
         return f"{markdown_text(block.caption)}\n\n![{markdown_text(block.path.stem)}](<{link}>)"
     inside = "\n\n".join(_markdown(inner, folder) for inner in block.blocks)
     return f"<details><summary>{markdown_text(block.title)}</summary>\n\n{inside}\n\n</details>"

@@ -14,7 +14,7 @@ from vae.provenance import Provenance, read_provenance
 from vae.report.page import MISSING
 from vae.run_dir import DONE_FILE, SCORES_FILE, Done, read_done
 from vae.run_state import RunState
-from vae.scoring.score_cards import RunScores, read_scores
+from vae.scoring.score_cards import Draws, RunScores, Score, read_draws, read_scores
 from vae.study import read_run
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ class RunSummary:
     done: Done | None
     scores: RunScores | None
     """None unless they belong to the finished weights."""
+    draws: Draws | None
+    """None unless they belong to the scores."""
     provenance: Provenance
     progress: Progress
     state: RunState
@@ -42,10 +44,18 @@ class RunSummary:
     """Whether its final weights are gone."""
     changes: Sequence[str]
     """What has become of files of its result since they were written, and what to do about it."""
+    study: str = ""
+    """Named where runs of several studies stand beside each other."""
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        """Its name on the page."""
+        return f"{self.study}/{self.folder.name}" if self.study else self.folder.name
+
+    @property
+    def kind(self) -> str:
+        """What it shares with runs that differ from it in the seed alone."""
+        return f"{self.study}/{self.variant}" if self.study else self.variant
 
     @property
     def variant(self) -> str:
@@ -64,6 +74,10 @@ class RunSummary:
         """Test images behind its FID; 0 if there are none."""
         score = self.scores.scores.get("rfid_paper") if self.scores else None
         return (score.card.n_fake or 0) if score else 0
+
+    def score(self, key: str) -> Score | None:
+        """A score with its card, or None where there is none."""
+        return self.scores.scores.get(key) if self.scores else None
 
     def value(self, key: str) -> float | None:
         """A score, or None where there is none."""
@@ -96,7 +110,9 @@ def read_summary(folder: Path) -> RunSummary:
         state, reason = RunState.DAMAGED, problems[0]
     is_shown = config and done and scores and scores.checkpoint_sha256 == done.weights_sha256
     own_scores = scores if is_shown else None
-    facts = (config, metrics, events, done, own_scores, provenance, progress, state, reason)
+    draws = intact(read_draws)
+    own_draws = draws if draws and own_scores and draws.is_of(own_scores) else None
+    facts = (config, metrics, events, done, own_scores, own_draws, provenance, progress, state, reason)
     return RunSummary(folder, *facts, is_lost=bool(losses.weights), changes=changes)
 
 

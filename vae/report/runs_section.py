@@ -14,18 +14,33 @@ NOT_CLINICAL = (
     "These numbers compare images with images. They are not a clinical quality measure, and nothing here "
     "is for use in patient care."
 )
-HEAD = ("run", "variant", "state", "epochs", "steps", "restarts", "images/s", "val. loss (nats/image)")
+HEAD = (
+    "run",
+    "variant",
+    "state",
+    "epochs",
+    "steps",
+    "restarts",
+    "images/s",
+    "val. loss, mean latents (nats/image)",
+)
 
 
-def runs_section(title: str, runs: list[RunSummary]) -> list[Block]:
-    """The page's title and what to know before any number, then a row per run and a table per data set."""
+def title_section(title: str, runs: list[RunSummary]) -> list[Block]:
+    """The page's title and what to know before any number."""
     labels = dict.fromkeys(run.label for run in runs if run.label)
-    data_dirs = dict.fromkeys(run.config.data for run in runs if run.config)
     return [
         Heading(title, 1),
         Text("Variational autoencoders for chest X-rays: training, scores and images of every run."),
         Text(NOT_CLINICAL),
         *(Text(f"FID and IS here: {label}.", is_warning=True) for label in labels),
+    ]
+
+
+def runs_section(runs: list[RunSummary]) -> list[Block]:
+    """A row per run and a table per data set."""
+    data_dirs = dict.fromkeys(run.config.data for run in runs if run.config)
+    return [
         Heading("Runs"),
         Table(HEAD, [_run_row(run) for run in runs], frozenset(range(3, 8))),
         *chain.from_iterable(_data_blocks(Path(data_dir)) for data_dir in data_dirs),

@@ -16,25 +16,30 @@ from vae.allocator import keep_freed_memory
 from vae.digests import note_scored
 from vae.metrics import read_metrics
 from vae.provenance import versions
-from vae.run_dir import FEATURES_DIR, SCORES_FILE, Done, figure_path
-from vae.scoring.comparisons import compute_scores, prior_noise
+from vae.run_dir import DRAWS_FILE, FEATURES_DIR, SCORES_FILE, Done, figure_path
+from vae.scoring import floors
 from vae.scoring.extractors import load_extractor, to_8bit
-from vae.scoring.score_cards import RunScores, Score, ScoreCard
-from vae.scoring.subject import Subject
+from vae.scoring.generation import generation_scores
+from vae.scoring.reconstruction import Pass, pass_through, reconstruction_scores, sampled_scores
+from vae.scoring.resampling import Halves, Measured
+from vae.scoring.score_cards import Draws, RunScores, ScoreCard
+from vae.scoring.score_specs import health_warning
+from vae.scoring.subject import SAMPLE_STREAM, Subject
 from vae.study import Study, read_run
 from vae.training.accelerator import RENDEZVOUS_TIME_LIMIT, check_world_size
 from vae.training.checkpoint import load_trained
-from vae.training.data_loader import ImageSplit, load_split, to_unit
+from vae.training.data_loader import ImageSplit, load_patients, load_split, to_unit
 from vae.training.metrics_log import peak_memory_gb
 from vae.training.training_state import check_fingerprint
 
 log = logging.getLogger(__name__)
 
 GRID_IMAGES = 32
+WORST_IMAGES = 10
 
 
 def evaluate(run_dir: Path, study: Study) -> RunScores:
-    """Score the run in `run_dir`; writes figures/*.png and then scores.json, and returns what is in it.
+    """Score the run in `run_dir`: write figures/*.png, draws.json, and then scores.json, which is returned.
 
     Call it in one process per rank, as `trainer.train`, or in one process without ranks. Each rank takes its
     own images and every image counts once, so the number of ranks does not change the scores.
@@ -53,18 +58,37 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     if state.device.type == "cpu":
         log.info("scoring on a CPU: %s", keep_freed_memory())
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
-    cache = run_dir.parent / FEATURES_DIR
-    subject = Subject(run_dir.name, model.to(state.device), config.seed, test, extractor, card, cache)
+    cache, halves = run_dir.parent / FEATURES_DIR, Halves(load_patients(Path(config.data), "test"))
+    facts = (config.seed, test, extractor, card, cache, halves)
+    subject = Subject(run_dir.name, model.to(state.device), *facts)
 
     # score it, then draw, for with scores.json the run counts as scored
-    scores, result = compute_scores(subject, train), None
+    mean_pass, result = pass_through(subject, is_sampled=False), None
+    found = compute_scores(subject, mean_pass, train, study.scores == "full")
     if state.is_main_process:
-        drawn = write_figures(run_dir, subject)
-        result = run_scores(subject, done, scores, time.monotonic() - started)
-        note_scored(run_dir, result, (*drawn, *subject.features_used))
+        drawn = write_figures(run_dir, subject, mean_pass)
+        result = run_scores(subject, done, study, found, time.monotonic() - started)
+        if warning := health_warning(result.values):
+            log.warning("%s: %s", run_dir.name, warning)
+        write_record(run_dir / DRAWS_FILE, draws_of(subject, result, found))
+        files = (run_dir / DRAWS_FILE, *drawn, *subject.features_used)
+        note_scored(run_dir, result, files)
         write_record(run_dir / SCORES_FILE, result)
     final: RunScores = broadcast_object_list([result])[0]  # the others wait here
     return final
+
+
+def compute_scores(
+    subject: Subject, mean_pass: Pass, train: ImageSplit, is_full: bool
+) -> dict[str, Measured]:
+    """The scores on rank 0, none on the others; every rank must call it. `is_full`: also what takes long."""
+    real = subject.real_features(subject.test, "test", np.arange(len(subject.test)))
+    return {
+        **reconstruction_scores(subject, real, mean_pass),
+        **(sampled_scores(subject, real) if is_full else {}),
+        **generation_scores(subject, real),
+        **floors.floor_scores(subject, real, train, floors.DRAWS if is_full else 1),
+    }
 
 
 def load_images(data: Path, fingerprint: str) -> tuple[ImageSplit, ImageSplit]:
@@ -78,11 +102,14 @@ def load_images(data: Path, fingerprint: str) -> tuple[ImageSplit, ImageSplit]:
     return test, train
 
 
-def run_scores(subject: Subject, done: Done, scores: dict[str, Score], seconds: float) -> RunScores:
+def run_scores(
+    subject: Subject, done: Done, study: Study, found: dict[str, Measured], seconds: float
+) -> RunScores:
     """What scores.json will hold."""
     state, extractor = PartialState(), subject.extractor
     return RunScores(
         extractor=extractor.name,
+        extent=study.scores,
         label=extractor.label,
         extractor_sha256=extractor.weights_sha256,
         checkpoint_sha256=done.weights_sha256,
@@ -94,13 +121,29 @@ def run_scores(subject: Subject, done: Done, scores: dict[str, Score], seconds: 
         seconds=round(seconds, 1),
         host_gb=round(peak_memory_gb(), 3),
         versions=versions(),
-        scores=scores,
+        scores={key: entry.score for key, entry in found.items()},
     )
 
 
+def draws_of(subject: Subject, result: RunScores, found: dict[str, Measured]) -> Draws:
+    """What draws.json will hold."""
+    return Draws(
+        data_fingerprint=result.data_fingerprint,
+        checkpoint_sha256=result.checkpoint_sha256,
+        extractor_sha256=result.extractor_sha256,
+        to_whole=subject.halves.to_whole,
+        draws={key: _short(entry.draws) for key, entry in found.items() if entry.draws is not None},
+    )
+
+
+def _short(draws: np.ndarray) -> list[float]:
+    """Seven digits: more than an interval needs, at half of the bytes."""
+    return [float(f"{value:.7g}") for value in draws]
+
+
 @torch.no_grad()
-def write_figures(run_dir: Path, subject: Subject) -> list[Path]:
-    """Draw the losses, the first 32 test images, their reconstructions in the same order, and 32 samples."""
+def write_figures(run_dir: Path, subject: Subject, mean_pass: Pass) -> list[Path]:
+    """Draw the losses, the first 32 test images and their reconstructions, the worst ten, and 32 samples."""
     losses = figure_path(run_dir, "loss")
     paths = [losses] if figures.write_loss_curves(losses, {run_dir.name: read_metrics(run_dir)}) else []
     model, device = subject.model, subject.extractor.device
@@ -108,9 +151,21 @@ def write_figures(run_dir: Path, subject: Subject) -> list[Path]:
     reconstructions = model.reconstruct(to_unit(originals.to(device), subject.dtype))
     grids = {"originals": originals, "reconstructions": to_8bit(reconstructions)}
     if model.can_sample:
-        noise = prior_noise(model, subject.seed, len(originals)).to(device, subject.dtype)
+        noise = subject.noise(len(originals), SAMPLE_STREAM).to(device, subject.dtype)
         grids["samples"] = to_8bit(model.sample(noise))
     for name, images in grids.items():
         paths.append(figure_path(run_dir, name))
         figures.write_grid(paths[-1], images[:, 0].cpu().numpy())
+    paths.append(figure_path(run_dir, "worst"))
+    worst = np.argsort(mean_pass.values["ssim"], kind="stable")[:WORST_IMAGES]
+    figures.write_grid(paths[-1], beside_errors(subject, worst), columns=len(worst))
     return paths
+
+
+def beside_errors(subject: Subject, indices: np.ndarray) -> np.ndarray:
+    """Test images, then their reconstructions, then the absolute errors, uint8 [3 n, H, W]."""
+    images = subject.test.take(indices)
+    targets = to_unit(images.to(subject.extractor.device), subject.dtype)
+    reconstructions = to_8bit(subject.model.reconstruct(targets)).cpu()
+    errors = (images.int() - reconstructions.int()).abs().to(torch.uint8)
+    return torch.cat((images, reconstructions, errors))[:, 0].numpy()

@@ -73,6 +73,9 @@ class Extractor:
         # TF32 would change the third digit of a feature
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             probabilities, pool = self.network(inputs.expand(-1, self.channels, -1, -1))
+        if not (torch.isfinite(pool).all() and torch.isfinite(probabilities).all()):
+            what = f"{self.name} (weights {self.weights_sha256[:12]}...)"
+            raise WeightsError(f"{what} gives features that are no numbers", "use other weights")
         return Features(probabilities.cpu(), pool.cpu())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from data_prep.json_records import Record, read_record
-from vae.run_dir import SCORES_FILE, ScoresSummary
+from vae.run_dir import DRAWS_FILE, SCORES_FILE, ScoresSummary
 from vae.scoring.score_specs import SPEC
 
 
@@ -16,11 +16,15 @@ class ScoreCard(Record, frozen=True, kw_only=True, omit_defaults=True):
     n_real: int | None = None
     """Real images of a distance."""
     n_fake: int | None = None
+    """Reconstructions or samples of a distance."""
+    n_train: int | None = None
+    """Training images of a distance between real images."""
     n: int | None = None
-    """Pairs of an image and its reconstruction."""
+    """Images, or pairs of an image and its reconstruction, of a score that is no distance."""
     split: str = ""
+    """Of the real images."""
     images: str = ""
-    """What was compared with the images of `split`."""
+    """What the score is of, and what it was compared with."""
     latents: str = ""
     noise_seed: int | None = None
     extractor: str = ""
@@ -33,6 +37,8 @@ class ScoreCard(Record, frozen=True, kw_only=True, omit_defaults=True):
     data_fingerprint: str = ""
     layer: str = ""
     computed_by: str = ""
+    interval: str = ""
+    """What lies between the score's `low` and `high`, and how that was found."""
     exact_value: float | None = None
     """By formulas of our own in float64; None if `value` is that."""
     note: str = ""
@@ -48,7 +54,28 @@ class Score(Record, frozen=True, kw_only=True, omit_defaults=True):
     value: float | None
     unit: str
     reason: str = ""
+    low: float | None = None
+    """The interval's ends; the card says of which kind it is."""
+    high: float | None = None
     card: ScoreCard = msgspec.field(name="protocol")
+
+
+class Draws(Record, frozen=True, kw_only=True):
+    """draws.json: each score on the same random halves of the test patients, to compare runs in pairs."""
+
+    IF_DAMAGED = ScoresSummary.IF_DAMAGED
+
+    data_fingerprint: str
+    checkpoint_sha256: str
+    extractor_sha256: str
+    to_whole: float
+    """See intervals.half_width."""
+    draws: dict[str, list[float]]
+
+    def is_of(self, scores: "RunScores") -> bool:
+        """Whether they were made together with these scores."""
+        own = self.data_fingerprint, self.checkpoint_sha256, self.extractor_sha256
+        return own == (scores.data_fingerprint, scores.checkpoint_sha256, scores.extractor_sha256)
 
 
 class RunScores(Record, frozen=True, kw_only=True):
@@ -57,6 +84,8 @@ class RunScores(Record, frozen=True, kw_only=True):
     IF_DAMAGED = ScoresSummary.IF_DAMAGED
 
     extractor: str
+    extent: str = "full"
+    """`full` or `fast`: which of the scores were asked for."""
     label: str
     """What scores on features must carry with them, as in `smoke, not comparable`."""
     extractor_sha256: str
@@ -72,6 +101,11 @@ class RunScores(Record, frozen=True, kw_only=True):
     versions: dict[str, str]
     scores: dict[str, Score]
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The scores that could be had, by key."""
+        return {key: score.value for key, score in self.scores.items() if score.value is not None}
+
     def value(self, key: str) -> float | None:
         """The number, or None where there is none."""
         return self.scores[key].value if key in self.scores else None
@@ -80,6 +114,11 @@ class RunScores(Record, frozen=True, kw_only=True):
 def read_scores(run_dir: Path) -> RunScores | None:
     """A run's scores.json, None if there is none; raises DamagedFile if it holds anything else."""
     return read_record(run_dir / SCORES_FILE, RunScores)
+
+
+def read_draws(run_dir: Path) -> Draws | None:
+    """A run's draws.json, None if there is none; raises DamagedFile if it holds anything else."""
+    return read_record(run_dir / DRAWS_FILE, Draws)
 
 
 def score(key: str, value: float, card: ScoreCard) -> Score:

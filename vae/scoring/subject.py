@@ -25,15 +25,18 @@ from vae.model import VAE
 from vae.provenance import versions
 from vae.run_dir import FEATURES_DIR
 from vae.scoring.extractors import Extractor, Features
+from vae.scoring.resampling import Halves
 from vae.scoring.score_cards import ScoreCard
 from vae.training.checkpoint import check_header
-from vae.training.data_loader import ImageSplit, rank_slice
+from vae.training.data_loader import ImageSplit, mix, rank_slice
 
 log = logging.getLogger(__name__)
 
 # Images per forward pass: about 1 GB for Inception v3 on a CPU, and enough to fill a GPU.
 BATCH_IMAGES = 32
 LOG_EVERY_S = 30.0
+# Streams of a run's seed, beside data_loader.ORDER_STREAM and data_loader.NOISE_STREAM.
+SAMPLE_STREAM, LATENT_STREAM = 2, 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Subject:
     cache: Path
     """Folder of the features of real images: computed once, the same for every run of the study, and copied
     from a study beside it that has them."""
+    halves: Halves
+    """Of the patients of the test images."""
     features_used: list[Path] = field(default_factory=list)
     """Files there that its scores rest on."""
 
@@ -64,6 +69,11 @@ class Subject:
     def dtype(self) -> torch.dtype:
         """Of its weights: a run that was trained in double precision is scored in it."""
         return next(self.model.parameters()).dtype
+
+    def noise(self, count: int, stream: int) -> Tensor:
+        """Standard normal latents [count, *latent_shape], the same on every rank and device."""
+        generator = torch.Generator().manual_seed(mix(self.seed, stream))
+        return torch.randn((count, *self.model.latent_shape), generator=generator)
 
     def real_features(self, split: ImageSplit, name: str, indices: np.ndarray) -> Features:
         """Features of some images of the split `name`, from the cache if they are there and fit."""

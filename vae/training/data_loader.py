@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_prep.errors import DataError
 from data_prep.manifest import read_manifest
-from data_prep.shard_reader import open_shard
+from data_prep.shard_reader import open_shard, read_groups
 from vae.training.gather import Gather, gather_from
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,14 @@ def load_split(data: Path, split: str) -> ImageSplit:
         images=gather_from([shard.images for shard in shards if isinstance(shard.images, np.memmap)]),
         checked=np.zeros(sum(len(shard.labels) for shard in shards), bool),
     )
+
+
+def load_patients(data: Path, split: str) -> np.ndarray:
+    """A number for each image's patient, int64 [num_images]; one of its own where nobody knows."""
+    shards = read_manifest(data).splits[split]
+    names = list(chain.from_iterable(read_groups(data, shard) for shard in shards))
+    numbers: dict[str | int, int] = {}
+    return np.array([numbers.setdefault(name or own, len(numbers)) for own, name in enumerate(names)])
 
 
 def to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,0 +1,98 @@
+"""How sure a score is: what it would be on other test patients.
+
+A score is computed again on many random halves of the patients. Their spread is that of the score itself over
+test sets of this size: a half has twice the variance, and shares half of it with the whole (delete-half
+jackknife; Shao & Wu 1989, Ann. Statist. 17, 1176). Without replacement, for the usual bootstrap puts images
+into a set twice, which biases a Frechet distance upwards. Patients, not images: those of one are alike.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from vae.scoring.intervals import LEVEL, half_width
+from vae.scoring.score_cards import Score, ScoreCard, no_score, score
+
+Array = npt.NDArray[np.float64]
+
+DRAWS = 100
+# With fewer patients the spread of halves says nothing.
+MIN_PATIENTS = 10
+SEED = 0
+
+
+class Measured(NamedTuple):
+    """A score, and its values on the halves, by which two runs on the same patients can be compared."""
+
+    score: Score
+    draws: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """The same random halves of a set's patients for every score of every run."""
+
+    patients: npt.NDArray[np.int64]
+    """A number for each image's patient, [n]."""
+    stream: int = 0
+    """Sets that are not paired take different ones."""
+
+    @classmethod
+    def of_images(cls, count: int, stream: int) -> "Halves":
+        """Of images that have nothing to do with each other."""
+        return cls(np.arange(count), stream)
+
+    @cached_property
+    def sets(self) -> list[npt.NDArray[np.int64]]:
+        """The images of each half, DRAWS times; empty where there are too few patients."""
+        everyone = np.unique(self.patients)
+        if len(everyone) < MIN_PATIENTS:
+            return []
+        generator = np.random.default_rng((SEED, self.stream))
+        halves = (generator.choice(everyone, len(everyone) // 2, replace=False) for _ in range(DRAWS))
+        return [np.flatnonzero(np.isin(self.patients, half)) for half in halves]
+
+    @property
+    def words(self) -> str:
+        """What a card says of an interval."""
+        num_patients = len(np.unique(self.patients))
+        return f"{LEVEL:.0%}, by {DRAWS} random halves of {num_patients} patients"
+
+    @property
+    def to_whole(self) -> float:
+        """See intervals.half_width."""
+        count = len(np.unique(self.patients))
+        return math.sqrt((count // 2) / (count - count // 2))
+
+
+NO_HALVES = Halves.of_images(0, 0)
+
+
+def measured(
+    key: str, value: float, card: ScoreCard, halves: Halves, draws: Sequence[float] | Array
+) -> Measured:
+    """The score `key` with its interval, by its values on the halves, if there are any."""
+    if not len(draws):
+        return Measured(score(key, value, card))
+    values = np.asarray(draws, np.float64)
+    entry = score(key, value, replace(card, interval=halves.words))
+    if entry.value is None or not np.isfinite(values).all():
+        return Measured(replace(entry, card=card))
+    reach = half_width(values.tolist(), halves.to_whole)
+    return Measured(replace(entry, low=entry.value - reach, high=entry.value + reach), values)
+
+
+def mean_score(key: str, values: Array, card: ScoreCard, halves: Halves) -> Measured:
+    """The mean over images of `values` [n]."""
+    return measured(key, values.mean(), card, halves, [values[rows].mean() for rows in halves.sets])
+
+
+def without(keys: Sequence[str], reason: str, card: ScoreCard) -> dict[str, Measured]:
+    """The places of scores that cannot be had, and why."""
+    return {key: Measured(no_score(reason, card)) for key in keys}

@@ -3,21 +3,24 @@
 import gc
 import mmap
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import COUNTS, SIZE_PX, blob, make_shards
+from tiny import COUNTS, SIZE_PX, blob, make_shards, record
 
 from data_prep.errors import DataError
-from data_prep.manifest import read_manifest
+from data_prep.manifest import read_manifest, write_manifest
+from data_prep.shards import write_shard
 from vae.training import data_loader
 from vae.training.data_loader import (
     BatchPlan,
     batches,
     choose_loader,
     epoch_order,
+    load_patients,
     load_split,
     rank_slice,
     step_noise,
@@ -108,6 +111,24 @@ def test_the_addresses_of_a_gather_are_given_back(tmp_path: Path) -> None:
     del images
     gc.collect()
     assert maps_of_the_file() == 0
+
+
+def test_patients_have_numbers_and_images_of_nobody_have_their_own(tmp_path: Path) -> None:
+    names = {"train": ["a", "", "b", "a", ""], "test": ["x", "y", "x"], "val": ["z"]}
+    shards = []
+    for split, groups in names.items():
+        shards.append(f"{split}-0.h5")
+        attributes = {"class_names": '["A", "B"]', "split": split, "plan_sha256": "tiny"}
+        items = [
+            (replace(record(split, number), group=group), blob(number).tobytes())
+            for number, group in enumerate(groups)
+        ]
+        write_shard(tmp_path / shards[-1], SIZE_PX, attributes, items)
+    write_manifest(tmp_path, {"size_px": SIZE_PX}, ("A", "B"), shards)
+    train, all_known = load_patients(tmp_path, "train")
+    assert (train.tolist(), all_known) == ([0, 1, 2, 0, 3], False)
+    test, all_known = load_patients(tmp_path, "test")
+    assert (test.tolist(), all_known) == ([0, 1, 0], True)
 
 
 def test_missing_split_names_those_that_are_there(shards: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_list_holds_all_that_a_result_consists_of(study_dir: Path) -> None:
         *(f"{checkpoint}/{name}" for name in (WEIGHTS_FILE, "state.pt", "meta.json")),
         *(f"figures/{name}.png" for name in ("loss", "originals", "reconstructions", "samples", "worst")),
     }
-    assert len(listed(study_dir / RUN)) == 11  # features of test images, and of training images
+    assert len(listed(study_dir / RUN)) == 17  # features of test images, and of training images
 
 
 def test_a_whole_study_is_called_whole_and_writes_nothing(study_dir: Path, fake_slurm: FakeSlurm) -> None:

@@ -7,7 +7,15 @@ import torch
 from vae.scoring.distances import frechet_distance, kernel_distance
 from vae.scoring.extractors import Features
 from vae.scoring.feature_scores import distance_scores
-from vae.scoring.resampling import DRAWS, MIN_PATIENTS, Halves, mean_score, measured
+from vae.scoring.resampling import (
+    DRAWS,
+    DRAWS_OF_MANY,
+    MANY_IMAGES,
+    MIN_PATIENTS,
+    Halves,
+    mean_score,
+    measured,
+)
 from vae.scoring.score_cards import ScoreCard
 
 
@@ -21,6 +29,12 @@ def test_halves_hold_all_images_of_half_of_the_patients_and_are_the_same_every_t
     assert all(np.array_equal(a, b) for a, b in zip(halves.sets, Halves(patients).sets, strict=True))
     assert not np.array_equal(halves.sets[0], Halves(patients, stream=1).sets[0])
     assert "random halves of 20 patients" in halves.words
+
+
+def test_of_many_images_there_are_fewer_halves() -> None:
+    halves = Halves(np.arange(MANY_IMAGES + 1))
+    assert len(halves.sets) == DRAWS_OF_MANY
+    assert f"by {DRAWS_OF_MANY} random halves of 2,001 patients" in halves.words
 
 
 def test_with_few_patients_there_is_a_score_and_no_interval() -> None:

@@ -153,9 +153,9 @@ def _how_sure(runs: Sequence[RunSummary]) -> str:
     most = max(Counter(run.kind for run in runs if run.scores).values())
     alone = "one training of each variant, so nothing is known of another"
     trainings = alone if most == 1 else f"up to {most} trainings of a variant"
-    counts = sorted({run.num_scored_images for run in runs} - {0})
-    images = " or ".join(f"{count:,}" for count in counts)
-    return f"90 % intervals over the patients of {images} test images; {trainings}."
+    scores = [run.score("ssim") for run in runs]
+    intervals = dict.fromkeys(score.card.interval for score in scores if score and score.card.interval)
+    return f"intervals: {'; '.join(intervals) or 'none'}; {trainings}."
 
 
 def differences_section(runs: Sequence[RunSummary]) -> list[Block]:

@@ -58,7 +58,11 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     if state.device.type == "cpu":
         log.info("scoring on a CPU: %s", keep_freed_memory())
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
-    cache, halves = run_dir.parent / FEATURES_DIR, Halves(load_patients(Path(config.data), "test"))
+    patients, are_known = load_patients(Path(config.data), "test")
+    cache, halves = (
+        run_dir.parent / FEATURES_DIR,
+        Halves(patients, unit="patients" if are_known else "images"),
+    )
     facts = (config.seed, test, extractor, card, cache, halves)
     subject = Subject(run_dir.name, model.to(state.device), *facts)
 

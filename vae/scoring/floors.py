@@ -71,18 +71,18 @@ def floor_scores(subject: Subject, real: Features, train: ImageSplit, draws: int
 
 def over_draws(name: str, pairs: list[tuple[Features, Features]], card: ScoreCard) -> dict[str, Measured]:
     """The mean over draws, between the lowest and the highest."""
-    drawn = [distance_scores(name, real, fake, card) for real, fake in pairs]
+    drawn = [distance_scores(name, real, fake, card, by_ignite=False) for real, fake in pairs]
     if len(drawn) == 1:
         return drawn[0]
     scores = {}
     for key, first in drawn[0].items():
-        values = [scores[key].score.value for scores in drawn]
+        values = [of_draw[key].score.value for of_draw in drawn]
         found = [value for value in values if value is not None]
         if len(found) < len(values):
             scores[key] = first
             continue
         words = f"lowest and highest of {len(found)} draws, of which the score is the mean"
-        its_card = replace(first.score.card, interval=words, exact_value=None)
+        its_card = replace(first.score.card, interval=words)
         entry = replace(first.score, value=mean(found), low=min(found), high=max(found), card=its_card)
         scores[key] = Measured(entry)
     return scores

@@ -72,9 +72,8 @@ def health_scores(
     }
     if moments is None:
         return scores | without(PRIOR_KEYS, NO_DISTRIBUTION, card)
-    active = replace(
-        card, computed_by=f"share of {latents:,} latents whose mean varies by more than {ACTIVE_VARIANCE}"
-    )
+    varies = f"share of {latents:,} latents whose mean has a variance above {ACTIVE_VARIANCE}"
+    active = replace(card, computed_by=varies)
     gap = replace(
         card, computed_by="KL divergence of the aggregate posterior from N(0, I), latents as Gaussians"
     )

@@ -22,6 +22,8 @@ from vae.scoring.score_cards import Score, ScoreCard, no_score, score
 Array = npt.NDArray[np.float64]
 
 DRAWS = 100
+# A Frechet distance of many images takes a second, and so do those of its halves.
+MANY_IMAGES, DRAWS_OF_MANY = 2000, 25
 # With fewer patients the spread of halves says nothing.
 MIN_PATIENTS = 10
 SEED = 0
@@ -42,27 +44,33 @@ class Halves:
     """A number for each image's patient, [n]."""
     stream: int = 0
     """Sets that are not paired take different ones."""
+    unit: str = "patients"
+    """What `patients` counts: images, where nobody knows the patients."""
 
     @classmethod
     def of_images(cls, count: int, stream: int) -> "Halves":
         """Of images that have nothing to do with each other."""
-        return cls(np.arange(count), stream)
+        return cls(np.arange(count), stream, "images")
+
+    @property
+    def count(self) -> int:
+        """How many halves there are, where there are any."""
+        return DRAWS if len(self.patients) <= MANY_IMAGES else DRAWS_OF_MANY
 
     @cached_property
     def sets(self) -> list[npt.NDArray[np.int64]]:
-        """The images of each half, DRAWS times; empty where there are too few patients."""
+        """The images of each half; none where there are too few patients."""
         everyone = np.unique(self.patients)
         if len(everyone) < MIN_PATIENTS:
             return []
         generator = np.random.default_rng((SEED, self.stream))
-        halves = (generator.choice(everyone, len(everyone) // 2, replace=False) for _ in range(DRAWS))
+        halves = (generator.choice(everyone, len(everyone) // 2, replace=False) for _ in range(self.count))
         return [np.flatnonzero(np.isin(self.patients, half)) for half in halves]
 
     @property
     def words(self) -> str:
         """What a card says of an interval."""
-        num_patients = len(np.unique(self.patients))
-        return f"{LEVEL:.0%}, by {DRAWS} random halves of {num_patients} patients"
+        return f"{LEVEL:.0%}, by {self.count} random halves of {len(np.unique(self.patients)):,} {self.unit}"
 
     @property
     def to_whole(self) -> float:

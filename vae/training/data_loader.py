@@ -105,12 +105,14 @@ def load_split(data: Path, split: str) -> ImageSplit:
     )
 
 
-def load_patients(data: Path, split: str) -> np.ndarray:
-    """A number for each image's patient, int64 [num_images]; one of its own where nobody knows."""
+def load_patients(data: Path, split: str) -> tuple[np.ndarray, bool]:
+    """A number for each image's patient, int64 [num_images], one of its own where nobody knows; and whether
+    all are known."""
     shards = read_manifest(data).splits[split]
     names = list(chain.from_iterable(read_groups(data, shard) for shard in shards))
     numbers: dict[str | int, int] = {}
-    return np.array([numbers.setdefault(name or own, len(numbers)) for own, name in enumerate(names)])
+    patients = [numbers.setdefault(name or own, len(numbers)) for own, name in enumerate(names)]
+    return np.array(patients, np.int64), all(names)
 
 
 def to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -59,11 +59,8 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
         log.info("scoring on a CPU: %s", keep_freed_memory())
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
     patients, are_known = load_patients(Path(config.data), "test")
-    cache, halves = (
-        run_dir.parent / FEATURES_DIR,
-        Halves(patients, unit="patients" if are_known else "images"),
-    )
-    facts = (config.seed, test, extractor, card, cache, halves)
+    halves = Halves(patients, unit="patients" if are_known else "images")
+    facts = (config.seed, test, extractor, card, run_dir.parent / FEATURES_DIR, halves)
     subject = Subject(run_dir.name, model.to(state.device), *facts)
 
     # score it, then draw, for with scores.json the run counts as scored

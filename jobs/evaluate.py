@@ -17,8 +17,10 @@ from pathlib import Path
 
 import _front
 
+from data_prep.errors import DamagedFile
 from vae.report.report import score_table
-from vae.report.run_summary import read_summary
+from vae.report.run_summary import RunSummary, read_summary
+from vae.scoring.classifier_record import read_classifiers
 from vae.scoring.inception_weights import EXTRACTORS, check, identify, locate
 from vae.study import Study, check_replacement, find_target, read_study
 
@@ -32,8 +34,21 @@ def is_due(run_dir: Path, study: Study) -> bool:
         return True
     if study.scores == "full" != run.scores.extent:
         return True
+    if lacks_diagnosis(run):
+        return True
     weights = locate(study.inception_weights)
     return study.extractor == "inception" and run.scores.extractor_sha256 != identify(weights)[0]
+
+
+def lacks_diagnosis(run: RunSummary) -> bool:
+    """Whether there are whole classifiers of its images that did not judge its reconstructions yet."""
+    assert run.scores is not None
+    try:
+        record = read_classifiers(run.folder.parent.parent, run.scores.data_fingerprint)
+    except DamagedFile:  # evaluate says so
+        return False
+    score = run.score("auc")
+    return record is not None and (score is None or score.card.extractor_sha256 != record.digest)
 
 
 def main() -> int:

@@ -125,10 +125,10 @@ def test_patients_have_numbers_and_images_of_nobody_have_their_own(tmp_path: Pat
         ]
         write_shard(tmp_path / shards[-1], SIZE_PX, attributes, items)
     write_manifest(tmp_path, {"size_px": SIZE_PX}, ("A", "B"), shards)
-    train, all_known = load_patients(tmp_path, "train")
-    assert (train.tolist(), all_known) == ([0, 1, 2, 0, 3], False)
-    test, all_known = load_patients(tmp_path, "test")
-    assert (test.tolist(), all_known) == ([0, 1, 0], True)
+    train, unit = load_patients(tmp_path, "train")
+    assert (train.tolist(), unit) == ([0, 1, 2, 0, 3], "patients and images of unknown ones")
+    test, unit = load_patients(tmp_path, "test")
+    assert (test.tolist(), unit) == ([0, 1, 0], "patients")
 
 
 def test_missing_split_names_those_that_are_there(shards: Path) -> None:

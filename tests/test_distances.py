@@ -104,6 +104,9 @@ def test_the_kernel_distance_is_the_mean_over_pairs_of_different_images(n: int, 
 def test_the_kernel_distance_of_one_law_is_0_on_average_and_never_needs_all_of_many_images() -> None:
     values = [kernel_distance(draw(k, 40, 6), draw(1000 + k, 40, 6)) for k in range(200)]
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values))
+    same = draw(0, 30, 6)
+    assert kernel_distance(same, same) < 0  # its own copy is nearer than another image
+    assert kernel_distance(same, same, are_pairs=True) == pytest.approx(0, abs=1e-12)
     many = np.repeat(draw(0, KERNEL_IMAGES, 2), 2, axis=0)
     assert kernel_distance(many, many + 1) > 0
     with pytest.raises(ValueError, match="at least 2 images, given 1 and 3"):

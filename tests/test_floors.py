@@ -18,23 +18,41 @@ from vae.training.data_loader import load_split
 NUM_TEST = COUNTS["test"]
 
 
-def test_draws_have_the_test_images_balance_and_share_no_image() -> None:
-    labels = np.repeat(np.array([0, 1], np.uint8), (30, 100))
-    drawn = draw_like(labels, np.repeat(np.array([0, 1], np.uint8), (7, 13)), 5)
-    assert len(drawn.sets) == 4  # of 30 images of the first class, 7 each
-    assert [np.bincount(labels[chosen]).tolist() for chosen in drawn.sets] == [[7, 13]] * 4
-    assert len(np.unique(np.concatenate(drawn.sets))) == 4 * 20
+def of_class(*counts: int) -> np.ndarray:
+    return np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
+
+
+def test_draws_have_the_test_images_balance_and_share_no_patient() -> None:
+    labels = of_class(60, 200)
+    patients = np.arange(260) // 4
+    drawn = draw_like(labels, patients, of_class(7, 13), 5)
+    assert len(drawn.sets) == 5
+    assert [np.bincount(labels[chosen]).tolist() for chosen in drawn.sets] == [[7, 13]] * 5
+    seen = [set(patients[chosen].tolist()) for chosen in drawn.sets]
+    assert sum(map(len, seen)) == len(set().union(*seen))
     assert "balance" in drawn.words
 
 
-def test_fewer_training_than_test_images_give_one_smaller_draw_in_their_balance() -> None:
-    labels = np.repeat(np.array([0, 1], np.uint8), (5, 40))
-    drawn = draw_like(labels, np.repeat(np.array([0, 1], np.uint8), (10, 20)), 5)
-    assert [np.bincount(labels[chosen]).tolist() for chosen in drawn.sets] == [[5, 10]]
+def test_there_are_as_many_draws_as_the_scarcest_class_gives() -> None:
+    labels = of_class(30, 100)
+    drawn = draw_like(labels, np.arange(130), of_class(7, 13), 5)
+    assert 2 <= len(drawn.sets) <= 4
+    assert [np.bincount(labels[chosen]).tolist() for chosen in drawn.sets] == [[7, 13]] * len(drawn.sets)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"), [((5, 40), (10, 20), [5, 10]), ((2,), (49,), [2]), ((49,), (98,), [49])]
+)
+def test_fewer_training_than_test_images_give_one_smaller_draw_in_their_balance(
+    train: tuple[int, ...], test: tuple[int, ...], expected: list[int]
+) -> None:
+    labels = of_class(*train)
+    drawn = draw_like(labels, np.arange(len(labels)), of_class(*test), 5)
+    assert [np.bincount(labels[chosen]).tolist() for chosen in drawn.sets] == [expected]
 
 
 def test_where_a_class_is_missing_the_draw_is_of_any_class() -> None:
-    drawn = draw_like(np.ones(12, np.uint8), np.array([0, 1, 1, 1], np.uint8), 2)
+    drawn = draw_like(np.ones(12, np.uint8), np.arange(12), np.array([0, 1, 1, 1], np.uint8), 2)
     assert [len(chosen) for chosen in drawn.sets] == [4, 4]
     assert drawn.words == "of any class"
 
@@ -43,7 +61,8 @@ def test_floors_are_means_over_draws_between_their_ends(scored_study: Path, shar
     extractor = load_extractor(Study("x", extractor="smoke"), torch.device("cpu"))
     split, wanted = load_split(shards, "train"), load_split(shards, "test")
     test = extractor(wanted.take(np.arange(NUM_TEST)))
-    sets = [extractor(split.take(chosen)) for chosen in draw_like(split.labels, wanted.labels, DRAWS).sets]
+    drawn = draw_like(split.labels, np.arange(len(split)), wanted.labels, DRAWS)
+    sets = [extractor(split.take(chosen)) for chosen in drawn.sets]
     assert len(sets) == DRAWS
     distances = {
         "floor_paper": [frechet_distance(test.probabilities, train.probabilities) for train in sets],

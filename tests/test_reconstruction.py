@@ -42,7 +42,7 @@ def test_reconstruction_scores_follow_from_the_images(scored_study: Path, shards
         "bce": bce_per_image(output.logits, images).mean().item(),
         "rfid_paper": frechet_distance(real.probabilities, fake.probabilities),
         "rfid_2048": frechet_distance(real.pool, fake.pool),
-        "rfid_kid": kernel_distance(real.pool, fake.pool),
+        "rfid_kid": kernel_distance(real.pool, fake.pool, are_pairs=True),
         "is_reconstructions": inception_score(fake.probabilities),
     }
     if model.can_sample:
@@ -73,7 +73,7 @@ def test_sampled_latents_are_scored_beside_their_mean(scored_study: Path, shards
     assert scores is not None
     expected = {
         "rfid_sampled_2048": frechet_distance(real.pool, fake.pool),
-        "rfid_sampled_kid": kernel_distance(real.pool, fake.pool),
+        "rfid_sampled_kid": kernel_distance(real.pool, fake.pool, are_pairs=True),
         "bce_sampled": bce_per_image(output.logits, to_unit(packed)).mean().item(),
     }
     assert {key: scores.value(key) for key in expected} == pytest.approx(expected, rel=1e-4)

@@ -121,6 +121,7 @@ def test_the_first_words_are_a_verdict(study_dir: Path) -> None:
     section = page.split("## In short")[1].split("\n## ")[0]
     said = {row[0]: row[1] for row in table_rows(section) if row[0] not in ("", "---")}
     assert list(said) == ["reconstruction", "generation", "latents", "how sure", "not measured"]
+    assert "no classifier has looked at the images" in said["not measured"]
     assert "linear-s0 minus direct-s0: SSIM " in said["reconstruction"]
     assert "FID" not in said["reconstruction"]  # the smoke network has learnt nothing
     assert (
@@ -130,7 +131,7 @@ def test_the_first_words_are_a_verdict(study_dir: Path) -> None:
     assert said["how sure"].startswith("intervals: 90%, by 100 random halves of 13 images; one training of")
     relabel(study_dir, "")
     page = write_report(study_dir).with_suffix(".md").read_text()
-    assert "samples of linear-s0 are above the floor (FID-2048 " in page
+    assert "samples of linear-s0: above the floor (FID-2048 " in page
 
 
 def test_two_variants_are_compared_on_the_same_patients(study_dir: Path) -> None:
@@ -236,9 +237,9 @@ def test_smoke_scores_are_labelled_wherever_they_stand(study_dir: Path) -> None:
     label = "smoke, not comparable"
     write_report(study_dir)
     page = (study_dir / "report.md").read_text()
-    tables = page.split("## FID-1000")[1].split("## Variants beside")[0]
+    tables = page.split("## FID-1000")[1].split("## What the latents are")[0]
     rows = [row for row in table_rows(tables) if row[0] in ("linear-s0", "direct-s0", "real images")]
-    assert len(rows) == 2 * 5 + 2
+    assert len(rows) == 2 * 4 + 2
     assert {row[-1] for row in rows} == {label}
     assert f"FID and IS here: {label}." in (study_dir / "report.html").read_text()
     assert score_table(study_dir, read_study(study_dir).runs).count(label) == 10

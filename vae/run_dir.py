@@ -16,6 +16,8 @@ REPORT_MARKDOWN_FILE = "report.md"
 SCORES_CSV_FILE = "scores.csv"
 LAUNCH_LOCK_FILE = ".launch.lock"
 FEATURES_DIR = ".features"
+# Beside the studies: classifiers of the label, made once for a data set.
+CLASSIFIERS_DIR = ".classifiers"
 CODE_DIR = "code"
 # Where submitit keeps what it runs, beside SLURM's own logs; and which jobs there were.
 JOBS_DIR = "jobs"

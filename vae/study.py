@@ -86,7 +86,8 @@ def read_study(study_dir: Path) -> Study:
     for run in runs:
         with suppress(DamagedFile):  # it is shown as such
             if summary := read_scores_summary(study_dir / run):
-                return Study(study_dir.name, runs, summary.extractor)
+                extent: Literal["full", "fast"] = "fast" if summary.extent == "fast" else "full"
+                return Study(study_dir.name, runs, summary.extractor, "", extent)
     return Study(study_dir.name, runs)
 
 

@@ -53,7 +53,11 @@ DIFFERENCES = (
         "mean over all images of an epoch; validation from mean latents",
     ),
     ("scored images", "not said", "every test image once"),
-    ("latents of the scored images", "not said; its code draws them", "both: their mean, and drawn"),
+    (
+        "latents of the scored images",
+        "not said; its code draws them",
+        "their mean; drawn ones as well, unless fast",
+    ),
     ("second iteration", "described in words only", "encoder's map straight into the decoder"),
     ("seeds", "one training of each", "as many as there are runs"),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.files import write_text
 from vae.report.cards_section import cards_section, scores_csv
+from vae.report.diagnosis_section import diagnosis_section
 from vae.report.figures_section import figures_section, intervals_picture
 from vae.report.page import to_html, to_markdown, to_text
 from vae.report.provenance_section import provenance_section, settings_section
@@ -50,6 +51,7 @@ def _write(folder: Path, title: str, study: str, runs: list[RunSummary]) -> Path
         *verdict_section(runs),
         *runs_section(runs),
         *scores_section(runs),
+        *diagnosis_section(runs),
         *intervals_picture(folder, runs),
         *differences_section(runs),
         *figures_section(folder, runs),

@@ -1,6 +1,5 @@
 """The scores in the report: a table for each question, and why some scores are not there."""
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,13 +12,14 @@ from vae.report.published_study import (
     differences_table,
 )
 from vae.report.run_summary import RunSummary
+from vae.scoring.intervals import RANGE
 from vae.scoring.score_cards import Score
 from vae.scoring.score_specs import SPEC, SPECS, ScoreSpec, Section, health_warning
 
 INTERVALS = (
-    "The number after ± is half of a 90 % interval: how far the score would move with other test patients. "
-    "It says nothing of another training; only several seeds do. Real images have the lowest and the highest "
-    "of several draws."
+    "The number after ± is half of a 90 % interval: how far the score would move with other test patients, "
+    "and of samples with other samples. It says nothing of another training; only several seeds do. "
+    "Distances between real images have the lowest and the highest of several draws."
 )
 RECONSTRUCTION = (
     "SSIM and PSNR compare pixel by pixel, before rounding to 8 bit. FID-2048 and KID compare the sets; KID "
@@ -93,13 +93,17 @@ def _health_warnings(runs: Sequence[RunSummary]) -> list[Text]:
     return [Text(f"{name}: {words}.", is_warning=True) for name, words in warnings.items() if words]
 
 
+OF_CLASSIFIERS = {spec.key for spec in SPECS if spec.section is Section.DIAGNOSIS}
+OF_CLASSIFIERS |= {spec.baseline for spec in SPECS if spec.key in OF_CLASSIFIERS}
+
+
 def _reasons(runs: Sequence[RunSummary]) -> list[Text]:
     """A sentence for each reason why some scores of a run have no value."""
     sentences = []
     for run in runs:
         scores = run.scores.scores if run.scores else {}
         # of those from sampled latents it is the same
-        keys = [key for key in scores if "_sampled" not in key]
+        keys = [key for key in scores if "_sampled" not in key and key not in OF_CLASSIFIERS]
         missing = {key: scores[key].reason for key in keys if scores[key].value is None}
         sentences += [Text(f"No {words} for {run.name}: {reason}.") for reason, words in by_text(missing)]
     return sentences
@@ -124,6 +128,10 @@ BASELINES: dict[str, Callable[[str], str]] = {
 }
 
 
+# The label tells of the network behind FID and IS.
+UNLABELLED = (Section.HEALTH, Section.DIAGNOSIS)
+
+
 def section_table(
     runs: Sequence[RunSummary], section: Section, published: Mapping[str, Mapping[str, str]] | None = None
 ) -> Table:
@@ -131,26 +139,46 @@ def section_table(
     specs = [spec for spec in SPECS if spec.section is section]
     rows = [[run.name, *(cell(run.score(spec.key)) for spec in specs), run.label] for run in runs]
     rows += _mean_rows(runs, specs)
-    # real images score the same for all runs, unless different extractors scored them
-    first_of = {run.scores.extractor_sha256: run for run in reversed(runs) if run.scores}
-    for run in first_of.values():
-        for title, key_of in BASELINES.items():
-            keys = [key_of(spec.baseline) for spec in specs]
-            if any(run.value(key) is not None for key in keys):
-                rows.append([title, *(cell(run.score(key)) for key in keys), run.label])
+    rows += _baseline_rows(runs, specs)
     for title, values in (published or {}).items():
         rows.append([title, *(values.get(spec.key, MISSING) for spec in specs), ""])
+    if section in UNLABELLED:
+        rows = [[*row[:-1], ""] for row in rows]
     return labelled_table(["", *(spec.head for spec in specs), "label"], rows)
+
+
+def _baseline_rows(runs: Sequence[RunSummary], specs: Sequence[ScoreSpec]) -> list[list[str]]:
+    """What real images score: the same for all runs that one network scored on the same images."""
+    groups: dict[tuple[str, str], list[RunSummary]] = {}
+    for run in runs:
+        if run.scores:
+            facts = run.scores.extractor_sha256, run.scores.data_fingerprint
+            groups.setdefault(facts, []).append(run)
+    rows = []
+    for group in groups.values():
+        of = f", of {group[0].study or group[0].name}" if len(groups) > 1 else ""
+        for title, key_of in BASELINES.items():
+            keys = [key_of(spec.baseline) for spec in specs]
+            # scores of one run may be fewer than those of another
+            found = [_first_value(group, key) for key in keys]
+            if any(found):
+                rows.append([title + of, *map(cell, found), group[0].label])
+    return rows
+
+
+def _first_value(runs: Sequence[RunSummary], key: str) -> Score | None:
+    """The score of the first run that has it."""
+    scores = [run.score(key) for run in runs]
+    return next((score for score in scores if score and score.value is not None), None)
 
 
 def cell(score: Score | None) -> str:
     """A number with what is known of its uncertainty: ± half of its interval, or the ends of a range."""
     if score is None or score.value is None or score.low is None or score.high is None:
         return number(score.value if score else None)
-    above, below = score.high - score.value, score.value - score.low
-    if math.isclose(above, below, rel_tol=1e-6, abs_tol=1e-12):
-        return f"{number(score.value)} ± {above:.2g}"
-    return f"{number(score.value)} ({number(score.low)} to {number(score.high)})"
+    if score.card.interval.startswith(RANGE):
+        return f"{number(score.value)} ({number(score.low)} to {number(score.high)})"
+    return f"{number(score.value)} ± {score.high - score.value:.2g}"
 
 
 def _mean_rows(runs: Sequence[RunSummary], specs: Sequence[ScoreSpec]) -> list[list[str]]:

@@ -8,19 +8,24 @@ from typing import NamedTuple
 from vae.report.page import MISSING, Block, Heading, Table, Text, number
 from vae.report.run_summary import RunSummary
 from vae.scoring.intervals import half_width
+from vae.scoring.score_cards import Score
 from vae.scoring.score_specs import SPEC, Better, health_warning
 
 # By what reconstructions are compared in a sentence; the table has all of them.
 IN_SENTENCE = ("rfid_2048", "ssim", "psnr")
-COMPARED = ("rfid_paper", "rfid_2048", "rfid_kid", "is_reconstructions", "ssim", "psnr", "bce", "bce_excess")
+OF_PIXELS_AND_FEATURES = ("rfid_paper", "rfid_2048", "rfid_kid", "is_reconstructions", "ssim", "psnr", "bce")
+COMPARED = ("auc", "decisions_changed", "brier", *OF_PIXELS_AND_FEATURES, "bce_excess")
 SAMPLED = ("gfid_paper", "gfid_2048", "gfid_kid", "is_samples")
 PAIRED = (
     "Both on the same test patients, so what makes one image harder than another drops out. The number after "
-    "± is half of a 90 % interval; two runs that differ by less are not told apart."
+    "± is half of a 90 % interval; two runs that differ by less are not told apart, nor are those on which "
+    "the classifiers disagree. In several rows, one in ten tells two like runs apart by chance."
 )
-NOT_MEASURED = (
-    "whether a diagnosis can still be made: no classifier has looked at the images. Anything clinical."
+NO_DIAGNOSIS = (
+    "whether a diagnosis can still be made: no classifier has looked at the images (jobs/classify.py makes "
+    "them). "
 )
+NOT_MEASURED = "what a radiologist would say; anything clinical."
 
 
 class Difference(NamedTuple):
@@ -33,17 +38,20 @@ class Difference(NamedTuple):
     """Of the first minus that of the second."""
     reach: float | None
     """Half of its 90 % interval; None where it is not known."""
+    all_agree: bool = True
+    """Whether, of a mean over classifiers, each says the same of which is higher."""
 
     @property
     def is_sure(self) -> bool:
-        return self.reach is not None and abs(self.value) > self.reach
+        return self.reach is not None and abs(self.value) > self.reach and self.all_agree
 
     @property
     def better(self) -> str:
         """The run that is better, if one surely is."""
-        if not self.is_sure:
+        better = SPEC[self.key].better
+        if not self.is_sure or better is Better.NEITHER:
             return ""
-        is_first = (self.value > 0) == (SPEC[self.key].better is Better.HIGHER)
+        is_first = (self.value > 0) == (better is Better.HIGHER)
         return (self.first if is_first else self.second).name
 
     def __str__(self) -> str:
@@ -52,22 +60,28 @@ class Difference(NamedTuple):
 
 
 def difference(key: str, first: RunSummary, second: RunSummary) -> Difference | None:
-    """How far two runs are apart in a score; None where one has none, or they were scored on other images."""
-    a, b = first.value(key), second.value(key)
-    if a is None or b is None or not _are_comparable(first, second):
+    """How far two runs are apart in a score; None where one has none, or they were scored on other images or
+    by other networks."""
+    a, b = first.score(key), second.score(key)
+    if not (a and b) or a.value is None or b.value is None or not _are_comparable(first, second, a, b):
         return None
-    draws = [run.draws.draws.get(key, []) for run in (first, second) if run.draws]
-    if len(draws) < 2 or not draws[0] or len(draws[0]) != len(draws[1]) or not first.draws:
-        return Difference(key, first, second, a - b, None)
+    value = a.value - b.value
+    if not (first.draws and second.draws):
+        return Difference(key, first, second, value, None)
+    pairs = list(zip(first.draws.of_each.get(key, []), second.draws.of_each.get(key, []), strict=False))
+    all_agree = all((x > y) == (value > 0) for x, y in pairs)
+    draws = first.draws.draws.get(key, []), second.draws.draws.get(key, [])
+    if len(draws[0]) != len(draws[1]) or len(draws[0]) < 2:
+        return Difference(key, first, second, value, None)
     apart = [x - y for x, y in zip(*draws, strict=True)]
-    return Difference(key, first, second, a - b, half_width(apart, first.draws.to_whole))
+    return Difference(key, first, second, value, half_width(apart, first.draws.to_whole), all_agree)
 
 
-def _are_comparable(first: RunSummary, second: RunSummary) -> bool:
+def _are_comparable(first: RunSummary, second: RunSummary, a: Score, b: Score) -> bool:
     """Whether the same network scored them on the same images."""
     scores = [run.scores for run in (first, second) if run.scores]
     facts = {(entry.extractor_sha256, entry.data_fingerprint) for entry in scores}
-    return len(scores) == 2 and len(facts) == 1
+    return len(scores) == 2 and len(facts) == 1 and a.card.extractor_sha256 == b.card.extractor_sha256
 
 
 def verdict_section(runs: Sequence[RunSummary]) -> list[Block]:
@@ -75,12 +89,14 @@ def verdict_section(runs: Sequence[RunSummary]) -> list[Block]:
     scored = first_of_each_variant(runs)
     if not scored:
         return []
+    has_diagnosis = any(run.value("auc") is not None for run in scored)
     rows = [
         ["reconstruction", _sentence(_reconstruction(scored))],
         ["generation", _sentence(_generation(scored))],
+        ["diagnosis", _sentence(_diagnosis(scored))],
         ["latents", _sentence(_latents(scored))],
         ["how sure", _how_sure(runs)],
-        ["not measured", NOT_MEASURED],
+        ["not measured", ("" if has_diagnosis else NO_DIAGNOSIS) + NOT_MEASURED],
     ]
     return [Heading("In short"), Table(["", ""], [row for row in rows if row[1]])]
 
@@ -103,16 +119,20 @@ def _reconstruction(runs: Sequence[RunSummary]) -> Iterator[str]:
     for first, second in combinations(runs, 2):
         found = [difference(key, first, second) for key in IN_SENTENCE if _says_something(key, first)]
         apart = [entry for entry in found if entry is not None]
-        winners = {entry.better for entry in apart} - {""}
+        if not apart:
+            continue
+        winners = {entry.better for entry in apart}
         said = ", ".join(f"{SPEC[entry.key].in_words} {entry}" for entry in apart)
         pair = f"{first.name} minus {second.name}: {said}"
-        if len(winners) == 1:
-            (winner,) = winners
+        if len(winners) == 1 and (winner := winners.pop()):
             loser = second.name if winner == first.name else first.name
             yield f"{winner} is closer to the originals than {loser} ({pair})"
-        elif apart:
-            reason = "the scores disagree" if winners else "not told apart"
-            yield f"{first.name} and {second.name}: {reason} ({pair})"
+        elif winners - {""} and len(winners - {""}) > 1:
+            yield f"{first.name} and {second.name}: the scores disagree ({pair})"
+        else:
+            sure = [f"{entry.better} in {SPEC[entry.key].in_words}" for entry in apart if entry.better]
+            closer = f"closer is {' and '.join(sure)} alone" if sure else "not told apart"
+            yield f"{first.name} and {second.name}: {closer} ({pair})"
 
 
 def _says_something(key: str, run: RunSummary) -> bool:
@@ -130,10 +150,33 @@ def _generation(runs: Sequence[RunSummary]) -> Iterator[str]:
         elif not _says_something("gfid_2048", run):
             yield f"{run.name}: scores by the smoke network say nothing"
         elif floor and floor.value is not None:
-            low, high = samples.low or samples.value, floor.high or floor.value
-            place = "above the floor" if low > high else "within the floor"
-            beside = f"{number(samples.value)}, real images {number(floor.value)}, at most {number(high)}"
-            yield f"samples of {run.name} are {place} (FID-2048 {beside})"
+            yield f"samples of {run.name}: {_place(samples, floor)}"
+
+
+def _place(samples: Score, floor: Score) -> str:
+    """Where a distance of samples stands beside that of real images."""
+    numbers = f"FID-2048 {number(samples.value)}, real images {number(floor.value)}"
+    if samples.card.n_real != floor.card.n_real:
+        counts = f"{samples.card.n_real} and {floor.card.n_real}"
+        return f"{numbers}, but of other numbers of images ({counts}), which cannot be compared"
+    if samples.low is None or floor.high is None:
+        return f"{numbers}; how sure that is, is not known"
+    place = "above the floor" if samples.low > floor.high else "within the floor"
+    return f"{place} ({numbers}, at most {number(floor.high)})"
+
+
+def _diagnosis(runs: Sequence[RunSummary]) -> Iterator[str]:
+    """How much of the label each variant's reconstructions keep, and which keeps more."""
+    for run in runs:
+        loss, real = run.score("auc_drop"), run.value("auc_real")
+        if loss and loss.value is not None and real is not None:
+            reach = "" if loss.high is None else f" ± {loss.high - loss.value:.2g}"
+            yield f"{run.name} loses {number(loss.value)}{reach} of the AUC of {number(real)} on real images"
+    for first, second in combinations(runs, 2):
+        apart = difference("auc", first, second)
+        if apart is not None:
+            pair = f"AUC of {first.name} minus {second.name}: {apart}"
+            yield f"{apart.better or 'neither surely'} keeps more ({pair})"
 
 
 def _latents(runs: Sequence[RunSummary]) -> Iterator[str]:
@@ -142,7 +185,7 @@ def _latents(runs: Sequence[RunSummary]) -> Iterator[str]:
         ratio, rate = run.value("latent_ratio"), run.value("kl")
         if ratio is None or run.scores is None:
             continue
-        width = f"1 latent to {1 / ratio:,.0f} pixels" if ratio < 1 else "as many latents as pixels"
+        width = f"1 latent to {1 / ratio:,.0f} pixels" if ratio < 1 else f"{ratio:,.4g} latents to a pixel"
         yield f"{run.name}: {width}" + (f", {number(rate)} nats an image" if rate is not None else "")
         if warning := health_warning(run.scores.values):
             yield warning

@@ -42,21 +42,24 @@ def _shrink(deviations: Array) -> Array:
     return np.asarray(np.linalg.qr(deviations, mode="r")) if rows > columns else deviations
 
 
-def kernel_distance(real: npt.ArrayLike, fake: npt.ArrayLike) -> float:
+def kernel_distance(real: npt.ArrayLike, fake: npt.ArrayLike, are_pairs: bool = False) -> float:
     """Squared maximum mean discrepancy of two feature sets, [n, d] and [m, d]; n, m >= 2; unbiased.
 
     With the kernel (x.y / d + 1)^3: "KID" in Binkowski et al. 2018, arXiv 1801.01401, with one subset of all
-    images. May be negative where the sets are alike.
+    images. May be negative where the sets are alike. `are_pairs`: each fake image is a copy of the real one
+    in its row; these pairs are left out, or a perfect copy would score below 0.
     """
     a, b = (_at_most(np.asarray(features, np.float64), KERNEL_IMAGES) for features in (real, fake))
     if len(a) < 2 or len(b) < 2:
         raise ValueError(f"a kernel distance needs at least 2 images, given {len(a)} and {len(b)}")
-    return _mean_of_pairs(a) + _mean_of_pairs(b) - 2 * float(_kernel(a, b).mean())
+    across = _kernel(a, b)
+    between = _mean_off_diagonal(across) if are_pairs else float(across.mean())
+    return _mean_off_diagonal(_kernel(a, a)) + _mean_off_diagonal(_kernel(b, b)) - 2 * between
 
 
-def _mean_of_pairs(features: Array) -> float:
-    """The kernel's mean over pairs of different images."""
-    kernel, count = _kernel(features, features), len(features)
+def _mean_off_diagonal(kernel: Array) -> float:
+    """The kernel's mean over pairs of images in different rows."""
+    count = len(kernel)
     return float(kernel.sum() - np.trace(kernel)) / (count * (count - 1))
 
 

@@ -18,6 +18,7 @@ from vae.metrics import read_metrics
 from vae.provenance import versions
 from vae.run_dir import DRAWS_FILE, FEATURES_DIR, SCORES_FILE, Done, figure_path
 from vae.scoring import floors
+from vae.scoring.classifier import NO_CLASSIFIERS, load_classifiers
 from vae.scoring.extractors import load_extractor, to_8bit
 from vae.scoring.generation import generation_scores
 from vae.scoring.reconstruction import Pass, pass_through, reconstruction_scores, sampled_scores
@@ -28,6 +29,7 @@ from vae.scoring.subject import SAMPLE_STREAM, Subject
 from vae.study import Study, read_run
 from vae.training.accelerator import RENDEZVOUS_TIME_LIMIT, check_world_size
 from vae.training.checkpoint import load_trained
+from vae.training.collectives import any_rank
 from vae.training.data_loader import ImageSplit, load_patients, load_split, to_unit
 from vae.training.metrics_log import peak_memory_gb
 from vae.training.training_state import check_fingerprint
@@ -58,14 +60,17 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
     if state.device.type == "cpu":
         log.info("scoring on a CPU: %s", keep_freed_memory())
     card = ScoreCard(split="test", checkpoint_sha256=done.weights_sha256, data_fingerprint=test.fingerprint)
-    patients, are_known = load_patients(Path(config.data), "test")
-    halves = Halves(patients, unit="patients" if are_known else "images")
-    facts = (config.seed, test, extractor, card, run_dir.parent / FEATURES_DIR, halves)
+    halves = Halves(*load_patients(Path(config.data), "test"))
+    classifiers, why_none = load_classifiers(run_dir.parent.parent, test.fingerprint, state.device)
+    if any_rank(classifiers is None)[0]:  # they may come or go between two ranks' looks
+        classifiers, why_none = None, why_none or NO_CLASSIFIERS
+    facts = (config.seed, test, extractor, card, run_dir.parent / FEATURES_DIR, halves, classifiers, why_none)
     subject = Subject(run_dir.name, model.to(state.device), *facts)
 
     # score it, then draw, for with scores.json the run counts as scored
     mean_pass, result = pass_through(subject, is_sampled=False), None
-    found = compute_scores(subject, mean_pass, train, study.scores == "full")
+    of_train = train, load_patients(Path(config.data), "train")[0]
+    found = compute_scores(subject, mean_pass, of_train, study.scores == "full")
     if state.is_main_process:
         drawn = write_figures(run_dir, subject, mean_pass)
         result = run_scores(subject, done, study, found, time.monotonic() - started)
@@ -80,15 +85,15 @@ def evaluate(run_dir: Path, study: Study) -> RunScores:
 
 
 def compute_scores(
-    subject: Subject, mean_pass: Pass, train: ImageSplit, is_full: bool
+    subject: Subject, mean_pass: Pass, of_train: tuple[ImageSplit, np.ndarray], is_full: bool
 ) -> dict[str, Measured]:
-    """The scores on rank 0, none on the others; every rank must call it. `is_full`: also what takes long."""
+    """The scores, on every rank, each of which must call it. `is_full`: also what takes long."""
     real = subject.real_features(subject.test, "test", np.arange(len(subject.test)))
     return {
         **reconstruction_scores(subject, real, mean_pass),
         **(sampled_scores(subject, real) if is_full else {}),
         **generation_scores(subject, real),
-        **floors.floor_scores(subject, real, train, floors.DRAWS if is_full else 1),
+        **floors.floor_scores(subject, real, *of_train, floors.DRAWS if is_full else 1),
     }
 
 
@@ -133,6 +138,7 @@ def draws_of(subject: Subject, result: RunScores, found: dict[str, Measured]) ->
         checkpoint_sha256=result.checkpoint_sha256,
         extractor_sha256=result.extractor_sha256,
         to_whole=subject.halves.to_whole,
+        of_each={key: list(entry.of_each) for key, entry in found.items() if entry.of_each},
         draws={key: _short(entry.draws) for key, entry in found.items() if entry.draws is not None},
     )
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import PartialState
 from msgspec.structs import replace
 
 from vae.scoring.extractors import Features
 from vae.scoring.feature_scores import distance_scores, inception_scores
+from vae.scoring.intervals import RANGE
 from vae.scoring.resampling import Measured
 from vae.scoring.score_cards import ScoreCard
 from vae.scoring.subject import Subject
@@ -21,39 +21,57 @@ MIN_IMAGES = 2  # of a Frechet distance
 SEED = 0  # the same training images for every run of a study
 
 
+Labels = npt.NDArray[np.uint8]
+Patients = npt.NDArray[np.int64]
+
+
 class Drawn(NamedTuple):
-    """Sets of training images, as indices; no image is in two."""
+    """Sets of training images, as indices; no patient is in two."""
 
     sets: list[npt.NDArray[np.int64]]
     words: str
 
 
-def draw_like(labels: npt.NDArray[np.uint8], wanted: npt.NDArray[np.uint8], at_most: int) -> Drawn:
-    """Up to so many sets with as many images of each class as `wanted`; one, if smaller, where there are few.
+def draw_like(labels: Labels, patients: Patients, wanted: Labels, at_most: int) -> Drawn:
+    """Up to so many sets with as many images of each class as `wanted`, no patient in two of them.
 
-    Without regard to class where one of `wanted` is missing.
+    One set, smaller by the same share in each class, where the images are few; without regard to class where
+    one of `wanted` is missing.
     """
     classes, counts = np.unique(wanted, return_counts=True)
-    there = np.array([np.count_nonzero(labels == label) for label in classes])
-    counts = np.floor(counts * min(1.0, (there / counts).min())).astype(int)
-    if counts.sum() < MIN_IMAGES:
-        return Drawn(draw_like(np.zeros_like(labels), np.zeros_like(wanted), at_most).sets, "of any class")
+    names, firsts = np.unique(patients, return_index=True)
+    order = np.random.default_rng(SEED).permutation(len(names))
+    names = names[order][np.argsort(labels[firsts][order], kind="stable")]  # dealt out class by class
+    for num_sets in range(at_most, 0, -1):
+        parts = [np.flatnonzero(np.isin(patients, names[k::num_sets])) for k in range(num_sets)]
+        there = [[np.count_nonzero(labels[part] == label) for label in classes] for part in parts]
+        if (np.min(there, axis=0) >= counts).all():
+            break
+    else:
+        scarcest = np.argmin(np.array(there[0]) / counts)
+        counts = counts * there[0][scarcest] // counts[scarcest]
+        if counts.sum() < MIN_IMAGES:
+            nothing = np.zeros_like
+            return Drawn(draw_like(nothing(labels), patients, nothing(wanted), at_most).sets, "of any class")
     generator = np.random.default_rng(SEED)
-    order = [generator.permutation(np.flatnonzero(labels == label)) for label in classes]
-    num_sets = min(at_most, int((there[counts > 0] / counts[counts > 0]).min()))
     sets = [
-        [indices[k * count : (k + 1) * count] for indices, count in zip(order, counts, strict=True)]
-        for k in range(num_sets)
+        np.concatenate(
+            [
+                generator.permutation(part[labels[part] == label])[:count]
+                for label, count in zip(classes, counts, strict=True)
+            ]
+        )
+        for part in parts
     ]
-    return Drawn([np.sort(np.concatenate(parts)) for parts in sets], "in the test images' balance of classes")
+    return Drawn([np.sort(chosen) for chosen in sets], "in the test images' balance of classes")
 
 
-def floor_scores(subject: Subject, real: Features, train: ImageSplit, draws: int) -> dict[str, Measured]:
+def floor_scores(
+    subject: Subject, real: Features, train: ImageSplit, patients: Patients, draws: int
+) -> dict[str, Measured]:
     """floor_* of training images, floor_train_* between two sets of them (from two draws on), is_real."""
-    drawn = draw_like(train.labels, subject.test.labels, draws)
+    drawn = draw_like(train.labels, patients, subject.test.labels, draws)
     features = [subject.real_features(train, "train", chosen) for chosen in drawn.sets]
-    if not PartialState().is_main_process:
-        return {}
     count = len(drawn.sets[0])
     rows = np.linspace(0, len(subject.test) - 1, count).astype(int)
     as_many = Features(*(tensor[rows] for tensor in real))
@@ -81,7 +99,7 @@ def over_draws(name: str, pairs: list[tuple[Features, Features]], card: ScoreCar
         if len(found) < len(values):
             scores[key] = first
             continue
-        words = f"lowest and highest of {len(found)} draws, of which the score is the mean"
+        words = f"{RANGE} of {len(found)} draws, of which the score is the mean"
         its_card = replace(first.score.card, interval=words)
         entry = replace(first.score, value=mean(found), low=min(found), high=max(found), card=its_card)
         scores[key] = Measured(entry)

@@ -1,6 +1,5 @@
 """How far samples are from the test images: gfid_* and is_samples."""
 
-from accelerate import PartialState
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -17,15 +16,13 @@ def generation_scores(subject: Subject, real: Features) -> dict[str, Measured]:
     """Scores of as many samples from the prior as there are test images, or why there are none."""
     card = replace(subject.feature_card, images="samples from the prior N(0, I), beside the test images")
     if not subject.model.can_sample:
-        return without(KEYS, NO_SAMPLES, card) if PartialState().is_main_process else {}
+        return without(KEYS, NO_SAMPLES, card)
     noise = subject.noise(len(subject.test), SAMPLE_STREAM)
 
     def sample(rows: slice) -> Tensor:
         return to_8bit(subject.model.sample(noise[rows].to(subject.extractor.device, subject.dtype)))
 
     features = subject.collect("samples", len(noise), sample)
-    if not PartialState().is_main_process:
-        return {}
     card, count = replace(card, noise_seed=subject.seed), len(noise)
     of_samples = Halves.of_images(count, SAMPLE_STREAM)
     distance = replace(card, n_real=count, n_fake=count)

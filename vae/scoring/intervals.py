@@ -3,6 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
+RANGE = "lowest and highest"
+"""How the card of a score begins to tell of its interval, where that is the range of several draws."""
+
 LEVEL, NORMAL_QUANTILE = 0.90, 1.6448536
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from msgspec.structs import replace
 from torch import Tensor
 
 from vae.losses import bce_per_image, entropy_per_image, kl_per_image
 from vae.model import NO_DISTRIBUTION, Output
+from vae.scoring.diagnosis import diagnosis_scores
 from vae.scoring.extractors import Features, to_8bit
 from vae.scoring.feature_scores import distance_scores, inception_scores
 from vae.scoring.health import LatentMoments, health_scores
@@ -42,12 +42,12 @@ class Pass:
     """Per image, float64 [n]: ssim, psnr, bce, kl, and the entropy of the image itself."""
     moments: LatentMoments | None
     """Of q(z|x); None where there is no distribution."""
+    judged: Array | None
+    """What classifiers say of the reconstructions, [classifiers, n, classes]; None where there are none."""
 
 
 def reconstruction_scores(subject: Subject, real: Features, found: Pass) -> dict[str, Measured]:
     """From the mean of q(z|x): rfid_*, is_reconstructions, ssim, psnr, bce, kl, and the model's health."""
-    if not PartialState().is_main_process:
-        return {}
     latents = "mean of q(z|x)" if subject.model.can_sample else "the encoder's map: no distribution"
     scores = scores_of_pass(subject, real, found, "", latents)
     return scores | health_scores(subject, found.values, found.moments)
@@ -56,12 +56,10 @@ def reconstruction_scores(subject: Subject, real: Features, found: Pass) -> dict
 def sampled_scores(subject: Subject, real: Features) -> dict[str, Measured]:
     """The same from latents drawn from q(z|x), as the study's own forward pass does."""
     found = pass_through(subject, is_sampled=True) if subject.model.can_sample else None
-    if not PartialState().is_main_process:
-        return {}
     if found is None:
         of_features = [f"rfid_sampled_{kind}" for kind in ("paper", "2048", "kid")]
         of_features.append("is_reconstructions_sampled")
-        of_pixels = [f"{key}_sampled" for key in PIXEL_KEYS]
+        of_pixels = [f"{key}_sampled" for key in (*PIXEL_KEYS, "auc", "auc_drop")]
         scores = without(of_features, NO_DISTRIBUTION, subject.feature_card)
         return scores | without(of_pixels, NO_DISTRIBUTION, subject.card)
     return scores_of_pass(subject, real, found, "_sampled", "drawn from q(z|x)")
@@ -72,6 +70,7 @@ def pass_through(subject: Subject, is_sampled: bool) -> Pass:
     device, count = subject.extractor.device, len(subject.test)
     noise = subject.noise(count, LATENT_STREAM) if is_sampled else None
     measured: list[Tensor] = []
+    judged: list[Tensor] = []
     moments = LatentMoments(subject.model, device) if subject.model.can_sample else None
 
     def reconstruct(rows: slice) -> Tensor:
@@ -84,7 +83,10 @@ def pass_through(subject: Subject, is_sampled: bool) -> Pass:
             measured.append(per_image(output, images, targets).cpu())
             if moments is not None:
                 moments.add(output)
-        return to_8bit(images)
+        grey = to_8bit(images)
+        if subject.classifiers:
+            judged.append(subject.classifiers.probabilities(grey, device).transpose(0, 1))
+        return grey
 
     features = subject.collect(
         "reconstructions, sampled" if is_sampled else "reconstructions", count, reconstruct
@@ -92,7 +94,8 @@ def pass_through(subject: Subject, is_sampled: bool) -> Pass:
     columns = torch.cat(gather_object(measured) or [torch.empty(0, len(VALUES))]).T.numpy()
     if moments is not None:
         moments.add_up()
-    return Pass(features, dict(zip(VALUES, columns, strict=True)), moments)
+    found = torch.cat(gather_object(judged)).transpose(0, 1).numpy() if subject.classifiers else None
+    return Pass(features, dict(zip(VALUES, columns, strict=True)), moments, found)
 
 
 VALUES = ("ssim", "psnr", "bce", "kl", "entropy")
@@ -127,4 +130,5 @@ def scores_of_pass(
     for key in PIXEL_KEYS:
         card = replace(pair, computed_by=COMPUTED_BY[key])
         scores[f"{key}{suffix}"] = mean_score(f"{key}{suffix}", found.values[key], card, halves)
+    scores |= diagnosis_scores(subject, found.judged, suffix, replace(subject.card, **what))
     return scores

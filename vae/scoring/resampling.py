@@ -3,17 +3,20 @@
 A score is computed again on many random halves of the patients. Their spread is that of the score itself over
 test sets of this size: a half has twice the variance, and shares half of it with the whole (delete-half
 jackknife; Shao & Wu 1989, Ann. Statist. 17, 1176). Without replacement, for the usual bootstrap puts images
-into a set twice, which biases a Frechet distance upwards. Patients, not images: those of one are alike.
+into a set twice, which biases a Frechet distance upwards. Patients, not images: those of one are alike. Where
+two sets are alike, distances near 0 have intervals that are too long, not too short.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from msgspec.structs import replace
 
 from vae.scoring.intervals import LEVEL, half_width
@@ -34,6 +37,8 @@ class Measured(NamedTuple):
 
     score: Score
     draws: Array | None = None
+    of_each: tuple[float, ...] = ()
+    """Of each classifier, where it is a mean over several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +47,15 @@ class Halves:
 
     patients: npt.NDArray[np.int64]
     """A number for each image's patient, [n]."""
-    stream: int = 0
-    """Sets that are not paired take different ones."""
     unit: str = "patients"
     """What `patients` counts: images, where nobody knows the patients."""
+    stream: int = 0
+    """Sets that are not paired take different ones."""
 
     @classmethod
     def of_images(cls, count: int, stream: int) -> "Halves":
         """Of images that have nothing to do with each other."""
-        return cls(np.arange(count), stream, "images")
+        return cls(np.arange(count), "images", stream)
 
     @property
     def count(self) -> int:
@@ -77,6 +82,14 @@ class Halves:
         """See intervals.half_width."""
         count = len(np.unique(self.patients))
         return math.sqrt((count // 2) / (count - count // 2))
+
+
+def over_ranks(count: int, compute: Callable[[int], float]) -> list[float]:
+    """`compute` of 0 to count - 1, each rank its share, all on every rank. Every rank must call it."""
+    state = PartialState()
+    own = [compute(number) for number in range(state.process_index, count, state.num_processes)]
+    parts = gather_object([own])
+    return [parts[number % len(parts)][number // len(parts)] for number in range(count)]
 
 
 NO_HALVES = Halves.of_images(0, 0)

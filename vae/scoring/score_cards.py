@@ -70,6 +70,8 @@ class Draws(Record, frozen=True, kw_only=True):
     extractor_sha256: str
     to_whole: float
     """See intervals.half_width."""
+    of_each: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    """Of each classifier, for a score that is their mean."""
     draws: dict[str, list[float]]
 
     def is_of(self, scores: "RunScores") -> bool:

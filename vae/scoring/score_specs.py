@@ -7,6 +7,8 @@ floor_train_*   between two sets of training images: the floor without what tell
 is_*       Inception scores; that of the test images is the baseline
 ssim, psnr, bce   means over the test images of what each reconstruction loses
 *_sampled  of reconstructions from latents drawn from q(z|x); all others are from its mean
+auc, sensitivity, specificity, brier, decisions_changed, auc_drop   what classifiers of the label say of
+           reconstructions; *_real of the test images themselves; see diagnosis.py
 kl, active_units, posterior_gap, bce_excess, latent_ratio   what the latents are
 
 *_paper    pytorch-ignite's own FID on 1000 softmax probabilities, as the published study used it: FID-1000
@@ -18,9 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-Section = Enum("Section", ["PAPER", "RECONSTRUCTION", "SAMPLED", "GENERATION", "HEALTH", "BASELINE"])
+Section = Enum(
+    "Section", ["PAPER", "RECONSTRUCTION", "SAMPLED", "GENERATION", "DIAGNOSIS", "HEALTH", "BASELINE"]
+)
 Better = Enum("Better", ["LOWER", "HIGHER", "NEITHER"])
-PAPER, RECONSTRUCTION, SAMPLED, GENERATION, HEALTH, BASELINE = Section
+PAPER, RECONSTRUCTION, SAMPLED, GENERATION, DIAGNOSIS, HEALTH, BASELINE = Section
 LOWER, HIGHER, NEITHER = Better
 
 IN_WORDS = {"IS": "Inception score", "BCE": "cross-entropy", "KL": "KL divergence"}
@@ -68,11 +72,11 @@ SPECS = (
     ScoreSpec("rfid_paper", PAPER, LOWER, "FID-1000", "reconstructions"),
     ScoreSpec("rfid_sampled_paper", PAPER, LOWER, "FID-1000", DRAWN, is_in_status=False),
     ScoreSpec("gfid_paper", PAPER, LOWER, "FID-1000", "samples", baseline="floor_paper"),
-    ScoreSpec("is_reconstructions", PAPER, HIGHER, "IS", "reconstructions", baseline="is_real"),
+    ScoreSpec("is_reconstructions", PAPER, NEITHER, "IS", "reconstructions", baseline="is_real"),
     ScoreSpec(
-        "is_reconstructions_sampled", PAPER, HIGHER, "IS", DRAWN, baseline="is_real", is_in_status=False
+        "is_reconstructions_sampled", PAPER, NEITHER, "IS", DRAWN, baseline="is_real", is_in_status=False
     ),
-    ScoreSpec("is_samples", PAPER, HIGHER, "IS", "samples", baseline="is_real"),
+    ScoreSpec("is_samples", PAPER, NEITHER, "IS", "samples", baseline="is_real"),
     ScoreSpec("rfid_2048", RECONSTRUCTION, LOWER, "FID-2048", "reconstructions"),
     ScoreSpec("rfid_kid", RECONSTRUCTION, LOWER, "KID", "reconstructions", is_in_status=False),
     ScoreSpec("ssim", RECONSTRUCTION, HIGHER, "SSIM"),
@@ -85,6 +89,14 @@ SPECS = (
     ScoreSpec("bce_sampled", SAMPLED, LOWER, "BCE", DRAWN, "nats/image", is_in_status=False),
     ScoreSpec("gfid_2048", GENERATION, LOWER, "FID-2048", "samples", baseline="floor_2048"),
     ScoreSpec("gfid_kid", GENERATION, LOWER, "KID", "samples", baseline="floor_kid", is_in_status=False),
+    ScoreSpec("auc", DIAGNOSIS, HIGHER, "AUC", "reconstructions", baseline="auc_real", is_in_status=False),
+    ScoreSpec("auc_sampled", DIAGNOSIS, HIGHER, "AUC", DRAWN, baseline="auc_real", is_in_status=False),
+    ScoreSpec("auc_drop", DIAGNOSIS, LOWER, "loss of AUC", is_in_status=False),
+    ScoreSpec("auc_drop_sampled", DIAGNOSIS, LOWER, "loss of AUC", DRAWN, is_in_status=False),
+    ScoreSpec("sensitivity", DIAGNOSIS, HIGHER, "sensitivity", "", "", "sensitivity_real", False),
+    ScoreSpec("specificity", DIAGNOSIS, HIGHER, "specificity", "", "", "specificity_real", False),
+    ScoreSpec("brier", DIAGNOSIS, LOWER, "Brier score", "", "", "brier_real", False),
+    ScoreSpec("decisions_changed", DIAGNOSIS, LOWER, "decisions changed", unit="share", is_in_status=False),
     ScoreSpec("kl", HEALTH, NEITHER, "KL", unit="nats/image", is_in_status=False),
     ScoreSpec("active_units", HEALTH, NEITHER, "active latents", unit="share", is_in_status=False),
     ScoreSpec("posterior_gap", HEALTH, LOWER, "gap to the prior", unit="nats", is_in_status=False),
@@ -96,7 +108,11 @@ SPECS = (
     ScoreSpec("floor_train_paper", BASELINE, LOWER, "FID-1000", "training images", is_in_status=False),
     ScoreSpec("floor_train_2048", BASELINE, LOWER, "FID-2048", "training images", is_in_status=False),
     ScoreSpec("floor_train_kid", BASELINE, LOWER, "KID", "training images", is_in_status=False),
-    ScoreSpec("is_real", BASELINE, HIGHER, "IS", "real images", is_in_status=False),
+    ScoreSpec("auc_real", BASELINE, HIGHER, "AUC", "real images", is_in_status=False),
+    ScoreSpec("sensitivity_real", BASELINE, HIGHER, "sensitivity", "real images", is_in_status=False),
+    ScoreSpec("specificity_real", BASELINE, HIGHER, "specificity", "real images", is_in_status=False),
+    ScoreSpec("brier_real", BASELINE, LOWER, "Brier score", "real images", is_in_status=False),
+    ScoreSpec("is_real", BASELINE, NEITHER, "IS", "real images", is_in_status=False),
 )
 SPEC = {spec.key: spec for spec in SPECS}
 

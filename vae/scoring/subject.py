@@ -24,6 +24,7 @@ from data_prep.progress import terminal_bar
 from vae.model import VAE
 from vae.provenance import versions
 from vae.run_dir import FEATURES_DIR
+from vae.scoring.classifier import Classifiers
 from vae.scoring.extractors import Extractor, Features
 from vae.scoring.resampling import Halves
 from vae.scoring.score_cards import ScoreCard
@@ -55,6 +56,9 @@ class Subject:
     from a study beside it that has them."""
     halves: Halves
     """Of the patients of the test images."""
+    classifiers: Classifiers | None = None
+    """Of the label, if there are any for these images."""
+    why_no_classifiers: str = ""
     features_used: list[Path] = field(default_factory=list)
     """Files there that its scores rest on."""
 

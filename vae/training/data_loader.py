@@ -105,14 +105,15 @@ def load_split(data: Path, split: str) -> ImageSplit:
     )
 
 
-def load_patients(data: Path, split: str) -> tuple[np.ndarray, bool]:
-    """A number for each image's patient, int64 [num_images], one of its own where nobody knows; and whether
-    all are known."""
+def load_patients(data: Path, split: str) -> tuple[np.ndarray, str]:
+    """A number for each image's patient, int64 [num_images], one of its own where nobody knows; and what the
+    numbers count: patients, images, or both."""
     shards = read_manifest(data).splits[split]
     names = list(chain.from_iterable(read_groups(data, shard) for shard in shards))
     numbers: dict[str | int, int] = {}
     patients = [numbers.setdefault(name or own, len(numbers)) for own, name in enumerate(names)]
-    return np.array(patients, np.int64), all(names)
+    unit = "patients" if all(names) else "patients and images of unknown ones" if any(names) else "images"
+    return np.array(patients, np.int64), unit
 
 
 def to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,7 +12,7 @@ from vae.goodput import duration
 from vae.report.page import MISSING, Table, labelled_table, to_text
 from vae.run_dir import DONE_FILE, LAUNCHES_FILE, METRICS_FILE, REPORT_FILE, SCORES_FILE, STUDY_FILE
 from vae.run_state import RunState
-from vae.scoring.score_specs import SPECS
+from vae.scoring.score_specs import SPECS, health_warning
 from vae.study import read_launches
 
 STATES = (
@@ -81,7 +81,8 @@ def scores_table(runs: Iterable[RunStatus]) -> str:
     for run in runs:
         if run.scores:
             values = [number(run.scores.get(spec.key), ".4g") or MISSING for spec in specs]
-            rows.append([run.name, *values, run.label])
+            warning = health_warning(run.scores).partition(",")[0]
+            rows.append([run.name, *values, "; ".join(filter(None, (run.label, warning)))])
     return to_text(labelled_table(["run", *(spec.short_head for spec in specs), "note"], rows))
 
 

@@ -58,3 +58,9 @@ def test_a_study_changes_when_a_run_of_it_does(tmp_path: Path) -> None:
     assert last_change(tmp_path / "chest", runs) >= before
     row = studies_table({tmp_path / "chest": runs}).splitlines()[1]
     assert row.split()[:6] == ["chest", "1", "of", "2", "1", "queued"]
+
+
+def test_a_collapse_is_noted_beside_the_scores() -> None:
+    scores = {"psnr": 11.5, "active_units": 0.0}
+    table = scores_table([RunStatus("linear-s0", RunState.DONE, scores=scores, label="smoke")])
+    assert "smoke; posterior collapse: no latent tells images apart" in table

@@ -19,10 +19,10 @@ SCORING = ("scoring", "warned while scoring")
 COMES_BACK_S = 9.0
 
 
-def launch(site: Site, name: str, runs: int, steps: int) -> None:
+def launch(site: Site, name: str, runs: int, steps: int, *more: str) -> None:
     """Launch a study of so many runs that save most of the time."""
     words = ("--variant", "direct", "--gpus", "1", "--data", "shards/tiny", "--study", name, *TINY)
-    words = (*words, "--run.epochs", "100000", "--run.max_steps", str(steps))
+    words = (*words, "--run.epochs", "100000", "--run.max_steps", str(steps), *more)
     seeds = map(str, range(runs))
     done = site.launch(*words, "--run.checkpoint_every_min", "0.0005", "--seeds", *seeds)
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,8 @@ def test_nothing_comes_back_after_a_cancel_at_any_moment(site: Site, is_plain: b
     """A run for each moment; then time for all of them to come back."""
     how = "plain" if is_plain else "door"
     launch(site, f"{how}-long", len(TRAINING), steps=80_000)
-    launch(site, f"{how}-short", len(SCORING), steps=10)
+    # one at a time: a scoring is over before another one is cancelled
+    launch(site, f"{how}-short", len(SCORING), 10, "--max-parallel", "1")
     cancelled: dict[str, tuple[str, Path]] = {}
     for name, kind, moments in (
         (f"{how}-long", JobKind.TRAIN, TRAINING),

@@ -15,6 +15,7 @@ from vae.config import RunConfig
 from vae.model import VAE
 from vae.run_dir import FEATURES_DIR
 from vae.scoring.extractors import Features, load_extractor
+from vae.scoring.resampling import NO_HALVES
 from vae.scoring.score_cards import ScoreCard
 from vae.scoring.subject import Subject, cached, content_digest
 from vae.study import Study
@@ -139,7 +140,7 @@ def test_features_computed_in_another_order_are_not_mixed(shards: Path, tmp_path
     extractor = load_extractor(Study("x", extractor="smoke"), torch.device("cpu"))
     for arithmetic in ("", "another order", ""):
         changed = replace(extractor, arithmetic=arithmetic)
-        Subject("x", model, 0, split, changed, ScoreCard(), tmp_path).real_features(
+        Subject("x", model, 0, split, changed, ScoreCard(), tmp_path, NO_HALVES).real_features(
             split, "test", np.arange(3)
         )
     assert len([*tmp_path.iterdir()]) == 2

@@ -165,7 +165,9 @@ def test_only_the_newest_report_waits(tmp_path: Path, fake_slurm: FakeSlurm) -> 
 
 def test_a_warning_to_the_script_reaches_what_it_runs_and_is_waited_for(tmp_path: Path) -> None:
     ranks = (
-        "trap 'sleep 0.3; echo told; exit 3' USR2; kill -USR2 $PPID; for i in $(seq 50); do sleep 0.1; done"
+        # not before the script has written down what it has started
+        "trap 'sleep 0.3; echo told; exit 3' USR2; sleep 0.3; kill -USR2 $PPID; "
+        "for i in $(seq 50); do sleep 0.1; done"
     )
     assert run_script(tmp_path, ClusterProfile(), ranks) == (3, "told\n")
 

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 # A header of ours takes a few kB; safetensors itself would read 100 MB.
 MAX_HEADER_BYTES = 1 << 20
+NO_ROOM = "make room there and run the same command again; it goes on from the last whole checkpoint"
 REMOVE_IT = "remove that checkpoint: training goes on from the one before it"
 # So much of what another library says about a file that is not ours.
 MAX_WORDS_CHARS = 200
@@ -89,7 +90,7 @@ def save(run_dir: Path, step: int, weights: dict[str, Tensor], state: StateDict,
         shutil.rmtree(part, ignore_errors=True)
         raise RunError(
             f"cannot save checkpoint {final}: {error}",
-            "make room there and run the same command again; it goes on from the last whole checkpoint",
+            NO_ROOM,
         ) from error
     for old in list(checkpoint_dirs(run_dir).values())[keep:]:
         shutil.rmtree(old)

@@ -191,7 +191,12 @@ class MetricsLog:
 
     def _write(self, line: MetricsLine) -> None:
         if self.accelerator.is_main_process:
-            append_line(self.run_dir / METRICS_FILE, line)
+            try:
+                append_line(self.run_dir / METRICS_FILE, line)
+            except OSError as error:
+                raise RunError(
+                    f"cannot write {self.run_dir / METRICS_FILE}: {error.strerror}", checkpoint.NO_ROOM
+                ) from error
 
 
 def own_folders(run_dir: Path) -> dict[str, dict[str, str]]:
